@@ -1,0 +1,28 @@
+# Train networks with growing adversarial robustness and measure how it regularises them.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/measure.smk"
+include: "workflow/rules/study.smk"
+
+
+rule all:
+    input:
+        lambda _: study_files("paper"),
+
+
+for study in config["studies"]:
+
+    rule:
+        name:
+            study
+        input:
+            study_files(study),

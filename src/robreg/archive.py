@@ -1,0 +1,139 @@
+"""The CIFAR archives in their official Python format: downloaded, checked, and read without unpacking to disk."""
+
+import hashlib
+import logging
+import os
+import pickle
+import tarfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+import numpy as np
+from torchvision import datasets  # type: ignore[import-untyped]
+from torchvision.datasets.utils import download_url  # type: ignore[import-untyped]
+
+from robreg.source import CIFAR_CLASSES, CIFAR_SHAPE, DataError, Images, Labels, Source, from_arrays
+
+MAX_MEMBER = 256 * 2**20  # bytes; the largest genuine member, train of CIFAR-100, has 148 MiB
+PICKLE_GLOBALS = {
+    ("_codecs", "encode"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+}
+
+log = logging.getLogger(__name__)
+
+
+def layout(kind: str) -> Any:  # noqa: ANN401  torchvision is untyped
+    """Look up torchvision's class, whose attributes know address, checksum and member names of an archive."""
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
+
+
+def download(kind: str, folder: Path, where: str) -> Path:
+    """Download the official archive into `folder` unless it is there, and return its path; raises DataError."""
+    archive = layout(kind)
+    path: Path = folder / archive.filename
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    log.info("downloading %s to %s", archive.url, path)
+    with TemporaryDirectory(dir=folder, prefix=".partial-") as unfinished:
+        try:
+            download_url(archive.url, unfinished, archive.filename)
+        except (OSError, RuntimeError) as error:  # URLError is an OSError
+            mend = f"try again, or put the archive at {path} yourself"
+            raise DataError(f"{where}: cannot download {archive.url} ({error}); {mend}") from error
+        _check_md5(Path(unfinished, archive.filename), archive.tgz_md5, name=f"{where}: the file from {archive.url}")
+        os.replace(Path(unfinished, archive.filename), path)
+    return path
+
+
+def _check_md5(path: Path, expected: str, *, name: str) -> None:
+    """Refuse a file whose MD5 is not `expected`; `name` is what the message calls it."""
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if actual != expected:
+        raise DataError(f"{name} has MD5 {actual}, not {expected}; delete it and download it again")
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    """Rebuilds numpy arrays and plain values, and admits nothing else: unpickling can run any code."""
+
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401  the base class says so
+        """Return an admitted global; raises UnpicklingError for every other."""
+        if (module, name) not in PICKLE_GLOBALS:
+            raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def open_archive(path: Path, kind: str) -> Source:
+    """Open an archive in the official Python format, once its MD5 is right; nothing is unpacked to disk."""
+    archive = layout(kind)
+    _check_md5(path, archive.tgz_md5, name=str(path))
+    train = [f"{archive.base_folder}/{name}" for name, _ in archive.train_list]
+    test = [f"{archive.base_folder}/{name}" for name, _ in archive.test_list]
+    meta = f"{archive.base_folder}/{archive.meta['filename']}"
+    found = _unpickle_members(path, {*train, *test, meta})
+    names = found[meta].get(archive.meta["key"])
+    if not isinstance(names, list) or len(names) != CIFAR_CLASSES[kind]:
+        raise DataError(f"{path}: {meta} does not name {CIFAR_CLASSES[kind]} classes; delete it and download it again")
+    field = "fine_labels" if kind == "cifar100" else "labels"
+    splits = [_stack([_batch_arrays(found[m], field, f"{path}: {m}") for m in members]) for members in (train, test)]
+    return from_arrays(splits[0], splits[1], [str(name) for name in names])
+
+
+def _unpickle_members(path: Path, names: set[str]) -> dict[str, dict[str, Any]]:
+    """Unpickle the members `names` of a .tar.gz in one pass; raises DataError if one is missing or not a plain file."""
+    found = {}
+    try:
+        with tarfile.open(path, "r|gz") as tar:
+            for member in tar:
+                if member.name in names:
+                    found[member.name] = _unpickle(tar, member, path)
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path}: not a readable .tar.gz ({error}); delete it and download it again") from error
+    if missing := sorted(names - found.keys()):
+        raise DataError(f"{path}: {', '.join(missing)} missing; delete it and download it again")
+    return found
+
+
+def _unpickle(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> dict[str, Any]:
+    """Unpickle one member, a dict; raises DataError."""
+    file = tar.extractfile(member) if member.isreg() and member.size <= MAX_MEMBER else None
+    if file is None:
+        raise DataError(f"{path}: {member.name} is not a plain file of at most {MAX_MEMBER} bytes; download it again")
+    try:
+        batch = _load_pickle(file)
+    except Exception as error:  # a broken pickle may raise anything
+        reason = f"{member.name} cannot be unpickled ({type(error).__name__}: {error})"
+        raise DataError(f"{path}: {reason}; delete it and download it again") from error
+    return batch
+
+
+def _load_pickle(file: IO[bytes]) -> dict[str, Any]:
+    """Load a dict that Python 2 pickled: its byte strings, array contents among them, become latin-1 text."""
+    batch = _CifarUnpickler(file, encoding="latin1").load()
+    if not isinstance(batch, dict):
+        raise pickle.UnpicklingError("not a dictionary")
+    return batch
+
+
+def _batch_arrays(batch: dict[str, Any], field: str, where: str) -> tuple[Images, Labels]:
+    """Turn an unpickled batch into images (N, 3, 32, 32) and labels (N,)."""
+    data, labels = batch.get("data"), batch.get(field)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:  # noqa: PLR2004
+        raise DataError(f"{where} holds no uint8 array (N, 3072) named data")
+    if not isinstance(labels, list) or len(labels) != len(data) or not all(type(label) is int for label in labels):
+        raise DataError(f"{where} holds no list of {len(data)} whole numbers named {field}")
+    return data.reshape(-1, *CIFAR_SHAPE), np.array(labels, dtype=np.int64)
+
+
+def _stack(batches: Sequence[tuple[Images, Labels]]) -> tuple[Images, Labels]:
+    """Join batches of (images, labels)."""
+    images, labels = zip(*batches, strict=True)
+    return np.concatenate(images), np.concatenate(labels)

@@ -1,0 +1,194 @@
+"""Attacks within an l_inf ball: pure functions of (model, x, y) in pixel space [0, 1] (Madry et al. 2018)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robreg import job, table
+from robreg.data import to_float
+from robreg.network import Classifier
+
+Radius = float | Tensor  # one number, or one per channel, (C, 1, 1)
+
+
+def pgd(  # noqa: PLR0913 - an attack is its settings
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: Radius,
+    step: Radius,
+    steps: int,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Ascend the cross entropy of y by signed gradient steps, projected on the ball of radius eps and on [0, 1].
+
+    x: (B, C, H, W) in [0, 1]; y: (B,) int64; eps, step: in pixel units of [0, 1], >= 0, per image or per channel.
+    The start is x + eps * noise for noise in [-1, 1] (see uniform_noise), or drawn uniformly from generator, or x.
+    Returns adversarial images like x, detached. The model is run in eval mode; its mode and its parameters' .grad are
+    left as found. Raises ValueError for x outside [0, 1] or not finite and for settings out of range.
+    """
+    _check(x, y, eps=eps, step=step, steps=steps)
+    if noise is not None and (noise.shape != x.shape or not bool((noise.abs() <= 1).all())):
+        raise ValueError("pgd: noise must have x's shape and lie in [-1, 1]")
+    if noise is None and generator is not None:
+        noise = draw_noise(x, generator)
+    if steps == 0:
+        return x.detach().clone()
+    adversarial = x
+    with frozen(model):
+        for adversarial, _ in iterates(model, x, y, eps=eps, step=step, steps=steps, noise=noise):  # noqa: B007
+            pass
+    return adversarial
+
+
+def fgsm(  # noqa: PLR0913 - an attack is its settings
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: Radius,
+    step: Radius | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Take one signed gradient step (Goodfellow et al. 2015): plainly from x by eps unless told otherwise.
+
+    Arguments, result and errors as for pgd; noise or generator with step 1.25 eps is Wong et al. 2020's variant.
+    """
+    return pgd(model, x, y, eps=eps, step=eps if step is None else step, steps=1, noise=noise, generator=generator)
+
+
+def record(checkpoint: Path, data: Path, out: Path, *, attack: Mapping[str, Any], batch: int, device: str) -> None:  # noqa: PLR0913
+    """Write attacks.parquet of one network: one row of the evaluation attack on the test split."""
+    model, meta, prepared = job.opened(checkpoint, data, device)
+    counts = evaluate(model, *prepared.split("test"), attack, batch=batch)
+    row = {**attack, "split": "test", **counts}
+    columns = {name: [row[name]] for name in table.SCHEMAS["attacks"].names}
+    table.write(out, "attacks", columns, job.provenance(meta))
+
+
+def radius(strength: float, space: str, std: Tensor) -> Radius:
+    """Turn 1/255 units into pixel units: the one place where this is done.
+
+    space "pixel": a number; "normalised": the radius after division by the channel std (C, 1, 1), seen in pixels.
+    """
+    return strength / 255 if space == "pixel" else strength / 255 * std
+
+
+def evaluate(
+    model: Classifier, images: Tensor, labels: Tensor, spec: Mapping[str, Any], *, batch: int
+) -> dict[str, float | None]:
+    """Count the examples that are classified correctly, and those still correct under every restart of PGD.
+
+    images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, restarts, start, space, seed.
+    Only correct examples are attacked, and only those that survived the restarts before. fp32.
+    acc_conditional is n_robust of n_correct (as in the paper; None of none), acc_robust of all n, in percent.
+    """
+    device = next(model.parameters()).device
+    eps, step = (radius(spec[key], spec["space"], model.normalise.std) for key in ("eps", "step"))
+    correct = robust = 0
+    for begin in range(0, len(images), batch):
+        index = torch.arange(begin, min(begin + batch, len(images)))
+        x, y = to_float(images[index].to(device)), labels[index].to(device)
+        kept = _is_correct(model, x, y)
+        correct += int(kept.sum())
+        for restart in range(spec["restarts"]):
+            index, x, y = index[kept.cpu()], x[kept], y[kept]
+            if not len(index):
+                break
+            random = spec["start"] == "random"
+            noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"], restart=restart) if random else None
+            adversarial = pgd(model, x, y, eps=eps, step=step, steps=spec["steps"], noise=noise)
+            kept = _is_correct(model, adversarial, y)
+        robust += int(kept.sum())
+    return {
+        "n": len(images),
+        "n_correct": correct,
+        "n_robust": robust,
+        "acc_conditional": 100 * robust / correct if correct else None,
+        "acc_robust": 100 * robust / len(images),
+    }
+
+
+def uniform_noise(index: Tensor, shape: tuple[int, ...], *, seed: int, restart: int = 0) -> Tensor:
+    """Draw one start per example in [-1, 1) that depends on (seed, example index, restart) alone, not on the batch.
+
+    index: (B,) int64, the examples' places in their split; shape: (C, H, W). Returns (B, C, H, W) float64 on the CPU.
+    """
+    streams = [np.random.Philox(key=[seed, restart], counter=[0, 0, 0, int(i)]) for i in index]
+    noise = np.stack([np.random.Generator(stream).random(shape) for stream in streams])
+    return torch.from_numpy(2 * noise - 1)
+
+
+def draw_noise(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a start in [-1, 1) for a batch from a generator on x's device: fast, for training."""
+    return torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device).mul_(2).sub_(1)
+
+
+def iterates(  # noqa: PLR0913 - an attack is its settings
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: Radius, step: Radius, steps: int, noise: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield the start and every iterate of PGD with its loss (B,); the last one's loss is not needed: None.
+
+    Unchecked: x is in [0, 1] and the model is frozen by the caller.
+    """
+    low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)  # (B, C, H, W)
+    point = x if noise is None else (x + eps * noise.to(x)).clamp(low, high)
+    for _ in range(steps):
+        loss, gradient = _loss_and_gradient(model, point, y)
+        yield point, loss
+        point = (point + step * gradient.sign()).clamp(low, high)
+    yield point, None
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode with parameters that need no gradient; leave it as found, whatever happens."""
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)
+
+
+@torch.no_grad()
+def _is_correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with frozen(model):
+        return model(x).argmax(1) == y
+
+
+def _loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    # With respect to the input only: no gradient reaches the weights, and a third of the work is saved.
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        loss = functional.cross_entropy(model(x), y, reduction="none")  # (B,)
+        (gradient,) = torch.autograd.grad(loss.sum(), x)
+    return loss.detach(), gradient
+
+
+def _check(x: Tensor, y: Tensor, *, eps: Radius, step: Radius, steps: int) -> None:
+    if x.ndim != 4 or y.shape != x.shape[:1] or y.dtype != torch.int64:  # noqa: PLR2004
+        raise ValueError(f"attack: x must be (B, C, H, W) and y (B,) int64, not {tuple(x.shape)} and {tuple(y.shape)} {y.dtype}")
+    if not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):  # false for NaN too
+        raise ValueError("attack: x must be finite pixels in [0, 1]; normalisation belongs in the model's first layer")
+    for name, radius in (("eps", eps), ("step", step)):
+        value = torch.as_tensor(radius)
+        if not bool(((value >= 0) & (value <= 1)).all()):
+            raise ValueError(f"attack: {name} must be in [0, 1], in pixel units, not {radius}; divide 1/255 units by 255")
+    if steps < 0:
+        raise ValueError(f"attack: steps must be at least 0, not {steps}")

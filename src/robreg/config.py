@@ -1,0 +1,195 @@
+"""Read config.yaml: check it against the schema, and resolve what one run, or one study, is made of."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from robreg.variant import Variant, VariantError, parse
+
+_DATA_KEYS = ("kind", "max_train", "max_test", "subset_seed")
+
+
+class ConfigError(ValueError):
+    """A key of config.yaml, or a name made from it, that must be mended."""
+
+
+def check(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] = ()) -> None:
+    """Raise ConfigError, naming the first bad key and its mend, unless config is valid.
+
+    reserved: names that a study may not bear (the workflow's rules).
+    """
+    schema = yaml.safe_load(schema_file.read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    errors = sorted(validator.iter_errors(config), key=lambda error: (list(map(str, error.absolute_path)), error.message))
+    if errors:
+        raise ConfigError(f"config.yaml: {_sentence(jsonschema.exceptions.best_match(errors))}")
+    for name in config["datasets"]:
+        if name == "studies":
+            raise ConfigError("config.yaml: datasets.studies: this name is reserved for results/studies; choose another")
+    for name in set(config["studies"]) & set(reserved):
+        raise ConfigError(f"config.yaml: studies.{name}: a rule of the workflow has this name; choose another")
+    for key in config.get("runs", {}):
+        dataset, _, variant = key.partition("/")
+        settings(config, dataset, variant)
+    for study in config["studies"]:
+        if not runs(config, study):
+            raise ConfigError(f"config.yaml: studies.{study}.runs: names no run; add one")
+
+
+def block(config: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """Return a data set's block; raise ConfigError, listing the known ones, for an unknown name."""
+    if dataset not in config["datasets"]:
+        raise ConfigError(_unknown("data set", dataset, config["datasets"]))
+    return config["datasets"][dataset]
+
+
+def settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[str, Any]:
+    """Resolve everything that a run's results depend on: its data set's block, with the run's own overrides.
+
+    Returns plain values, in canonical order and type, so that equal settings are equal text. Strengths are in 1/255.
+    Keys: what defines the trained network, and under "evaluation" and "loss_variation" how it is measured.
+    Raises ConfigError for an unknown data set and for a variant that is not spelt right.
+    """
+    base = block(config, dataset)
+    try:
+        run = parse(variant, base["architecture"])
+    except VariantError as error:
+        raise ConfigError(f"{dataset}/{variant}: {error}") from error
+    spec = _merge(base, config.get("runs", {}).get(f"{dataset}/{variant}", {}))
+    return {
+        "dataset": dataset,
+        "variant": variant,
+        "data": {key: spec.get(key) for key in _DATA_KEYS},
+        "ar": run.ar,
+        "arch": run.arch,
+        "width": spec["width"],
+        "seed": run.seed,
+        "space": run.space,
+        "spectral_norm": run.bound,
+        "threads": spec["threads"],
+        "training": _numbers(spec["training"]),
+        "train_attack": _train_attack(spec["training_attack"], run),
+        "evaluation": _evaluation(spec["evaluation"], run),
+        "loss_variation": {
+            "eps": [float(eps) for eps in spec["loss_variation"]["eps"]],
+            "relative_step": float(spec["loss_variation"]["relative_step"]),
+            "steps": spec["loss_variation"]["steps"],
+            "seed": spec["evaluation"]["seed"],
+            "space": run.space,
+        },
+    }
+
+
+def training(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a run's settings how the trained network is measured."""
+    return {key: value for key, value in resolved.items() if key not in ("evaluation", "loss_variation")}
+
+
+def fingerprint(resolved: Mapping[str, Any]) -> str:
+    """Hash settings: SHA-256 of their canonical JSON."""
+    return hashlib.sha256(json.dumps(resolved, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def runs(config: Mapping[str, Any], study: str) -> list[tuple[str, str]]:
+    """List the runs (data set, variant) of a study, in the order of config.yaml, each once."""
+    if study not in config["studies"]:
+        known = ", ".join(config["studies"])
+        raise ConfigError(f"config.yaml: studies: there is no study {study!r} here; known studies: {known}")
+    found: dict[tuple[str, str], None] = {}
+    for grid in config["studies"][study]["runs"]:
+        for run in _expand(config, study, grid):
+            found[run] = None
+    return list(found)
+
+
+def study_runs(config: Mapping[str, Any], study: str) -> list[dict[str, Any]]:
+    """List a study's runs with what identifies them: folder, variant, and the first columns of every study table."""
+    found = []
+    for dataset, variant in runs(config, study):
+        run = parse(variant, config["datasets"][dataset]["architecture"])
+        found.append(
+            {
+                "folder": f"results/{dataset}/{variant}",
+                "dataset": dataset,
+                "variant": variant,
+                "arch": run.arch,
+                "train_attack": run.train_attack,
+                "space": run.space,
+                "spectral_norm": run.bound,
+                "ar": run.ar,
+                "seed": run.seed,
+            }
+        )
+    return found
+
+
+def _expand(config: Mapping[str, Any], study: str, grid: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    dataset = grid["dataset"]
+    try:
+        default = block(config, dataset)["architecture"]
+    except ConfigError as error:
+        raise ConfigError(f"config.yaml: studies.{study}.runs: {error}") from error
+    for arch in grid.get("arch", [default]):
+        for ar in grid["ar"]:
+            for seed in grid.get("seeds", [0]):
+                yield dataset, Variant(ar, arch, seed=seed).name(default)
+
+
+def _train_attack(spec: Mapping[str, Any], run: Variant) -> dict[str, Any] | None:
+    """The attack that makes training examples: radius and step in 1/255; None for standard training."""
+    if run.ar == 0:
+        return None
+    if run.fgsm:  # the paper's plain setting: from x, one step of eps
+        return {"attack": "fgsm", "eps": float(run.ar), "step": float(run.ar), "steps": 1, "start": "clean"}
+    step = float(spec["step"]) if "step" in spec else run.ar * float(spec["relative_step"])
+    return {"attack": "pgd", "eps": float(run.ar), "step": step, "steps": spec["steps"], "start": spec["start"]}
+
+
+def _evaluation(spec: Mapping[str, Any], run: Variant) -> dict[str, Any]:
+    return {
+        "attack": "pgd",
+        "space": run.space,
+        "start": spec["start"],
+        "loss": "cross_entropy",
+        "eps": float(spec["eps"]),
+        "step": float(spec["step"]),
+        "steps": spec["steps"],
+        "restarts": spec["restarts"],
+        "seed": spec["seed"],
+    }
+
+
+def _numbers(spec: Mapping[str, Any]) -> dict[str, Any]:
+    real = ("lr", "lr_factor", "momentum", "weight_decay")
+    return {key: float(spec[key]) if key in real else spec[key] for key in sorted(spec)}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        merged[key] = _merge(base[key], value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {what} {name!r}: {hint}known: {', '.join(known)}"
+
+
+def _sentence(error: jsonschema.ValidationError) -> str:
+    """One sentence for a schema error: the key's path, what is wrong, what is right."""
+    path = ".".join(map(str, error.absolute_path))
+    if error.validator == "additionalProperties":
+        known = error.schema.get("properties", {})
+        extra = next(key for key in error.instance if key not in known)
+        return f"{f'{path}.' if path else ''}{extra}: {_unknown('key', extra, known)}"
+    description = error.schema.get("description", "")
+    hint = f" ({description})" if description else ""
+    return f"{path or 'the file'}: {error.message}{hint}"

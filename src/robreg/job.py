@@ -1,0 +1,71 @@
+"""What every job does first: log to its file, choose the device, fix the number of threads."""
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robreg.data import Dataset
+    from robreg.network import Classifier
+
+_METADATA = ("dataset", "variant", "seed", "version", "settings_hash")
+
+
+@contextmanager
+def logged(path: str) -> Iterator[None]:
+    """Log the block to a file. An error ends the job with its traceback in the file and one sentence on stderr."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, mode="w")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=[handler], force=True
+    )
+    logging.captureWarnings(capture=True)
+    try:
+        yield
+    except Exception as error:
+        logging.exception("%s", error)
+        print(f"Error: {error} (log: {path})", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        handler.flush()
+
+
+def device(wish: str, threads: int) -> Any:
+    """Return the torch device for "auto" (a GPU if there is one), "cpu" or "cuda", and fix the CPU threads.
+
+    Results on a CPU depend on the number of threads in their last bits, so it is a setting, not the scheduler's.
+    Raises ValueError where "cuda" is asked for and absent.
+    """
+    import torch  # noqa: PLC0415 - two seconds that jobs without a network should not pay
+
+    torch.set_num_threads(threads)
+    available = torch.cuda.is_available()
+    if wish == "cuda" and not available:
+        raise ValueError("config.yaml: device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
+    chosen = torch.device("cuda" if available and wish != "cpu" else "cpu")
+    name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "CPU"
+    logging.info("device %s (%s), %d threads, torch %s", chosen, name, threads, torch.__version__)
+    return chosen
+
+
+def opened(checkpoint: Path, data: Path, wish: str) -> "tuple[Classifier, dict[str, Any], Dataset]":
+    """Open a trained network on its device, its meta data, and the data set that it was trained on.
+
+    Raises ValueError if the prepared data are not those that the checkpoint was trained on.
+    """
+    from robreg.data import load as load_data  # noqa: PLC0415
+    from robreg.network import load as load_network  # noqa: PLC0415
+
+    model, meta = load_network(checkpoint)
+    prepared = load_data(data)
+    if prepared.sha256 != meta["data_sha256"]:
+        raise ValueError(f"{checkpoint} was trained on other data than {data} now holds: delete it to train again")
+    return model.to(device(wish, meta["threads"])), meta, prepared
+
+
+def provenance(meta: Mapping[str, Any], **measure: Any) -> dict[str, Any]:
+    """Say what every table of a run carries: whose it is, from its checkpoint's meta data, and how it was measured."""
+    return {**{key: meta[key] for key in _METADATA}, **measure}

@@ -1,0 +1,51 @@
+"""Margins, probabilities and losses of clean examples, from one pass (paper, Definition 3 and section 4.2)."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robreg import job, table
+from robreg.data import to_float
+
+
+def record(checkpoint: Path, data: Path, out: Path, *, batch: int, device: str) -> None:
+    """Write margins.parquet of one network: every example of both splits of its prepared data."""
+    model, meta, prepared = job.opened(checkpoint, data, device)
+    columns: dict[str, list[float]] = {name: [] for name in table.SCHEMAS["margins"].names}
+    for split in ("train", "test"):
+        images, labels = prepared.split(split)
+        measured = measure(model, images, labels, batch=batch)
+        columns["split"] += [split] * len(labels)
+        columns["index"] += range(len(labels))
+        columns["label"] += labels.tolist()
+        for name, values in measured.items():
+            columns[name] += values.tolist()
+    table.write(out, "margins", columns, job.provenance(meta))
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the logit of the label minus the largest other logit. logits: (B, classes); y: (B,). Returns (B,)."""
+    own = logits.gather(1, y[:, None])[:, 0]
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return own - others.amax(1)
+
+
+@torch.no_grad()
+def measure(model: nn.Module, images: Tensor, labels: Tensor, *, batch: int) -> dict[str, Tensor]:
+    """Measure every example of a split once, without augmentation, in fp32.
+
+    images: (N, C, H, W) uint8; labels: (N,); the model is in eval mode. Returns prediction, margin, prob (softmax of the label) and loss
+    (cross entropy, nats), each (N,), on the CPU.
+    """
+    columns: dict[str, list[Tensor]] = {"prediction": [], "margin": [], "prob": [], "loss": []}
+    device = next(model.parameters()).device
+    for begin in range(0, len(images), batch):
+        y = labels[begin : begin + batch].to(device)
+        logits = model(to_float(images[begin : begin + batch].to(device)))  # (B, classes)
+        columns["prediction"].append(logits.argmax(1))
+        columns["margin"].append(margin(logits, y))
+        columns["prob"].append(logits.softmax(1).gather(1, y[:, None])[:, 0])
+        columns["loss"].append(functional.cross_entropy(logits, y, reduction="none"))
+    return {key: torch.cat(parts).cpu() for key, parts in columns.items()}

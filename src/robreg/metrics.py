@@ -1,0 +1,53 @@
+"""The numbers of one run, made from its tables (paper, Tables 3 to 6; Definition 7)."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robreg import table
+
+
+def record(*, margins: Path, attacks: Path, svstd: Path, out: Path) -> None:
+    """Write metrics.parquet of one run from its tables."""
+    frames = [table.read(path).to_pandas() for path in (margins, attacks, svstd)]
+    table.write(out, "metrics", {key: [value] for key, value in collect(*frames).items()}, table.metadata(margins))
+
+
+def collect(margins: pd.DataFrame, attacks: pd.DataFrame, svstd: pd.DataFrame) -> dict[str, float | None]:
+    """Make one row: accuracies in percent, losses in nats, gaps as the paper prints them, spectral complexity.
+
+    margins, attacks, svstd: the run's tables; attacks has one row of the evaluation attack on the test split.
+    acc_gap = train - test accuracy, loss_gap = test - train loss. spectral_complexity is the product of all layers'
+    largest singular values: None where it leaves the range of a float; its log10 is always given, and is -inf-free
+    because a layer of norm 0 is an error.
+    """
+    clean = margins.assign(acc=100.0 * (margins["prediction"] == margins["label"]), loss=margins["loss"].astype(float))
+    means = clean.groupby("split")[["acc", "loss"]].mean()
+    train, test = means.loc["train"], means.loc["test"]
+    (attack,) = attacks[attacks["split"] == "test"].to_dict("records")
+    return {
+        "train_acc": train["acc"],
+        "test_acc": test["acc"],
+        "acc_gap": train["acc"] - test["acc"],
+        "train_loss": train["loss"],
+        "test_loss": test["loss"],
+        "loss_gap": test["loss"] - train["loss"],
+        "pgd_acc": _or_none(attack["acc_conditional"]),
+        "robust_acc": attack["acc_robust"],
+        **_spectral_complexity(svstd),
+    }
+
+
+def _spectral_complexity(svstd: pd.DataFrame) -> dict[str, float | None]:
+    if not (svstd["max"] > 0).all():
+        dead = svstd.loc[~(svstd["max"] > 0), "name"].tolist()
+        raise ValueError(f"layers {dead} have spectral norm 0, so the network is constant: train it again")
+    log10 = float(sum(math.log10(value) for value in svstd["max"]))
+    fits = abs(log10) < 308  # noqa: PLR2004 - a float's decimal exponent
+    return {"spectral_complexity": 10.0**log10 if fits else None, "log10_spectral_complexity": log10}
+
+
+def _or_none(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)

@@ -1,0 +1,161 @@
+"""Folders of Parquet files that hold encoded images, in the layout of Hugging Face data sets."""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from PIL import Image
+
+from robreg.source import CIFAR_CLASSES, DataError, Images, Labels, Settings, Source, key
+
+BATCH_ROWS = 1024  # rows in memory at a time
+LABEL_NAMES = ("label", "fine_label")
+GRAY = ("1", "L", "LA")  # Pillow's modes
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # not EPS: Pillow would run Ghostscript
+DEEP = ("I", "F")  # beginnings of Pillow's modes with more than 8 bits
+
+
+def open_folder(folder: Path, settings: Settings) -> Source:
+    """Open a folder with train*.parquet and test*.parquet (else valid*.parquet), each split in one file or several.
+
+    Images are the struct column with a `bytes` field; labels the column `label_column`, else label or fine_label,
+    else the only column of whole numbers. There are as many classes as the largest training label says.
+    """
+    train = _find_files(folder, ["train"], key(settings, "source"))
+    test = _find_files(folder, ["test", "valid"], key(settings, "source"))
+    train_labels, test_labels = _read_labels(train, settings), _read_labels(test, settings)
+    kind = settings["kind"]
+    classes = CIFAR_CLASSES[kind] if kind in CIFAR_CLASSES else int(train_labels.max(initial=-1)) + 1
+
+    def read(train_rows: Labels, test_rows: Labels) -> tuple[Images, Images]:
+        train_images, train_gray = _decode_rows(train, train_rows)
+        test_images, test_gray = _decode_rows(test, test_rows)
+        channels = 1 if train_gray and test_gray else 3
+        return train_images[:, :channels], test_images[:, :channels]
+
+    return Source(train_labels, test_labels, classes, _class_names(train[0], settings, classes), read)
+
+
+def _find_files(folder: Path, prefixes: Sequence[str], where: str) -> list[Path]:
+    """Find the Parquet files of a split, in order of name: those of the first prefix that any file name starts with."""
+    for prefix in prefixes:
+        files = [path for path in folder.rglob("*.parquet") if path.name.startswith(prefix)]
+        if files:
+            return sorted(files, key=lambda path: (path.name, path))
+    wanted = " or ".join(f"{prefix}*.parquet" for prefix in prefixes)
+    raise DataError(f"{where}: no {wanted} in {folder}; put the split's files there")
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; whatever pyarrow cannot read becomes a DataError that names the file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error}); copy it again") from error
+
+
+def _read_labels(files: Sequence[Path], settings: Settings) -> Labels:
+    """Read the labels (N,) of a split; raises DataError at a null or negative one."""
+    parts = []
+    for path in files:
+        with _open_file(path) as file:
+            name = _label_column(file.schema_arrow, settings, path)
+            column = file.read(columns=[name]).column(name)
+            labels = column.fill_null(-1).to_numpy().astype(np.int64)
+        wrong = np.flatnonzero(labels < 0)
+        if len(wrong):
+            found = column[wrong[0]].as_py()
+            raise DataError(f"{path}: label {found} in row {wrong[0]}; labels are whole numbers from 0")
+        parts.append(labels)
+    return np.concatenate(parts)
+
+
+def _label_column(schema: pa.Schema, settings: Settings, path: Path) -> str:
+    """Choose the column of labels; raises DataError unless exactly one can be meant."""
+    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    wanted = settings.get("label_column")
+    found = [wanted] if wanted else [name for name in LABEL_NAMES if name in integers] or integers
+    if len(found) != 1 or found[0] not in integers:
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        mend = f"name one of whole numbers in {key(settings, 'label_column')}"
+        raise DataError(f"{path}: cannot tell the column of labels among {columns}; {mend}")
+    return str(found[0])
+
+
+def _class_names(path: Path, settings: Settings, classes: int) -> list[str] | None:
+    """Read the names of the classes from Hugging Face's metadata, None where there are none."""
+    with _open_file(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+        name = _label_column(file.schema_arrow, settings, path)
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][name]["names"][:classes]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in names] if len(names) == classes else None
+
+
+def _decode_rows(files: Sequence[Path], rows: Labels) -> tuple[Images, bool]:
+    """Decode the images of `rows`, sorted and counted over all files, to (len(rows), 3, H, W); also: are all gray?"""
+    images, gray = np.empty((len(rows), 3, 0, 0), np.uint8), True
+    for i, (path, row, encoded) in enumerate(_encoded_images(files, rows)):
+        pixels, is_gray = _decode(encoded, path, row)
+        if i == 0:
+            images = np.empty((len(rows), *pixels.shape), np.uint8)
+        if pixels.shape != images.shape[1:]:
+            sizes = [f"{shape[-1]}x{shape[-2]}" for shape in (pixels.shape, images.shape)]
+            raise DataError(f"{path}: the image in row {row} is {sizes[0]}, not {sizes[1]}; make all of one size")
+        images[i], gray = pixels, gray and is_gray
+    return images, gray
+
+
+def _encoded_images(files: Sequence[Path], rows: Labels) -> Iterator[tuple[Path, int, bytes | None]]:
+    """Yield file, row in the file and encoded image of each of `rows`, a batch in memory at a time."""
+    first = 0
+    for path in files:
+        start = first
+        with _open_file(path) as file:
+            column = _image_column(file.schema_arrow, path)
+            for batch in file.iter_batches(BATCH_ROWS, columns=[f"{column}.bytes"]):
+                low, high = np.searchsorted(rows, [first, first + len(batch)])
+                encoded = batch.column(0).field("bytes").take(pa.array(rows[low:high] - first))
+                for row, image in zip(rows[low:high], encoded.to_pylist(), strict=True):
+                    yield path, int(row) - start, image
+                first += len(batch)
+
+
+def _image_column(schema: pa.Schema, path: Path) -> str:
+    """Choose the column of images: the one struct with a binary field `bytes`; raises DataError for none or several."""
+    found = [field.name for field in schema if _is_image(field.type)]
+    if len(found) != 1:
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise DataError(f"{path}: not one column of images, a struct with binary bytes, among {columns}; make it one")
+    return str(found[0])
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    """Tell whether a column's type is that of Hugging Face images."""
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    encoded = kind.field("bytes").type
+    return bool(pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded))
+
+
+def _decode(encoded: bytes | None, path: Path, row: int) -> tuple[Images, bool]:
+    """Decode one image to RGB (3, H, W), and tell whether it is gray; raises DataError."""
+    if encoded is None:
+        raise DataError(f"{path}: no image bytes in row {row}; make the file again with the images inside")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            mode, pixels = image.mode, np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise many kinds at a corrupt image
+        raise DataError(f"{path}: the image in row {row} cannot be decoded ({error}); copy the file again") from error
+    if mode.startswith(DEEP):
+        raise DataError(f"{path}: the image in row {row} has more than 8 bits (mode {mode}); convert it to 8")
+    return pixels.transpose(2, 0, 1), mode in GRAY

@@ -1,0 +1,174 @@
+"""Where images come from (bundled digits, CIFAR archives, folders of Parquet files), read as uint8 arrays."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Images = npt.NDArray[np.uint8]  # (N, C, H, W)
+Labels = npt.NDArray[np.int64]  # (N,)
+Settings = Mapping[str, Any]
+
+CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
+CIFAR_COUNTS = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000)}  # training, test
+CIFAR_SHAPE = (3, 32, 32)
+DIGITS_TEST = 500
+
+
+class DataError(ValueError):
+    """Data that cannot be used: one sentence that names the file or key, and the mend."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source: the labels of all examples (N,), and `read`, which fetches the images of chosen rows.
+
+    `read(train_rows, test_rows)` returns two arrays of images, uint8 (len(rows), C, H, W).
+    """
+
+    train_labels: Labels
+    test_labels: Labels
+    classes: int
+    class_names: list[str] | None
+    read: Callable[[Labels, Labels], tuple[Images, Images]]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set in memory: images uint8 (N, C, H, W), labels int64 (N,) in 0..classes-1."""
+
+    train_images: Images
+    train_labels: Labels
+    test_images: Images
+    test_labels: Labels
+    classes: int
+    class_names: list[str] | None
+
+
+def read(settings: Settings, *, data_root: Path) -> Arrays:
+    """Read the data set that `settings` describe, subset included; raises DataError."""
+    source = _open_source(settings, data_root)
+    _check_labels(source, settings)
+    train_rows = _choose(source.train_labels, settings, "max_train")
+    test_rows = _choose(source.test_labels, settings, "max_test")
+    train, test = source.read(train_rows, test_rows)
+    where, kind = key(settings, "source"), settings["kind"]
+    if train.shape[1:] != test.shape[1:]:
+        raise DataError(f"{where}: training images are {size(train)}, test images {size(test)}; make all of one size")
+    if kind in CIFAR_CLASSES and train.shape[1:] != CIFAR_SHAPE:
+        raise DataError(f"{where}: images of kind {kind} are 3x32x32, not {size(train)}; give kind parquet")
+    labels = source.train_labels[train_rows], source.test_labels[test_rows]
+    return Arrays(train, labels[0], test, labels[1], source.classes, source.class_names)
+
+
+def key(settings: Settings, field: str) -> str:
+    """Name a setting as config.yaml does: `datasets.c10.source`."""
+    return f"datasets.{settings['name']}.{field}" if settings.get("name") else field
+
+
+def size(images: Images) -> str:
+    """Write the size of one image for a message: 3x32x32."""
+    return "x".join(map(str, images.shape[1:]))
+
+
+def _choose(labels: Labels, settings: Settings, field: str) -> Labels:
+    """Choose the rows of a split: all, or a stratified subset of `settings[field]` that depends on nothing but seed."""
+    limit = settings.get(field)
+    if limit is not None and limit < 1:
+        raise DataError(f"{key(settings, field)}: {limit} leaves no example; give at least 1, or null for all")
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels), dtype=np.int64)
+    return stratified(labels, limit, settings["subset_seed"])
+
+
+def stratified(labels: Labels, n: int, seed: int) -> Labels:
+    """Choose n rows in the proportions of the classes, by largest remainder (ties: the lower class).
+
+    labels (N,), 1 <= n <= N; returns sorted rows (n,).
+    """
+    if not 1 <= n <= len(labels):
+        raise ValueError(f"cannot choose {n} of {len(labels)} rows")
+    classes, counts = np.unique(labels, return_counts=True)
+    share, remainder = np.divmod(n * counts, len(labels))
+    share[np.argsort(-remainder, kind="stable")[: n - share.sum()]] += 1
+    rng = np.random.RandomState(seed)  # numpy promises this stream for ever; a Generator's may change
+    rows = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, share, strict=True)]
+    return np.sort(np.concatenate(rows)).astype(np.int64)
+
+
+def _check_labels(source: Source, settings: Settings) -> None:
+    """Refuse an empty split, a label outside 0..classes-1, and a CIFAR that is not complete."""
+    where, kind = key(settings, "source"), settings["kind"]
+    for split, labels in (("training", source.train_labels), ("test", source.test_labels)):
+        if len(labels) == 0:
+            raise DataError(f"{where}: the {split} split is empty; give a source with examples in both splits")
+        wrong = np.flatnonzero((labels < 0) | (labels >= source.classes))
+        if len(wrong):
+            found = f"label {labels[wrong[0]]} in row {wrong[0]} of the {split} split"
+            raise DataError(f"{where}: {found} is outside 0..{source.classes - 1}; correct the labels of the source")
+    counts = len(source.train_labels), len(source.test_labels)
+    if kind in CIFAR_COUNTS and counts != CIFAR_COUNTS[kind]:
+        raise DataError(
+            f"{where}: {kind} has {CIFAR_COUNTS[kind]} training and test images, not {counts}; give kind parquet"
+        )
+    present = len(np.unique(source.train_labels))
+    if kind in CIFAR_CLASSES and present != CIFAR_CLASSES[kind]:
+        raise DataError(
+            f"{where}: {kind} has {CIFAR_CLASSES[kind]} classes, the training labels have {present}; give kind parquet"
+        )
+
+
+def _open_source(settings: Settings, data_root: Path) -> Source:
+    """Open the source that `settings` name, its images not yet read; raises DataError."""
+    kind, source, where = settings["kind"], settings.get("source"), key(settings, "source")
+    if kind not in ("digits", "parquet", *CIFAR_CLASSES):
+        raise DataError(f"{key(settings, 'kind')}: unknown kind {kind!r}; give digits, cifar10, cifar100 or parquet")
+    if kind == "digits":
+        if source is not None:
+            raise DataError(f"{where}: kind digits is bundled with scikit-learn; leave source out, or null")
+        return _open_digits()
+    if not source or (source == "download" and kind == "parquet"):
+        raise DataError(f"{where}: {source!r} is no source for kind {kind}; give a path relative to data_root")
+    if source == "download":
+        from robreg import archive  # noqa: PLC0415  torchvision: three seconds that no other source needs
+
+        return archive.open_archive(archive.download(kind, data_root / "download", where), kind)
+    return _open_local(data_root / source, settings)
+
+
+def _open_local(path: Path, settings: Settings) -> Source:
+    """Open a folder of Parquet files, or an archive of a CIFAR, that lies under `data_root`."""
+    kind, where = settings["kind"], key(settings, "source")
+    if not path.exists():
+        mend = f"put it there or pass --config data_root=<folder that holds {settings['source']}>"
+        raise DataError(f"{where}: no folder or file {path}; {mend}")
+    if path.is_dir():
+        from robreg import parquet  # noqa: PLC0415  what a job does not use it does not import
+
+        return parquet.open_folder(path, settings)
+    if kind == "parquet":
+        raise DataError(f"{where}: {path} is a file; kind parquet wants the folder that holds the .parquet files")
+    from robreg import archive  # noqa: PLC0415  as above
+
+    return archive.open_archive(path, kind)
+
+
+def from_arrays(train: tuple[Images, Labels], test: tuple[Images, Labels], names: Sequence[str]) -> Source:
+    """Make a source of (images, labels) that are in memory already."""
+    return Source(train[1], test[1], len(names), list(names), lambda a, b: (train[0][a], test[0][b]))
+
+
+def _open_digits() -> Source:
+    """Open scikit-learn's handwritten digits: 1797 images 1x8x8, pixels round(255 v / 16), 500 of them for test."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415  two seconds that no other source needs
+
+    pixels, targets = load_digits(return_X_y=True)
+    images = np.round(255 * pixels / 16).astype(np.uint8).reshape(-1, 1, 8, 8)
+    labels = targets.astype(np.int64)
+    test = stratified(labels, DIGITS_TEST, seed=0)  # the split is part of the data set: subset_seed has no say
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    names = [str(digit) for digit in range(10)]
+    return from_arrays((images[train], labels[train]), (images[test], labels[test]), names)

@@ -1,0 +1,147 @@
+"""Write and read the result tables: Parquet with a checked schema, run metadata and an atomic rename."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_KEY = b"robreg"
+
+SCHEMAS = {
+    "history": pa.schema(
+        [
+            ("epoch", pa.int64()),
+            ("lr", pa.float64()),
+            ("loss", pa.float64()),
+            ("acc", pa.float64()),
+            ("sigma_max", pa.list_(pa.float64())),
+            ("seconds", pa.float64()),
+            ("examples_per_s", pa.float64()),
+        ]
+    ),
+    "margins": pa.schema(
+        [
+            ("split", pa.string()),
+            ("index", pa.int64()),
+            ("label", pa.int64()),
+            ("prediction", pa.int64()),
+            ("margin", pa.float32()),
+            ("prob", pa.float32()),
+            ("loss", pa.float32()),
+        ]
+    ),
+    "attacks": pa.schema(
+        [
+            ("attack", pa.string()),
+            ("space", pa.string()),
+            ("start", pa.string()),
+            ("loss", pa.string()),
+            ("eps", pa.float64()),
+            ("step", pa.float64()),
+            ("steps", pa.int64()),
+            ("restarts", pa.int64()),
+            ("seed", pa.int64()),
+            ("split", pa.string()),
+            ("n", pa.int64()),
+            ("n_correct", pa.int64()),
+            ("n_robust", pa.int64()),
+            ("acc_conditional", pa.float64()),
+            ("acc_robust", pa.float64()),
+        ]
+    ),
+    "lossvar": pa.schema(
+        [
+            ("eps", pa.float64()),
+            ("index", pa.int64()),
+            ("loss_clean", pa.float32()),
+            ("loss_adv", pa.float32()),
+            ("variation", pa.float32()),
+        ]
+    ),
+    "sv": pa.schema(
+        [("layer", pa.int64()), ("name", pa.string()), ("sigma", pa.float64()), ("multiplicity", pa.int64())]
+    ),
+    "svstd": pa.schema(
+        [("layer", pa.int64()), ("name", pa.string()), ("kind", pa.string())]
+        + [(key, pa.int64()) for key in ("c_in", "c_out", "kernel", "stride", "height", "width", "n")]
+        + [(key, pa.float64()) for key in ("mean", "std", "min", "max")]
+    ),
+    "metrics": pa.schema(
+        [
+            (key, pa.float64())
+            for key in (
+                "train_acc",
+                "test_acc",
+                "acc_gap",
+                "train_loss",
+                "test_loss",
+                "loss_gap",
+                "pgd_acc",
+                "robust_acc",
+                "spectral_complexity",
+                "log10_spectral_complexity",
+            )
+        ]
+    ),
+}
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Hand out a temporary name beside path; rename it to path only if the block succeeds, remove it otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, kind: str, columns: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Write one of the contract's tables.
+
+    columns: one sequence of equal length per column; metadata: plain values, kept as JSON in the Parquet schema.
+    Raises ValueError if the columns are not exactly those of SCHEMAS[kind], or a float is not finite.
+    """
+    schema = SCHEMAS[kind]
+    if list(columns) != schema.names:
+        raise ValueError(f"{path}: columns {list(columns)} are not the contract's {schema.names}")
+    table = pa.table({key: pa.array(columns[key], schema.field(key).type) for key in columns}, schema=schema)
+    for name in schema.names:
+        _refuse_non_finite(path, name, table[name])
+    write_frame(path, table, metadata)
+
+
+def write_frame(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
+    """Write any Arrow table atomically, with metadata (plain values) in its schema."""
+    own = {_KEY: json.dumps(metadata, sort_keys=True).encode()}
+    with atomic(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **own}), temporary)
+
+
+def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a table, or only the named columns of it."""
+    return pq.read_table(path, columns=list(columns) if columns else None)
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata that write put into the table's schema; {} if there is none."""
+    found = (pq.read_schema(path).metadata or {}).get(_KEY)
+    return json.loads(found) if found else {}
+
+
+def _refuse_non_finite(path: Path, name: str, column: pa.ChunkedArray) -> None:
+    if not pa.types.is_floating(column.type):
+        return
+    values = column.drop_null().to_numpy()
+    bad = ~(abs(values) < float("inf"))
+    if bad.any():
+        raise ValueError(f"{path}: column {name} has {bad.sum()} values that are not finite; nothing was written")

@@ -1,0 +1,276 @@
+"""Adversarial training (Madry et al. 2018; paper, appendices B.1 and D): epoch loop, schedule, exact resume."""
+
+import hashlib
+import json
+import logging
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import robreg
+from robreg.attack import draw_noise, frozen, iterates, radius
+from robreg.config import fingerprint
+from robreg.data import Dataset, random_crop_flip, to_float
+from robreg.network import Classifier, build
+from robreg.table import atomic, write
+
+FORMAT = 1  # of resume.pt
+_CODE = ("archive", "attack", "data", "network", "parquet", "source", "train")  # the modules that decide the weights
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):  # noqa: N818 - not an error of the program
+    """Training was asked to stop by SIGTERM; resume.pt holds the last finished epoch."""
+
+
+class DivergedError(ArithmeticError):
+    """The loss or a weight is not finite any more."""
+
+
+@dataclass
+class State:
+    """A training run between two epochs. history: one row of the contract's table per finished epoch."""
+
+    model: Classifier
+    optimizer: torch.optim.SGD
+    history: list[dict[str, Any]]
+
+
+def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device) -> None:
+    """Train one network, or go on where resume.pt beside the checkpoint stands, and write checkpoint and history.
+
+    settings: config.training of the run. resume.pt is written atomically before the first and after every epoch, and
+    removed at the end. A run that was killed at any moment and started again ends with the same bits on a CPU.
+    Raises ValueError if resume.pt was made for other settings, DivergedError, or Stopped on SIGTERM.
+    """
+    resume = checkpoint.with_name("resume.pt")
+    identity = _identity(settings, data)
+    state = _start(settings, data, device)
+    if resume.exists():
+        _restore(state, resume, identity, device)
+    else:
+        _save(state, resume, identity)
+    with _sigterm() as stop:
+        _fit(state, settings, data, resume=resume, identity=identity, stop=stop)
+    meta = _meta(settings, data, device)
+    with atomic(checkpoint) as temporary:
+        torch.save({"model": state.model.state_dict(), "meta": meta}, temporary)
+    columns = {key: [row[key] for row in state.history] for key in state.history[0]}
+    write(history, "history", columns, {key: meta[key] for key in ("dataset", "variant", "seed", "version", "settings_hash")})
+    resume.unlink()
+
+
+def _fit(  # noqa: PLR0913
+    state: State,
+    settings: Mapping[str, Any],
+    data: Dataset,
+    *,
+    resume: Path,
+    identity: Mapping[str, Any],
+    stop: threading.Event,
+) -> None:
+    epochs = settings["training"]["epochs"]
+    device = state.model.normalise.mean.device
+    images, labels = data.train_images, data.train_labels
+    if device.type != "cpu":  # on a CPU they stay mapped from the file
+        images, labels = images.to(device), labels.to(device)
+    first = len(state.history) + 1
+    for epoch in range(first, epochs + 1):
+        begin = time.perf_counter()
+        row = _epoch(state, settings, images, labels, stop=stop)
+        row["seconds"] = time.perf_counter() - begin
+        row["examples_per_s"] = len(images) / row["seconds"]
+        state.history.append(row)
+        _save(state, resume, identity)
+        mean = sum(past["seconds"] for past in state.history[first - 1 :]) / (epoch - first + 1)
+        log.info(
+            "epoch %d/%d lr %g loss %.4f acc %.2f %% %.0f examples/s, %.0f s left",
+            *(epoch, epochs, row["lr"], row["loss"], row["acc"], row["examples_per_s"], mean * (epochs - epoch)),
+        )
+
+
+def _epoch(
+    state: State, settings: Mapping[str, Any], images: Tensor, labels: Tensor, *, stop: threading.Event
+) -> dict[str, Any]:
+    """Train one epoch and return its history row; the loss stays on the device until the end (no synchronisation)."""
+    spec = settings["training"]
+    epoch = len(state.history) + 1
+    lr = learning_rate(spec, epoch)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    order, generator = _randomness(settings["seed"], epoch, len(images), images.device)
+    losses, correct = [], torch.zeros((), dtype=torch.int64, device=images.device)
+    for index in order.split(spec["batch_size"]):
+        if stop.is_set():
+            raise Stopped(f"SIGTERM in epoch {epoch}: resume.pt holds epoch {epoch - 1}; start again to go on from there")
+        x, y = _batch(images[index], labels[index], settings, state.model, generator)
+        logits = _step(state, x, y, losses)
+        correct += (logits.argmax(1) == y).sum()
+    _refuse_divergence(state.model, torch.stack(losses).cpu(), epoch, lr)
+    sizes = torch.tensor([len(index) for index in order.split(spec["batch_size"])], dtype=torch.float64)
+    loss = float((torch.stack(losses).cpu().double() * sizes).sum() / len(images))
+    return {"epoch": epoch, "lr": lr, "loss": loss, "acc": 100 * int(correct) / len(images), "sigma_max": None}
+
+
+def _batch(
+    images: Tensor, labels: Tensor, settings: Mapping[str, Any], model: Classifier, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Augment a batch and replace it by its adversarial examples; unchecked, for the data are checked when prepared."""
+    spec, attack = settings["training"], settings["train_attack"]
+    if spec["augmentation"] == "crop-flip":
+        images = random_crop_flip(images, pad=spec["pad"], generator=generator)
+    x = to_float(images)  # (B, C, H, W)
+    if attack is None:
+        return x, labels
+    noise = draw_noise(x, generator) if attack["start"] == "random" else None
+    eps, step = (radius(attack[key], settings["space"], model.normalise.std) for key in ("eps", "step"))
+    with frozen(model):
+        for x, _ in iterates(model, x, labels, eps=eps, step=step, steps=attack["steps"], noise=noise):  # noqa: B007, B020
+            pass
+    return x, labels
+
+
+def _step(state: State, x: Tensor, y: Tensor, losses: list[Tensor]) -> Tensor:
+    state.model.train()
+    logits: Tensor = state.model(x)
+    loss = functional.cross_entropy(logits, y)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state.optimizer.step()
+    losses.append(loss.detach())
+    return logits.detach()
+
+
+def learning_rate(spec: Mapping[str, Any], epoch: int) -> float:
+    """Return the learning rate of an epoch (counted from 1): divided by lr_factor after each epoch in lr_drops."""
+    return float(spec["lr"] / spec["lr_factor"] ** sum(epoch > drop for drop in spec["lr_drops"]))
+
+
+def _randomness(seed: int, epoch: int, n: int, device: torch.device) -> tuple[Tensor, torch.Generator]:
+    """Return an epoch's order of examples and its generator, from (seed, epoch) alone: nothing to save, or to lose."""
+    state = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7])
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(state))
+    return order.to(device), torch.Generator(device).manual_seed(state + 1)
+
+
+def _refuse_divergence(model: nn.Module, losses: Tensor, epoch: int, lr: float) -> None:
+    """Raise DivergedError for the epoch's first bad batch, before anything of the epoch is saved."""
+    bad = (~losses.isfinite()).nonzero()
+    hint = "lower training.lr, or the strength"
+    if len(bad):
+        batch = int(bad[0])
+        raise DivergedError(f"epoch {epoch}, batch {batch + 1}: loss {float(losses[batch])} at lr {lr:g}; {hint}")
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise DivergedError(f"epoch {epoch}, batch {len(losses)}: weights not finite at lr {lr:g}, loss {losses[-1]}; {hint}")
+
+
+def _start(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> State:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        model = build(settings["arch"], width=settings["width"], **_data_meta(data)).to(device)
+    spec = settings["training"]
+    sgd = torch.optim.SGD(
+        model.parameters(), lr=spec["lr"], momentum=spec["momentum"], weight_decay=spec["weight_decay"]
+    )
+    return State(model, sgd, [])
+
+
+def _data_meta(data: Dataset) -> dict[str, Any]:
+    return {
+        "shape": list(data.train_images.shape[1:]),
+        "classes": data.classes,
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
+def _meta(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> dict[str, Any]:
+    """What the checkpoint says of itself: plain values, no dates, so that equal runs are equal files."""
+    return {
+        **{key: settings[key] for key in ("dataset", "variant", "seed", "arch", "width", "threads")},
+        **_data_meta(data),
+        "data_sha256": data.sha256,
+        "settings": json.dumps(settings, sort_keys=True),
+        "settings_hash": fingerprint(settings),
+        "version": robreg.__version__,
+        "code_hash": code_hash(),
+        "torch": torch.__version__,
+        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+    }
+
+
+def code_hash() -> str:
+    """Hash the source of the modules that decide the weights, so that a report can say when they changed since."""
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in _CODE)).hexdigest()
+
+
+def _identity(settings: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
+    return {"format": FORMAT, "data_sha256": data.sha256, "settings": json.dumps(settings, sort_keys=True)}
+
+
+def _save(state: State, resume: Path, identity: Mapping[str, Any]) -> None:
+    content = {
+        "identity": dict(identity),
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "history": state.history,
+    }
+    with atomic(resume) as temporary:
+        torch.save(content, temporary)
+
+
+def _restore(state: State, resume: Path, identity: Mapping[str, Any], device: torch.device) -> None:
+    """Load everything from resume.pt, or refuse it; never a part of it."""
+    try:
+        content = torch.load(resume, map_location=device, weights_only=True)
+        found = content["identity"]
+    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{resume} is damaged: delete it to train this run from the start ({error})") from error
+    if found != identity:
+        raise ValueError(
+            f"{resume} belongs to other settings ({', '.join(_differences(found, identity))}): "
+            "restore them to go on, or delete the file to train this run from the start"
+        )
+    state.model.load_state_dict(content["model"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.history = content["history"]
+    log.info("going on after epoch %d from %s", len(state.history), resume)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Name the keys that differ, as "training.epochs was 20, is 10"."""
+    before, after = (_flat({**side, "settings": json.loads(side["settings"])}) for side in (old, new))
+    keys = sorted(key for key in before | after if before.get(key) != after.get(key))
+    return [f"{key.removeprefix('settings.')} was {before.get(key)}, is {after.get(key)}" for key in keys]
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {path: tree}
+    return {leaf: value for key, sub in tree.items() for leaf, value in _flat(sub, f"{path}.{key}" if path else key).items()}
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """Turn SIGTERM into an event for the time of the block."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

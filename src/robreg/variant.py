@@ -1,0 +1,104 @@
+"""The grammar of run names: "ar16-resnet110-sn3" <-> Variant. No other module takes such a name apart."""
+
+import re
+from dataclasses import dataclass
+
+ARCHITECTURES = ("resnet8", "resnet56", "resnet110", "wrn50")
+GRAMMAR = "ar{strength}[-{architecture}][-fgsm][-sn{bound}][-normspace][-s{seed}]"
+MAX_STRENGTH = 255
+
+# Reads more than the grammar allows (any order, leading zeros), so that a refusal can name the right spelling.
+_PARTS = {
+    "arch": re.compile(r"(?:resnet|wrn)\d+"),
+    "fgsm": re.compile(r"fgsm"),
+    "bound": re.compile(r"sn(\d*\.?\d+|\d+\.)"),
+    "normspace": re.compile(r"normspace"),
+    "seed": re.compile(r"s(\d+)"),
+}
+
+
+class VariantError(ValueError):
+    """A run name that is not the one right spelling of a run."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What distinguishes one run of a data set from another.
+
+    ar: radius of the training attack in 1/255; bound: on every layer's spectral norm, None for no bound;
+    normspace: perturbations live in the normalised space instead of pixel space.
+    """
+
+    ar: int
+    arch: str
+    fgsm: bool = False
+    bound: float | None = None
+    normspace: bool = False
+    seed: int = 0
+
+    def name(self, default_arch: str) -> str:
+        """Spell the variant as the contract does: fixed order, defaults left out."""
+        parts = [f"ar{self.ar}"]
+        parts += [self.arch] if self.arch != default_arch else []
+        parts += ["fgsm"] if self.fgsm and self.ar else []
+        parts += [f"sn{_short(self.bound)}"] if self.bound else []
+        parts += ["normspace"] if self.normspace else []
+        parts += [f"s{self.seed}"] if self.seed else []
+        return "-".join(parts)
+
+    @property
+    def train_attack(self) -> str:
+        """Name of the training attack: none, pgd or fgsm."""
+        return "none" if self.ar == 0 else "fgsm" if self.fgsm else "pgd"
+
+    @property
+    def space(self) -> str:
+        """Space of the perturbation's radius: pixel or normalised."""
+        return "normalised" if self.normspace else "pixel"
+
+
+def parse(text: str, default_arch: str) -> Variant:
+    """Read a run's name; raise VariantError, with the right spelling, for anything but the one right spelling."""
+    head, *parts = text.split("-")
+    strength = re.fullmatch(r"ar(\d+)", head)
+    if strength is None:
+        raise VariantError(f"{text!r} is not the name of a run: write {GRAMMAR}, for example ar16 or ar8-s1")
+    found: dict[str, str] = {}
+    for part in parts:
+        key, value = _read_part(part, text)
+        if key in found:
+            raise VariantError(f"{text!r} says {key} twice: write {GRAMMAR}")
+        found[key] = value
+    bound = float(found.get("bound", 0))
+    variant = Variant(
+        ar=int(strength[1]),
+        arch=found.get("arch", default_arch),
+        fgsm="fgsm" in found,
+        bound=bound if bound else None,
+        normspace="normspace" in found,
+        seed=int(found.get("seed", 0)),
+    )
+    _refuse_unknown(variant, text)
+    right = variant.name(default_arch)
+    if text != right:
+        raise VariantError(f"{text!r} is spelt {right!r}: a run has exactly one name, without defaults, in fixed order")
+    return variant
+
+
+def _read_part(part: str, text: str) -> tuple[str, str]:
+    for key, pattern in _PARTS.items():
+        match = pattern.fullmatch(part)
+        if match:
+            return key, match[match.lastindex or 0]
+    raise VariantError(f"{text!r} is not the name of a run: {part!r} is not part of {GRAMMAR}")
+
+
+def _refuse_unknown(variant: Variant, text: str) -> None:
+    if variant.arch not in ARCHITECTURES:
+        raise VariantError(f"{text!r} names an unknown architecture {variant.arch!r}: use one of {list(ARCHITECTURES)}")
+    if variant.ar > MAX_STRENGTH:
+        raise VariantError(f"{text!r} has a strength of {variant.ar}/255: use at most {MAX_STRENGTH}")
+
+
+def _short(bound: float | None) -> str:
+    return f"{bound:.12f}".rstrip("0").rstrip(".")

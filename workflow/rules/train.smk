@@ -1,0 +1,27 @@
+# Prepared data -> one trained network. The state between epochs is resume.pt, undeclared, beside the checkpoint.
+
+
+rule train:
+    """
+    Train {wildcards.dataset}/{wildcards.variant}: {params.settings[training][epochs]} epochs.
+    """
+    input:
+        data="data/prepared/{dataset}/meta.json",
+    output:
+        checkpoint="results/{dataset}/{variant}/checkpoint.pt",
+        history="results/{dataset}/{variant}/history.parquet",
+    params:
+        settings=training,
+        device=config["device"],
+    log:
+        "logs/train/{dataset}/{variant}.log",
+    benchmark:
+        "benchmarks/train/{dataset}/{variant}.tsv"
+    conda:
+        "../../envs/conda.yaml"
+    threads: lambda wildcards: settings(wildcards)["threads"]
+    resources:
+        mem_mb=2000,
+        runtime="12h",
+    script:
+        "../scripts/train.py"

@@ -1,0 +1,15 @@
+"""Make one table of a study."""
+
+from pathlib import Path
+
+from robreg.job import logged
+
+with logged(snakemake.log[0]):
+    from robreg.study import record
+
+    record(
+        snakemake.wildcards.table,
+        snakemake.params.runs,
+        folder=Path(snakemake.output.parquet).parent,
+        study=snakemake.wildcards.study,
+    )
