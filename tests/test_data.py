@@ -9,6 +9,7 @@ import tarfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,8 +42,8 @@ def make(folder: Path, **settings: object) -> Dataset:
 def refused(folder: Path, **settings: object) -> str:
     """Return the message with which a data set is refused; nothing may be left in its folder."""
     with pytest.raises(DataError) as caught:
-        make(folder, **settings)
-    assert not (folder / "prepared").exists()
+        prepare(SETTINGS | settings, data_root=folder, out=folder / "refused")
+    assert not (folder / "refused").exists()
     return str(caught.value)
 
 
@@ -68,7 +69,9 @@ def test_digits_split_ignores_the_subset_seed(tmp_path: Path) -> None:
 def test_stratified_is_pinned() -> None:
     labels = np.arange(1000) % 7
     rows = stratified(labels, 123, 5)
-    assert hashlib.sha256(rows.tobytes()).hexdigest() == "d34e34b0fb2dfb4d3d627084decc6421a01bc44cde07d76f5de6221a216b2332"
+    assert (
+        hashlib.sha256(rows.tobytes()).hexdigest() == "d34e34b0fb2dfb4d3d627084decc6421a01bc44cde07d76f5de6221a216b2332"
+    )
     assert rows.dtype == np.int64
     assert (np.diff(rows) > 0).all()
 
@@ -315,17 +318,18 @@ def bless(monkeypatch: pytest.MonkeyPatch, kind: str, path: Path) -> None:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder and counts the downloads."""
+    """Serves a folder and counts the requests."""
 
-    downloads = 0
+    requests = 0
 
 
 class Handler(SimpleHTTPRequestHandler):
     """Serves files silently."""
 
     def do_GET(self) -> None:
-        self.server.downloads += 1
-        super().do_GET()
+        self.server.requests += 1
+        with suppress(BrokenPipeError):  # torchvision hangs up on its first request, made to follow redirections
+            super().do_GET()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -382,8 +386,9 @@ def test_download(kind: str, server: Server, tmp_path: Path, root: Path, monkeyp
     assert data.test_labels.tolist() == members[test][field]
     names = json.loads((root / "prepared/meta.json").read_text())["class_names"]
     assert names == [f"class{i}" for i in range(data.classes)]
+    requests = server.requests
     assert make(root, kind=kind, source="download").sha256 == data.sha256
-    assert server.downloads == 1
+    assert server.requests == requests  # it is there already
     assert os.listdir(root / "download") == [official.filename]
     assert make(root, kind=kind, source=f"download/{official.filename}").sha256 == data.sha256
 
@@ -476,6 +481,16 @@ def test_a_truncated_archive_is_refused_in_words(root: Path, monkeypatch: pytest
     assert message.endswith("delete it and download it again")
 
 
+def test_a_damaged_archive_is_refused_in_words(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = root / "c.tar.gz"
+    write_archive(path, cifar_members("cifar10"))
+    content = path.read_bytes()
+    for damaged in (content[:10] + b"\xff" * 99 + content[109:], b"no archive"):
+        path.write_bytes(damaged)
+        bless(monkeypatch, "cifar10", path)
+        assert refused(root, kind="cifar10", source="c.tar.gz").startswith(f"{path}: not a readable .tar.gz")
+
+
 # Folders of Parquet files
 
 
@@ -524,7 +539,11 @@ def test_a_subset_decodes_its_own_rows_only(tmp_path: Path, monkeypatch: pytest.
     chosen = stratified(labels, 12, 3)
     encoded = [encode(image) if i in chosen else b"corrupt" for i, image in enumerate(images)]
     for low in (0, 25):
-        write_parquet(tmp_path / f"set/train-{low:02}.parquet", encoded[low : low + 25][: 40 - low], labels[low : low + 25].tolist())
+        write_parquet(
+            tmp_path / f"set/train-{low:02}.parquet",
+            encoded[low : low + 25][: 40 - low],
+            labels[low : low + 25].tolist(),
+        )
     write_parquet(tmp_path / "set/test.parquet", [encode(images[0])], [0])
     monkeypatch.setattr("robreg.parquet.BATCH_ROWS", 4)
     data = make(tmp_path, kind="parquet", source="set", max_train=12, subset_seed=3)
@@ -538,10 +557,12 @@ def test_a_gray_set_keeps_one_channel_and_a_mixed_one_becomes_rgb(tmp_path: Path
     data = make(tmp_path, kind="parquet", source="set")
     np.testing.assert_array_equal(data.train_images, gray[:, None])
     assert len(data.mean) == 1
-    write_parquet(tmp_path / "set/test.parquet", [encode(gray[0]), encode(colours(1, 7)[0][:5])], [0, 1])
+    write_parquet(
+        tmp_path / "set/test.parquet", [encode(gray[0]), encode(colours(1, 7)[0][:5]), encode(gray[1])], [0, 1, 1]
+    )
     data = make(tmp_path, kind="parquet", source="set")
     np.testing.assert_array_equal(data.train_images, np.repeat(gray[:, None], 3, axis=1))
-    assert data.test_images.shape == (2, 3, 5, 7)
+    assert data.test_images.shape == (3, 3, 5, 7)
 
 
 def test_class_names_from_hugging_face_metadata(tmp_path: Path) -> None:
@@ -561,7 +582,7 @@ def test_label_column(tmp_path: Path) -> None:
     assert "fine_label (int64), other (int64)" in message
     assert "datasets.d.label_column" in message
     assert make(tmp_path, kind="parquet", source="set", label_column="fine_label").train_labels.tolist() == [3, 2, 1, 0]
-    message = refused(tmp_path / "..", kind="parquet", source=str(tmp_path / "set"), label_column="image")
+    message = refused(tmp_path, kind="parquet", source="set", label_column="image")
     assert "cannot tell the column of labels" in message
     for split in ("train", "test"):
         path = tmp_path / f"set/{split}.parquet"
@@ -600,6 +621,13 @@ def test_an_empty_training_split_is_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "set/train.parquet", [], pa.array([], pa.int64()))
     write_parquet(tmp_path / "set/test.parquet", GOOD, [0, 1, 2, 3])
     assert "the training split is empty" in refused(tmp_path, kind="parquet", source="set")
+
+
+def test_a_bad_image_is_counted_in_its_own_file(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "set/train-0.parquet", GOOD, [0, 1, 2, 3])
+    write_parquet(tmp_path / "set/train-1.parquet", [GOOD[0], b"no image"], [0, 1])
+    write_parquet(tmp_path / "set/test.parquet", GOOD, [0, 1, 2, 3])
+    assert "train-1.parquet: the image in row 1 cannot be decoded" in refused(tmp_path, kind="parquet", source="set")
 
 
 def test_bad_files(tmp_path: Path) -> None:
@@ -642,7 +670,7 @@ def test_cifar_from_a_folder_is_held_to_cifar(tmp_path: Path, monkeypatch: pytes
 )
 def test_bad_sources(tmp_path: Path, settings: dict[str, object], expected: str) -> None:
     (tmp_path / "here.txt").touch()
-    assert refused(tmp_path, **settings).startswith(expected) or expected in refused(tmp_path, **settings)
+    assert expected in refused(tmp_path, **settings)
 
 
 def test_a_missing_source_says_where_to_put_it(tmp_path: Path) -> None:
@@ -702,7 +730,9 @@ def test_augmentation_draws_every_place_and_flip_equally_often() -> None:
     n, pad = 18_000, 1
     images = torch.arange(1, 10, dtype=torch.uint8).reshape(1, 1, 3, 3).expand(n, 1, 3, 3)
     generator = torch.Generator().manual_seed(0)
-    outcomes, counts = random_crop_flip(images, pad=pad, generator=generator).flatten(1).unique(dim=0, return_counts=True)
+    outcomes, counts = (
+        random_crop_flip(images, pad=pad, generator=generator).flatten(1).unique(dim=0, return_counts=True)
+    )
     assert len(outcomes) == 2 * (2 * pad + 1) ** 2
     chi2 = float(((counts - n / 18) ** 2 / (n / 18)).sum())
     assert chi2 < 40.8  # the 99.9 % point at 17 degrees of freedom

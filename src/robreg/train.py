@@ -205,7 +205,7 @@ def _meta(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> d
         "settings_hash": fingerprint(settings),
         "version": robreg.__version__,
         "code_hash": code_hash(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
     }
 
@@ -237,7 +237,7 @@ def _restore(state: State, resume: Path, identity: Mapping[str, Any], device: to
         content = torch.load(resume, map_location=device, weights_only=True)
         found = content["identity"]
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{resume} is damaged: delete it to train this run from the start ({error})") from error
+        raise ValueError(f"{resume} is damaged: delete it to train this run from the start ({type(error).__name__})") from error
     if found != identity:
         raise ValueError(
             f"{resume} belongs to other settings ({', '.join(_differences(found, identity))}): "
