@@ -66,7 +66,7 @@ def fgsm(  # noqa: PLR0913 - an attack is its settings
     return pgd(model, x, y, eps=eps, step=eps if step is None else step, steps=1, noise=noise, generator=generator)
 
 
-def record(checkpoint: Path, data: Path, out: Path, *, attack: Mapping[str, Any], batch: int, device: str) -> None:  # noqa: PLR0913
+def record(checkpoint: Path, data: Path, out: Path, *, attack: Mapping[str, Any], batch: int, device: str) -> None:
     """Write attacks.parquet of one network: one row of the evaluation attack on the test split."""
     model, meta, prepared = job.opened(checkpoint, data, device)
     counts = evaluate(model, *prepared.split("test"), attack, batch=batch)
@@ -182,13 +182,17 @@ def _loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, 
 
 
 def _check(x: Tensor, y: Tensor, *, eps: Radius, step: Radius, steps: int) -> None:
-    if x.ndim != 4 or y.shape != x.shape[:1] or y.dtype != torch.int64:  # noqa: PLR2004
-        raise ValueError(f"attack: x must be (B, C, H, W) and y (B,) int64, not {tuple(x.shape)} and {tuple(y.shape)} {y.dtype}")
+    if x.ndim != 4 or y.shape != x.shape[:1] or y.dtype != torch.int64:
+        raise ValueError(
+            f"attack: x must be (B, C, H, W) and y (B,) int64, not {tuple(x.shape)} and {tuple(y.shape)} {y.dtype}"
+        )
     if not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):  # false for NaN too
         raise ValueError("attack: x must be finite pixels in [0, 1]; normalisation belongs in the model's first layer")
     for name, radius in (("eps", eps), ("step", step)):
         value = torch.as_tensor(radius)
         if not bool(((value >= 0) & (value <= 1)).all()):
-            raise ValueError(f"attack: {name} must be in [0, 1], in pixel units, not {radius}; divide 1/255 units by 255")
+            raise ValueError(
+                f"attack: {name} must be in [0, 1], in pixel units, not {radius}; divide 1/255 units by 255"
+            )
     if steps < 0:
         raise ValueError(f"attack: steps must be at least 0, not {steps}")

@@ -26,12 +26,16 @@ def check(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] 
     """
     schema = yaml.safe_load(schema_file.read_text())
     validator = jsonschema.Draft202012Validator(schema)
-    errors = sorted(validator.iter_errors(config), key=lambda error: (list(map(str, error.absolute_path)), error.message))
+    errors = sorted(
+        validator.iter_errors(config), key=lambda error: (list(map(str, error.absolute_path)), error.message)
+    )
     if errors:
         raise ConfigError(f"config.yaml: {_sentence(jsonschema.exceptions.best_match(errors))}")
     for name in config["datasets"]:
         if name == "studies":
-            raise ConfigError("config.yaml: datasets.studies: this name is reserved for results/studies; choose another")
+            raise ConfigError(
+                "config.yaml: datasets.studies: this name is reserved for results/studies; choose another"
+            )
     for name in set(config["studies"]) & set(reserved):
         raise ConfigError(f"config.yaml: studies.{name}: a rule of the workflow has this name; choose another")
     for key in config.get("runs", {}):
@@ -42,7 +46,7 @@ def check(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] 
             raise ConfigError(f"config.yaml: studies.{study}.runs: names no run; add one")
 
 
-def block(config: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+def block(config: Mapping[str, Any], dataset: str) -> Mapping[str, Any]:
     """Return a data set's block; raise ConfigError, listing the known ones, for an unknown name."""
     if dataset not in config["datasets"]:
         raise ConfigError(_unknown("data set", dataset, config["datasets"]))
@@ -78,7 +82,7 @@ def settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[str,
         "evaluation": _evaluation(spec["evaluation"], run),
         "loss_variation": {
             "eps": [float(eps) for eps in spec["loss_variation"]["eps"]],
-            "relative_step": float(spec["loss_variation"]["relative_step"]),
+            "relative_step": _step(spec["loss_variation"]["step"], 1),
             "steps": spec["loss_variation"]["steps"],
             "seed": spec["evaluation"]["seed"],
             "space": run.space,
@@ -147,8 +151,13 @@ def _train_attack(spec: Mapping[str, Any], run: Variant) -> dict[str, Any] | Non
         return None
     if run.fgsm:  # the paper's plain setting: from x, one step of eps
         return {"attack": "fgsm", "eps": float(run.ar), "step": float(run.ar), "steps": 1, "start": "clean"}
-    step = float(spec["step"]) if "step" in spec else run.ar * float(spec["relative_step"])
+    step = _step(spec["step"], run.ar)
     return {"attack": "pgd", "eps": float(run.ar), "step": step, "steps": spec["steps"], "start": spec["start"]}
+
+
+def _step(step: float | str, eps: float) -> float:
+    """Read a step: a number, or "eps/4"."""
+    return eps / int(step.removeprefix("eps/")) if isinstance(step, str) else float(step)
 
 
 def _evaluation(spec: Mapping[str, Any], run: Variant) -> dict[str, Any]:
@@ -158,7 +167,7 @@ def _evaluation(spec: Mapping[str, Any], run: Variant) -> dict[str, Any]:
         "start": spec["start"],
         "loss": "cross_entropy",
         "eps": float(spec["eps"]),
-        "step": float(spec["step"]),
+        "step": _step(spec["step"], spec["eps"]),
         "steps": spec["steps"],
         "restarts": spec["restarts"],
         "seed": spec["seed"],
@@ -186,10 +195,12 @@ def _unknown(what: str, name: str, known: Iterable[str]) -> str:
 def _sentence(error: jsonschema.ValidationError) -> str:
     """One sentence for a schema error: the key's path, what is wrong, what is right."""
     path = ".".join(map(str, error.absolute_path))
+    schema: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
     if error.validator == "additionalProperties":
-        known = error.schema.get("properties", {})
-        extra = next(key for key in error.instance if key not in known)
+        known: Mapping[str, Any] = schema.get("properties", {})
+        given: Any = error.instance
+        extra = next(key for key in given if key not in known)
         return f"{f'{path}.' if path else ''}{extra}: {_unknown('key', extra, known)}"
-    description = error.schema.get("description", "")
+    description = schema.get("description", "")
     hint = f" ({description})" if description else ""
     return f"{path or 'the file'}: {error.message}{hint}"

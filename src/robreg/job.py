@@ -1,5 +1,6 @@
 """What every job does first: log to its file, choose the device, fix the number of threads."""
 
+import hashlib
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -8,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from robreg.data import Dataset
     from robreg.network import Classifier
 
 _METADATA = ("dataset", "variant", "seed", "version", "settings_hash")
+_TRAINING_CODE = ("archive", "attack", "data", "network", "parquet", "source", "train")  # decide the weights
 
 
 @contextmanager
@@ -33,7 +37,7 @@ def logged(path: str) -> Iterator[None]:
         handler.flush()
 
 
-def device(wish: str, threads: int) -> Any:
+def device(wish: str, threads: int) -> "torch.device":
     """Return the torch device for "auto" (a GPU if there is one), "cpu" or "cuda", and fix the CPU threads.
 
     Results on a CPU depend on the number of threads in their last bits, so it is a setting, not the scheduler's.
@@ -66,6 +70,12 @@ def opened(checkpoint: Path, data: Path, wish: str) -> "tuple[Classifier, dict[s
     return model.to(device(wish, meta["threads"])), meta, prepared
 
 
-def provenance(meta: Mapping[str, Any], **measure: Any) -> dict[str, Any]:
+def provenance(meta: Mapping[str, Any], **measure: object) -> dict[str, Any]:
     """Say what every table of a run carries: whose it is, from its checkpoint's meta data, and how it was measured."""
     return {**{key: meta[key] for key in _METADATA}, **measure}
+
+
+def code_hash() -> str:
+    """Hash the modules that decide a network's weights, so that a report can say whether they changed since."""
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in _TRAINING_CODE)).hexdigest()

@@ -14,7 +14,7 @@ from robreg.data import to_float
 from robreg.network import Classifier
 
 
-def record(checkpoint: Path, data: Path, out: Path, *, attack: Mapping[str, Any], batch: int, device: str) -> None:  # noqa: PLR0913
+def record(checkpoint: Path, data: Path, out: Path, *, attack: Mapping[str, Any], batch: int, device: str) -> None:
     """Write lossvar.parquet of one network: every test example at each of attack's radii ("eps", a list)."""
     model, meta, prepared = job.opened(checkpoint, data, device)
     images, labels = prepared.split("test")
@@ -28,7 +28,9 @@ def record(checkpoint: Path, data: Path, out: Path, *, attack: Mapping[str, Any]
     table.write(out, "lossvar", columns, job.provenance(meta, attack=dict(attack)))
 
 
-def measure(model: Classifier, images: Tensor, labels: Tensor, spec: Mapping[str, Any], *, batch: int) -> dict[str, Tensor]:
+def measure(
+    model: Classifier, images: Tensor, labels: Tensor, spec: Mapping[str, Any], *, batch: int
+) -> dict[str, Tensor]:
     """Measure loss_clean and loss_adv = max over x and PGD's start and iterates of the cross entropy of the label.
 
     images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, space, seed. The images' device

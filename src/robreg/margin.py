@@ -1,6 +1,7 @@
 """Margins, probabilities and losses of clean examples, from one pass (paper, Definition 3 and section 4.2)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from robreg.data import to_float
 def record(checkpoint: Path, data: Path, out: Path, *, batch: int, device: str) -> None:
     """Write margins.parquet of one network: every example of both splits of its prepared data."""
     model, meta, prepared = job.opened(checkpoint, data, device)
-    columns: dict[str, list[float]] = {name: [] for name in table.SCHEMAS["margins"].names}
+    columns: dict[str, list[Any]] = {name: [] for name in table.SCHEMAS["margins"].names}
     for split in ("train", "test"):
         images, labels = prepared.split(split)
         measured = measure(model, images, labels, batch=batch)
@@ -36,8 +37,8 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def measure(model: nn.Module, images: Tensor, labels: Tensor, *, batch: int) -> dict[str, Tensor]:
     """Measure every example of a split once, without augmentation, in fp32.
 
-    images: (N, C, H, W) uint8; labels: (N,); the model is in eval mode. Returns prediction, margin, prob (softmax of the label) and loss
-    (cross entropy, nats), each (N,), on the CPU.
+    images: (N, C, H, W) uint8; labels: (N,); the model is in eval mode. Returns prediction, margin, prob (softmax of
+    the label) and loss (cross entropy, nats), each (N,), on the CPU.
     """
     columns: dict[str, list[Tensor]] = {"prediction": [], "margin": [], "prob": [], "loss": []}
     device = next(model.parameters()).device

@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -45,9 +44,9 @@ def _spectral_complexity(svstd: pd.DataFrame) -> dict[str, float | None]:
         dead = svstd.loc[~(svstd["max"] > 0), "name"].tolist()
         raise ValueError(f"layers {dead} have spectral norm 0, so the network is constant: train it again")
     log10 = float(sum(math.log10(value) for value in svstd["max"]))
-    fits = abs(log10) < 308  # noqa: PLR2004 - a float's decimal exponent
+    fits = abs(log10) < 308  # a float's decimal exponent
     return {"spectral_complexity": 10.0**log10 if fits else None, "log10_spectral_complexity": log10}
 
 
-def _or_none(value: Any) -> float | None:
+def _or_none(value: float) -> float | None:
     return None if pd.isna(value) else float(value)

@@ -129,5 +129,7 @@ def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         model = build(meta["arch"], **{key: meta[key] for key in ("width", "shape", "classes", "mean", "std")})
         model.load_state_dict(content["model"])
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{checkpoint} is not a checkpoint of this version: delete it and train again ({type(error).__name__})") from error
+        raise ValueError(
+            f"{checkpoint} is not a checkpoint of this version: delete it and train again ({type(error).__name__})"
+        ) from error
     return model.eval(), meta

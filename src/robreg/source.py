@@ -163,7 +163,8 @@ def from_arrays(train: tuple[Images, Labels], test: tuple[Images, Labels], names
 
 def _open_digits() -> Source:
     """Open scikit-learn's handwritten digits: 1797 images 1x8x8, pixels round(255 v / 16), 500 of them for test."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415  two seconds that no other source needs
+    # Here, because it costs two seconds that no other source needs.
+    from sklearn.datasets import load_digits  # noqa: PLC0415
 
     pixels, targets = load_digits(return_X_y=True)
     images = np.round(255 * pixels / 16).astype(np.uint8).reshape(-1, 1, 8, 8)

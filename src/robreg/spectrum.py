@@ -30,7 +30,7 @@ class Layer:
     def kernel(self) -> Tensor:
         """The weight as (c_out, c_in, k, k)."""
         weight = self.module.weight.detach()
-        return weight if weight.ndim == 4 else weight[:, :, None, None]  # noqa: PLR2004
+        return weight if weight.ndim == 4 else weight[:, :, None, None]
 
     @property
     def stride(self) -> int:
@@ -65,8 +65,8 @@ def record(checkpoint: Path, *, sv: Path, svstd: Path, device: str) -> None:
         values["sigma"] += sigma.tolist()
         values["multiplicity"] += multiplicity.tolist()
         row = {"layer": number, **layer.facts(), **summary(sigma, multiplicity)}
-        for name in rows:
-            rows[name].append(row[name])
+        for name, column in rows.items():
+            column.append(row[name])
     table.write(sv, "sv", values, job.provenance(meta))
     table.write(svstd, "svstd", rows, job.provenance(meta))
 
@@ -110,7 +110,9 @@ def singular_values(kernel: Tensor, height: int, width: int, stride: int = 1) ->
     Raises ValueError if the stride does not divide the input size.
     """
     if height % stride or width % stride:
-        raise ValueError(f"stride {stride} does not divide the input size {height} x {width}: the operator is not circular")
+        raise ValueError(
+            f"stride {stride} does not divide the input size {height} x {width}: the operator is not circular"
+        )
     rows, columns = height // stride, width // stride
     if kernel.shape[2:] == (1, 1):  # the matrix itself, once per output position
         sigma = torch.linalg.svdvals(kernel[:, :, 0, 0].double())
@@ -166,8 +168,17 @@ def _refuse_untreated(layer: Layer) -> None:
     module = layer.module
     if isinstance(module, nn.Conv2d):
         height, width = module.kernel_size
-        plain = module.groups == 1 and module.dilation == (1, 1) and module.stride[0] == module.stride[1] and height == width
+        plain = (
+            module.groups == 1
+            and module.dilation == (1, 1)
+            and module.stride[0] == module.stride[1]
+            and height == width
+        )
         if not plain:
-            raise ValueError(f"layer {layer.name}: spectra need groups 1, dilation 1, a square kernel and one stride, not {module}")
+            raise ValueError(
+                f"layer {layer.name}: spectra need groups 1, dilation 1, a square kernel and one stride, not {module}"
+            )
         if layer.height % layer.stride or layer.width % layer.stride:
-            raise ValueError(f"layer {layer.name}: stride {layer.stride} does not divide its input {layer.height} x {layer.width}")
+            raise ValueError(
+                f"layer {layer.name}: stride {layer.stride} does not divide its input {layer.height} x {layer.width}"
+            )

@@ -60,6 +60,8 @@ def record(name: str, runs: Sequence[Run], *, folder: Path, study: str) -> None:
     frame = makers[name](runs)
     for stem, content in ((name, frame), (f"{name}_summary", summarise(frame))):
         content = content.astype({"spectral_norm": "float64"})  # noqa: PLW2901 - all null is a float column too
-        table.write_frame(folder / f"{stem}.parquet", pa.Table.from_pandas(content, preserve_index=False), {"study": study})
+        table.write_frame(
+            folder / f"{stem}.parquet", pa.Table.from_pandas(content, preserve_index=False), {"study": study}
+        )
         with table.atomic(folder / f"{stem}.csv") as temporary:
             content.to_csv(temporary, index=False)

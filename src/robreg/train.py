@@ -21,16 +21,16 @@ import robreg
 from robreg.attack import draw_noise, frozen, iterates, radius
 from robreg.config import fingerprint
 from robreg.data import Dataset, random_crop_flip, to_float
+from robreg.job import code_hash
 from robreg.network import Classifier, build
 from robreg.table import atomic, write
 
 FORMAT = 1  # of resume.pt
-_CODE = ("archive", "attack", "data", "network", "parquet", "source", "train")  # the modules that decide the weights
 
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):  # noqa: N818 - not an error of the program
+class Stopped(Exception):
     """Training was asked to stop by SIGTERM; resume.pt holds the last finished epoch."""
 
 
@@ -67,11 +67,11 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
     with atomic(checkpoint) as temporary:
         torch.save({"model": state.model.state_dict(), "meta": meta}, temporary)
     columns = {key: [row[key] for row in state.history] for key in state.history[0]}
-    write(history, "history", columns, {key: meta[key] for key in ("dataset", "variant", "seed", "version", "settings_hash")})
+    write(history, "history", columns, meta)
     resume.unlink()
 
 
-def _fit(  # noqa: PLR0913
+def _fit(
     state: State,
     settings: Mapping[str, Any],
     data: Dataset,
@@ -110,10 +110,13 @@ def _epoch(
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     order, generator = _randomness(settings["seed"], epoch, len(images), images.device)
-    losses, correct = [], torch.zeros((), dtype=torch.int64, device=images.device)
+    losses: list[Tensor] = []
+    correct = torch.zeros((), dtype=torch.int64, device=images.device)
     for index in order.split(spec["batch_size"]):
         if stop.is_set():
-            raise Stopped(f"SIGTERM in epoch {epoch}: resume.pt holds epoch {epoch - 1}; start again to go on from there")
+            raise Stopped(
+                f"SIGTERM in epoch {epoch}: resume.pt holds epoch {epoch - 1}; start again to go on from there"
+            )
         x, y = _batch(images[index], labels[index], settings, state.model, generator)
         logits = _step(state, x, y, losses)
         correct += (logits.argmax(1) == y).sum()
@@ -172,7 +175,9 @@ def _refuse_divergence(model: nn.Module, losses: Tensor, epoch: int, lr: float) 
         batch = int(bad[0])
         raise DivergedError(f"epoch {epoch}, batch {batch + 1}: loss {float(losses[batch])} at lr {lr:g}; {hint}")
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise DivergedError(f"epoch {epoch}, batch {len(losses)}: weights not finite at lr {lr:g}, loss {losses[-1]}; {hint}")
+        raise DivergedError(
+            f"epoch {epoch}, batch {len(losses)}: weights not finite at lr {lr:g}, loss {losses[-1]}; {hint}"
+        )
 
 
 def _start(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> State:
@@ -210,12 +215,6 @@ def _meta(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> d
     }
 
 
-def code_hash() -> str:
-    """Hash the source of the modules that decide the weights, so that a report can say when they changed since."""
-    folder = Path(__file__).parent
-    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in _CODE)).hexdigest()
-
-
 def _identity(settings: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
     return {"format": FORMAT, "data_sha256": data.sha256, "settings": json.dumps(settings, sort_keys=True)}
 
@@ -237,7 +236,9 @@ def _restore(state: State, resume: Path, identity: Mapping[str, Any], device: to
         content = torch.load(resume, map_location=device, weights_only=True)
         found = content["identity"]
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{resume} is damaged: delete it to train this run from the start ({type(error).__name__})") from error
+        raise ValueError(
+            f"{resume} is damaged: delete it to train this run from the start ({type(error).__name__})"
+        ) from error
     if found != identity:
         raise ValueError(
             f"{resume} belongs to other settings ({', '.join(_differences(found, identity))}): "
@@ -256,10 +257,12 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key.removeprefix('settings.')} was {before.get(key)}, is {after.get(key)}" for key in keys]
 
 
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+def _flat(tree: object, path: str = "") -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {path: tree}
-    return {leaf: value for key, sub in tree.items() for leaf, value in _flat(sub, f"{path}.{key}" if path else key).items()}
+    return {
+        leaf: value for key, sub in tree.items() for leaf, value in _flat(sub, f"{path}.{key}" if path else key).items()
+    }
 
 
 @contextmanager

@@ -5,8 +5,32 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import RerunTrigger
 
 from robreg import config as robreg_config
+from robreg.study import TABLE_NEEDS
 
-RULES = ["all", "prepare", "train", "margins", "attacks", "lossvar", "sv", "metrics", "table", "figure", "report"]
+RULES = [
+    "all",
+    "prepare",
+    "train",
+    "margins",
+    "attacks",
+    "lossvar",
+    "sv",
+    "metrics",
+    "table",
+    "figure",
+    "report",
+]
+
+
+# The measures that a figure is drawn from.
+FIGURE_NEEDS = {
+    "fig1": ["svstd", "margins", "metrics"],
+    "fig3": ["metrics"],
+    "fig4": ["margins"],
+    "fig5": ["margins", "svstd"],
+    "fig8": ["lossvar"],
+    "fig12": ["metrics"],
+}
 
 
 wildcard_constraints:
@@ -16,9 +40,14 @@ wildcard_constraints:
 
 
 try:
-    robreg_config.check(config, Path(workflow.basedir) / "workflow/schemas/config.schema.yaml", reserved=RULES)
+    robreg_config.check(
+        config,
+        Path(workflow.basedir) / "workflow/schemas/config.schema.yaml",
+        reserved=RULES,
+    )
 except robreg_config.ConfigError as error:
     raise WorkflowError(str(error)) from None
+
 
 def rerun_triggers(workflow):
     """Snakemake's triggers but "code" and "software-env": a comment in a script must not retrain a network.
@@ -66,4 +95,18 @@ def data_spec(wildcards):
     """What a data set's preparation depends on."""
     keys = ("kind", "source", "max_train", "max_test", "subset_seed", "label_column")
     found = block(wildcards)
-    return {"name": wildcards.dataset, **{key: found[key] for key in keys if key in found}}
+    return {
+        "name": wildcards.dataset,
+        **{key: found[key] for key in keys if key in found},
+    }
+
+
+def of_runs(study, *kinds):
+    """The files of these kinds of all runs of a study."""
+    return [f"{run['folder']}/{kind}.parquet" for run in runs(study) for kind in kinds]
+
+
+def study_files(study):
+    """What a study's own target asks for: the report, which is made from everything else."""
+    runs(study)
+    return f"results/studies/{study}/report.html"

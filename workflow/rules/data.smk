@@ -14,8 +14,6 @@ rule prepare:
             test_labels="test_labels.npy",
             meta="meta.json",
         ),
-    params:
-        spec=data_spec,
     log:
         "logs/prepare/{dataset}.log",
     benchmark:
@@ -26,5 +24,7 @@ rule prepare:
     resources:
         mem_mb=4000,
         runtime="1h",
+    params:
+        spec=data_spec,
     script:
         "../scripts/prepare.py"

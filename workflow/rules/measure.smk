@@ -12,9 +12,6 @@ rule margins:
         code=["src/robreg/margin.py", "src/robreg/network.py"],
     output:
         margins="results/{dataset}/{variant}/margins.parquet",
-    params:
-        batch=lambda wildcards: block(wildcards)["evaluation_batch"],
-        device=config["device"],
     log:
         "logs/margins/{dataset}/{variant}.log",
     benchmark:
@@ -25,6 +22,9 @@ rule margins:
     resources:
         mem_mb=2000,
         runtime="1h",
+    params:
+        batch=lambda wildcards: block(wildcards)["evaluation_batch"],
+        device=config["device"],
     script:
         "../scripts/margins.py"
 
@@ -39,10 +39,6 @@ rule attacks:
         code=["src/robreg/attack.py", "src/robreg/network.py"],
     output:
         attacks="results/{dataset}/{variant}/attacks.parquet",
-    params:
-        attack=lambda wildcards: settings(wildcards)["evaluation"],
-        batch=lambda wildcards: block(wildcards)["evaluation_batch"],
-        device=config["device"],
     log:
         "logs/attacks/{dataset}/{variant}.log",
     benchmark:
@@ -53,6 +49,10 @@ rule attacks:
     resources:
         mem_mb=2000,
         runtime="1h",
+    params:
+        attack=lambda wildcards: settings(wildcards)["evaluation"],
+        batch=lambda wildcards: block(wildcards)["evaluation_batch"],
+        device=config["device"],
     script:
         "../scripts/attacks.py"
 
@@ -67,10 +67,6 @@ rule lossvar:
         code=["src/robreg/lossvar.py", "src/robreg/attack.py", "src/robreg/network.py"],
     output:
         lossvar="results/{dataset}/{variant}/lossvar.parquet",
-    params:
-        attack=lambda wildcards: settings(wildcards)["loss_variation"],
-        batch=lambda wildcards: block(wildcards)["evaluation_batch"],
-        device=config["device"],
     log:
         "logs/lossvar/{dataset}/{variant}.log",
     benchmark:
@@ -81,6 +77,10 @@ rule lossvar:
     resources:
         mem_mb=2000,
         runtime="1h",
+    params:
+        attack=lambda wildcards: settings(wildcards)["loss_variation"],
+        batch=lambda wildcards: block(wildcards)["evaluation_batch"],
+        device=config["device"],
     script:
         "../scripts/lossvar.py"
 
@@ -95,8 +95,6 @@ rule sv:
     output:
         sv="results/{dataset}/{variant}/sv.parquet",
         svstd="results/{dataset}/{variant}/svstd.parquet",
-    params:
-        device=config["device"],
     log:
         "logs/sv/{dataset}/{variant}.log",
     benchmark:
@@ -107,6 +105,8 @@ rule sv:
     resources:
         mem_mb=2000,
         runtime="1h",
+    params:
+        device=config["device"],
     script:
         "../scripts/sv.py"
 

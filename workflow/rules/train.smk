@@ -10,9 +10,6 @@ rule train:
     output:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         history="results/{dataset}/{variant}/history.parquet",
-    params:
-        settings=training,
-        device=config["device"],
     log:
         "logs/train/{dataset}/{variant}.log",
     benchmark:
@@ -23,5 +20,8 @@ rule train:
     resources:
         mem_mb=2000,
         runtime="12h",
+    params:
+        settings=training,
+        device=config["device"],
     script:
         "../scripts/train.py"
