@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,40 @@ def check(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] 
     )
     if errors:
         raise ConfigError(f"config.yaml: {_sentence(jsonschema.exceptions.best_match(errors))}")
-    for name in config["datasets"]:
-        if name == "studies":
-            raise ConfigError(
-                "config.yaml: datasets.studies: this name is reserved for results/studies; choose another"
-            )
-    for name in set(config["studies"]) & set(reserved):
-        raise ConfigError(f"config.yaml: studies.{name}: a rule of the workflow has this name; choose another")
+    _refuse_non_finite(config)
+    if "studies" in config["datasets"]:
+        raise ConfigError("config.yaml: datasets.studies: this name is reserved for results/studies; choose another")
     for key in config.get("runs", {}):
         dataset, _, variant = key.partition("/")
-        settings(config, dataset, variant)
-    for study in config["studies"]:
-        if not runs(config, study):
-            raise ConfigError(f"config.yaml: studies.{study}.runs: names no run; add one")
+        try:
+            settings(config, dataset, variant)
+        except ConfigError as error:
+            raise ConfigError(f"config.yaml: runs: {error}") from error
+    for name in config["studies"]:
+        if name in reserved:
+            raise ConfigError(f"config.yaml: studies.{name}: a rule of the workflow has this name; choose another")
+        _check_compare(config, name)
+
+
+def _check_compare(config: Mapping[str, Any], study: str) -> None:
+    low, high = config["studies"][study]["compare"]
+    strengths = {run["ar"] for run in study_runs(config, study)}
+    if low >= high or not {low, high} <= strengths:
+        raise ConfigError(
+            f"config.yaml: studies.{study}.compare: {[low, high]} must be two of the study's strengths "
+            f"{sorted(strengths)}, the lower one first"
+        )
+
+
+def _refuse_non_finite(tree: object, path: str = "") -> None:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            _refuse_non_finite(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, list):
+        for place, value in enumerate(tree):
+            _refuse_non_finite(value, f"{path}.{place}")
+    elif isinstance(tree, float) and not math.isfinite(tree):
+        raise ConfigError(f"config.yaml: {path}: {tree} is not a finite number; write one")
 
 
 def block(config: Mapping[str, Any], dataset: str) -> Mapping[str, Any]:

@@ -1,0 +1,39 @@
+# The commands of a fresh clone. They need Python >= 3.11, make and a package index.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint lock
+
+demo: .venv/run.done  ## the demo study on embedded real data; leaves its report
+	$(BIN)/snakemake --cores all demo
+	@echo "Open results/studies/demo/report.html in a browser."
+
+test: .venv/test.done  ## all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/test.done  ## all static checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+# A stamp is older than its lock only if the lock changed, so a second call installs nothing.
+.venv/run.done: envs/run.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python >= 3.11 is needed, not $$($(PYTHON) --version): make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r envs/run.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+# --no-deps: torchattacks asks for a requests of 2020, which stays out.
+.venv/test.done: envs/test.txt .venv/run.done
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r envs/test.txt
+	touch $@
+
+lock:  ## pin the newest versions that pyproject.toml allows, for every platform; needs uv
+	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
+		--python-version 3.11 pyproject.toml envs/run.in -o envs/run.txt
+	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
+		--python-version 3.11 --group pyproject.toml:test --override envs/test-override.in envs/run.txt -o envs/test.txt
