@@ -87,6 +87,7 @@ def settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[str,
         run = parse(variant, base["architecture"])
     except VariantError as error:
         raise ConfigError(f"{dataset}/{variant}: {error}") from error
+    _refuse_missing(dataset, variant, run)
     spec = _merge(base, config.get("runs", {}).get(f"{dataset}/{variant}", {}))
     return {
         "dataset": dataset,
@@ -126,7 +127,7 @@ def runs(config: Mapping[str, Any], study: str) -> list[tuple[str, str]]:
     """List the runs (data set, variant) of a study, in the order of config.yaml, each once."""
     if study not in config["studies"]:
         known = ", ".join(config["studies"])
-        raise ConfigError(f"config.yaml: studies: there is no study {study!r} here; known studies: {known}")
+        raise ConfigError(f"config.yaml: studies: there is no study {study!r}; add its block, or ask for one of: {known}")
     found: dict[tuple[str, str], None] = {}
     for grid in config["studies"][study]["runs"]:
         for run in _expand(config, study, grid):
@@ -165,6 +166,14 @@ def _expand(config: Mapping[str, Any], study: str, grid: Mapping[str, Any]) -> I
         for ar in grid["ar"]:
             for seed in grid.get("seeds", [0]):
                 yield dataset, Variant(ar, arch, seed=seed).name(default)
+
+
+def _refuse_missing(dataset: str, variant: str, run: Variant) -> None:
+    """Refuse what the grammar can name and this version cannot compute."""
+    if run.arch == "wrn50":
+        raise ConfigError(f"{dataset}/{variant}: architecture wrn50 is missing from this version; use a resnet")
+    if run.bound is not None:
+        raise ConfigError(f"{dataset}/{variant}: the projection onto a spectral norm bound (-sn) is missing from this version")
 
 
 def _train_attack(spec: Mapping[str, Any], run: Variant) -> dict[str, Any] | None:

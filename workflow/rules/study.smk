@@ -1,6 +1,30 @@
 # All runs of a study -> tables -> figures -> report.
 
 
+def titles(study):
+    """The titles of a study's data sets, by name, in the order of its runs."""
+    return {
+        run["dataset"]: config["datasets"][run["dataset"]]["title"]
+        for run in runs(study)
+    }
+
+
+def description(study):
+    """What a report says of a study: its title, its runs and their resolved settings."""
+    keys = {f"{run['dataset']}/{run['variant']}": run for run in runs(study)}
+    return {
+        "name": study,
+        "title": config["studies"][study]["title"],
+        "compare": config["studies"][study]["compare"],
+        "runs": list(keys.values()),
+        "titles": titles(study),
+        "settings": {
+            key: refuse(robreg_config.settings, run["dataset"], run["variant"])
+            for key, run in keys.items()
+        },
+    }
+
+
 rule table:
     """
     Make {wildcards.table} of the study {wildcards.study}, one row per run, and its summary over seeds.
@@ -40,7 +64,10 @@ rule figure:
     """
     input:
         runs=lambda wildcards: of_runs(wildcards.study, *FIGURE_NEEDS[wildcards.figure]),
-        code=["src/robreg/figure.py", "src/robreg/study.py"],
+        code=expand(
+            "src/robreg/{module}.py",
+            module=["figure", "panel", "style", "setting", "study"],
+        ),
     output:
         multiext("results/studies/{study}/figures/{figure}", svg=".svg", png=".png"),
     log:
@@ -60,3 +87,64 @@ rule figure:
         compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
     script:
         "../scripts/figure.py"
+
+
+rule report:
+    """
+    Write the report of the study {wildcards.study}: one page that opens offline.
+    """
+    input:
+        runs=lambda wildcards: of_runs(
+            wildcards.study, "history", "metrics", "margins", "svstd"
+        ),
+        data=lambda wildcards: [
+            f"data/prepared/{dataset}/meta.json" for dataset in titles(wildcards.study)
+        ],
+        figures=lambda wildcards: [
+            f"results/studies/{wildcards.study}/figures/{figure}.svg"
+            for figure in config["studies"][wildcards.study]["figures"]
+        ],
+        tables=lambda wildcards: [
+            f"results/studies/{wildcards.study}/tables/{table}{part}.parquet"
+            for table in config["studies"][wildcards.study]["tables"]
+            for part in ("", "_summary")
+        ],
+        template="workflow/report/report.html.j2",
+        style="workflow/report/report.css",
+        captions=lambda wildcards: [
+            f"workflow/report/{item}.rst"
+            for kind in ("figures", "tables")
+            for item in config["studies"][wildcards.study][kind]
+        ],
+        code=expand(
+            "src/robreg/{module}.py",
+            module=[
+                "report",
+                "finding",
+                "provenance",
+                "quantity",
+                "setting",
+                "words",
+                "study",
+            ],
+        ),
+    output:
+        report=report(
+            "results/studies/{study}/report.html",
+            category="Report",
+            caption="../report/report.rst",
+        ),
+    log:
+        "logs/report/{study}.log",
+    benchmark:
+        "benchmarks/report/{study}.tsv"
+    conda:
+        "../../envs/conda.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime="10m",
+    params:
+        study=lambda wildcards: description(wildcards.study),
+    script:
+        "../scripts/report.py"

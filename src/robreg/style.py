@@ -1,0 +1,128 @@
+"""How figures look: sizes, one scale of colours for the AR strength, and files that are equal when drawn again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from robreg.table import atomic
+
+WIDTH = 7.2  # inches, of a figure with two or three columns; text is 9 pt, and never below 8
+SINGLE = 3.55  # inches, of a figure with one column: a phone shows it unscaled
+DPI = 200
+THEME: dict[Any, Any] = {  # matplotlib's stubs list every key as a literal
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; an SVG also names the generic family
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 9,
+    "legend.title_fontsize": 9,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 2.5,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "robreg",
+}
+_HANDLE, _LETTER = 0.56, 0.078  # inches that a legend's handle and a letter of its text take, about
+_DASHES = ("solid", (0, (5, 1.6)), (0, (5, 1.4, 1, 1.4)), (0, (2.2, 1.2)), (0, (5, 1.2, 1, 1.2, 1, 1.2)))
+_MARKERS = "os^Dv"
+
+
+@dataclass(frozen=True)
+class Look:
+    """A series: its name in the legend, colour, dashes, marker, and whether the marker is filled."""
+
+    label: str
+    color: str
+    dashes: Any = "solid"
+    marker: str = "o"
+    filled: bool = True
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Keywords for a line without markers."""
+        return {"color": self.color, "linestyle": self.dashes}
+
+    @property
+    def marked(self) -> dict[str, Any]:
+        """Keywords for a line with markers."""
+        face = self.color if self.filled else "white"
+        return {**self.line, "marker": self.marker, "markerfacecolor": face, "markeredgecolor": self.color}
+
+
+TRAIN = Look("train", "#3d3d3d", (0, (4, 2)), "s", filled=False)
+TEST = Look("test", "#3d3d3d")
+GAP = Look("gap", "#3d3d3d", "solid", "D")
+
+
+def by_strength(strengths: Sequence[int]) -> dict[int, Look]:
+    """Give every strength (1/255) its look: the stronger the darker; AR 0, standard training, is grey and dotted."""
+    positive = sorted({strength for strength in strengths if strength}, reverse=True)  # the strongest is solid
+    shades = _shades("viridis", len(positive), dark=0.05, light=0.72)
+    looks = {
+        ar: _look(f"AR {ar}", shade, index) for index, (ar, shade) in enumerate(zip(positive, shades, strict=True))
+    }
+    if 0 in strengths:
+        looks[0] = Look("AR 0", "#8a8a8a", (0, (1, 1.1)), "o", filled=False)
+    return dict(sorted(looks.items()))
+
+
+def by_radius(radii: Sequence[float]) -> dict[float, Look]:
+    """Give every radius (1/255) of a loss variation its look, on another scale of colours than the strengths'."""
+    ordered = sorted(set(radii), reverse=True)
+    shades = _shades("inferno", len(ordered), dark=0.2, light=0.72)
+    looks = [
+        _look(f"eps {eps:g}", shade, index) for index, (eps, shade) in enumerate(zip(ordered, shades, strict=True))
+    ]
+    return dict(sorted(zip(ordered, looks, strict=True)))
+
+
+def legend(figure: Figure, looks: Sequence[Look], *, title: str | None = None, markers: bool = True) -> None:
+    """Put a legend above a figure's panels, never over data, in as few rows as its width allows."""
+    handles = [Line2D([], [], label=look.label, **(look.marked if markers else look.line)) for look in looks]
+    columns = _columns([_HANDLE + _LETTER * len(look.label) for look in looks], figure.get_figwidth())
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=title, columnspacing=1.4)
+
+
+def save(figure: Figure, svg: Path, png: Path) -> None:
+    """Write a figure as SVG (text as text) and PNG (200 dpi), both without dates."""
+    with mpl.rc_context(THEME):
+        with atomic(svg) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        with atomic(png) as temporary:
+            figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def _columns(widths: Sequence[float], available: float) -> int:
+    """How many columns entries of these widths (inches) can have, in rows of about equal length."""
+    if sum(widths) <= available:
+        return len(widths)
+    most = max(1, int(available / max(widths)))
+    rows = -(-len(widths) // most)
+    return -(-len(widths) // rows)
+
+
+def _look(label: str, color: str, index: int) -> Look:
+    return Look(label, color, _DASHES[index % len(_DASHES)], _MARKERS[index % len(_MARKERS)])
+
+
+def _shades(name: str, count: int, *, dark: float, light: float) -> list[str]:
+    """Take count colours of a perceptually uniform map, from dark to light."""
+    step = (light - dark) / max(count - 1, 1)
+    return [mpl.colors.to_hex(mpl.colormaps[name](dark + step * index)) for index in range(count)]

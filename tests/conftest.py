@@ -1,0 +1,82 @@
+"""What several tests need: one thread, networks with random weights, and one run on real data."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from robreg import data, network
+
+META = {
+    "dataset": "digits",
+    "variant": "ar8",
+    "seed": 0,
+    "version": "0.1.0",
+    "settings_hash": "abc",
+    "arch": "resnet8",
+    "width": 4,
+    "threads": 1,
+    "shape": [1, 8, 8],
+    "classes": 10,
+}
+
+
+class Run(NamedTuple):
+    """A checkpoint, the prepared data that it belongs to, and what is in the two."""
+
+    checkpoint: Path
+    folder: Path
+    meta: dict[str, Any]
+    model: network.Classifier
+    data: data.Dataset
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # results depend on the number in their last bits, and jobs set it themselves
+
+
+@pytest.fixture(scope="session")
+def net() -> Callable[..., network.Classifier]:
+    """Make networks with random weights, for at its initialisation Fixup's logits and gradients are all 0."""
+
+    def make(
+        *,
+        seed: int = 0,
+        shape: tuple[int, int, int] = (1, 8, 8),
+        width: int = 4,
+        classes: int = 10,
+        dtype: torch.dtype = torch.float32,
+    ) -> network.Classifier:
+        mean, std = [0.3, 0.4, 0.5][: shape[0]], [0.2, 0.25, 0.3][: shape[0]]
+        model = network.build("resnet8", width=width, shape=shape, classes=classes, mean=mean, std=std)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                fan_in = max(1, parameter[0].numel())
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2 / fan_in) ** 0.5)
+        return model.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, net: Callable[..., network.Classifier]) -> Run:
+    """One network and 60 + 40 digits, on disk as the workflow leaves them."""
+    root = tmp_path_factory.mktemp("run")
+    settings = {"kind": "digits", "max_train": 60, "max_test": 40, "subset_seed": 0, "name": "digits"}
+    data.prepare(settings, data_root=root, out=root / "data")
+    prepared = data.load(root / "data")
+    model = net(width=META["width"])
+    model.normalise = network.Normalise(prepared.mean, prepared.std)
+    meta = META | {"mean": list(prepared.mean), "std": list(prepared.std), "data_sha256": prepared.sha256}
+    torch.save({"model": model.state_dict(), "meta": meta}, root / "checkpoint.pt")
+    return Run(root / "checkpoint.pt", root / "data", meta, model, prepared)
+
+
+@pytest.fixture(scope="session")
+def identity() -> Mapping[str, Any]:
+    """Return what every table of the run must say of itself."""
+    return {key: META[key] for key in ("dataset", "variant", "seed", "version", "settings_hash")}

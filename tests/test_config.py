@@ -1,0 +1,178 @@
+"""config.yaml: what is shipped is valid and says what the paper does; every wrong key is refused by its name."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from robreg import config as robreg_config
+from robreg.config import ConfigError
+
+ROOT = Path(__file__).parents[1]
+SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
+
+
+@pytest.fixture
+def config():
+    return yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def put(tree, path, value):
+    *parents, last = path.split(".")
+    for key in parents:
+        tree = tree[int(key) if key.isdigit() else key]
+    tree[last] = value
+
+
+def test_the_shipped_config_is_valid(config):
+    robreg_config.check(config, SCHEMA)
+
+
+def test_the_schema_describes_every_key():
+    def walk(schema, path):
+        for key, value in schema.get("properties", {}).items():
+            resolved = value.get("$ref", "").startswith("#/$defs/")
+            assert resolved or "description" in value or "properties" in value or value.get("type") == "array", (
+                f"{path}.{key}"
+            )
+            walk(value, f"{path}.{key}")
+
+    schema = yaml.safe_load(SCHEMA.read_text())
+    walk(schema, "")
+    for name, part in schema["$defs"].items():
+        walk(part, name)
+        assert part.get("type") != "object" or part["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("datasets.digits.training.epoch", 3, r"datasets\.digits\.training\.epoch: .*did you mean 'epochs'"),
+        ("datasets.digits.evaluation.eps", -3, r"datasets\.digits\.evaluation\.eps: -3 is less than the minimum of 0"),
+        ("datasets.digits.training_attack.step", "4/eps", r"datasets\.digits\.training_attack\.step"),
+        ("datasets.digits.architecture", "resnet9", r"datasets\.digits\.architecture: 'resnet9' is not one of"),
+        ("datasets.digits.kind", "mnist", r"datasets\.digits\.kind: 'mnist' is not one of"),
+        ("datasets.digits.training.lr", "fast", r"datasets\.digits\.training\.lr: 'fast' is not of type 'number'"),
+        ("datasets.digits.training.lr", float("nan"), r"datasets\.digits\.training\.lr: nan is not a finite number"),
+        ("datasets.digits.training.epochs", 0, r"datasets\.digits\.training\.epochs: 0 is less than the minimum of 1"),
+        ("datasets.digits.training", None, r"datasets\.digits\.training: None is not of type 'object'"),
+        (
+            "studies.demo.runs.0.dataset",
+            "digit",
+            r"studies\.demo\.runs: unknown data set 'digit': did you mean 'digits'",
+        ),
+        ("studies.demo.runs.0.ar", [-8], r"studies\.demo\.runs\.0\.ar\.0: -8 is less than the minimum of 0"),
+        ("studies.demo.figures", ["fig2"], r"studies\.demo\.figures\.0: 'fig2' is not one of"),
+        ("studies.demo.compare", [32, 8], r"studies\.demo\.compare: .*the lower one first"),
+        ("studies.demo.compare", [8, 64], r"studies\.demo\.compare: .*two of the study's strengths"),
+        ("runs", {"digits/ar08": {"training": {"epochs": 2}}}, r"runs: digits/ar08: 'ar08' is spelt 'ar8'"),
+        ("runs", {"digit/ar8": {"training": {"epochs": 2}}}, r"runs: unknown data set 'digit'"),
+        ("runs", {"digits/ar8": {"training": {"epoch": 2}}}, r"runs\.digits/ar8\.training\.epoch: unknown key"),
+        ("runs", {"digits/ar8": {"max_train": 2}}, r"runs\.digits/ar8\.max_train: unknown key"),
+        ("devise", "cpu", r"devise: unknown key 'devise': did you mean 'device'"),
+    ],
+)
+def test_a_bad_key_is_named(config, path, value, message):
+    put(config, path, value)
+    with pytest.raises(ConfigError, match=message):
+        robreg_config.check(config, SCHEMA)
+
+
+def test_names_that_belong_to_the_workflow_are_refused(config):
+    with pytest.raises(ConfigError, match=r"studies\.train: a rule of the workflow has this name"):
+        robreg_config.check({**config, "studies": {"train": config["studies"]["demo"]}}, SCHEMA, reserved=["train"])
+    with pytest.raises(ConfigError, match=r"datasets\.studies: this name is reserved"):
+        put(config, "datasets.studies", config["datasets"]["digits"])
+        robreg_config.check(config, SCHEMA)
+
+
+def test_the_paper_schedule_is_the_paper_s(config):
+    run = robreg_config.settings(config, "c10", "ar16")
+    assert run["arch"] == "resnet56"
+    assert run["train_attack"] == {"attack": "pgd", "eps": 16.0, "step": 2.0, "steps": 10, "start": "random"}
+    assert run["training"] == {
+        "augmentation": "crop-flip",
+        "batch_size": 256,
+        "epochs": 200,
+        "lr": 0.05,
+        "lr_drops": [100, 150],
+        "lr_factor": 10.0,
+        "momentum": 0.9,
+        "pad": 4,
+        "weight_decay": 0.0,
+    }
+    assert (run["evaluation"]["eps"], run["evaluation"]["step"], run["evaluation"]["steps"]) == (8.0, 2.0, 10)
+
+
+def test_variants_change_what_they_name_and_nothing_else(config):
+    plain = robreg_config.settings(config, "digits", "ar16")
+    assert robreg_config.settings(config, "digits", "ar0")["train_attack"] is None
+    assert plain["train_attack"]["step"] == 4.0
+    fgsm = robreg_config.settings(config, "digits", "ar16-fgsm")["train_attack"]
+    assert fgsm == {"attack": "fgsm", "eps": 16.0, "step": 16.0, "steps": 1, "start": "clean"}
+    normspace = robreg_config.settings(config, "digits", "ar16-normspace")
+    assert {normspace[key] for key in ("space",)} | {
+        normspace[m]["space"] for m in ("evaluation", "loss_variation")
+    } == {"normalised"}
+    other_seed = robreg_config.settings(config, "digits", "ar16-s3")
+    assert {key for key in plain if plain[key] != other_seed[key]} == {"variant", "seed"}
+
+
+def test_an_override_changes_its_run_alone(config):
+    before = {variant: robreg_config.settings(config, "digits", variant) for variant in ("ar8", "ar16")}
+    config["runs"] = {"digits/ar8": {"training": {"epochs": 3}}}
+    after = {variant: robreg_config.settings(config, "digits", variant) for variant in ("ar8", "ar16")}
+    assert after["ar16"] == before["ar16"]
+    assert after["ar8"]["training"] == {**before["ar8"]["training"], "epochs": 3}
+
+
+def test_equal_settings_have_equal_text_and_hash_whatever_their_spelling(config):
+    resolved = robreg_config.settings(config, "digits", "ar8")
+    other = copy.deepcopy(config)
+    training = other["datasets"]["digits"]["training"]
+    other["datasets"]["digits"]["training"] = {
+        **dict(reversed(training.items())),
+        "lr_factor": 10.0,
+        "weight_decay": 0.0,
+    }
+    again = robreg_config.settings(other, "digits", "ar8")
+    assert repr(again) == repr(resolved)
+    assert robreg_config.fingerprint(again) == robreg_config.fingerprint(resolved)
+    put(config, "datasets.digits.training.lr", 0.2)
+    assert robreg_config.fingerprint(robreg_config.settings(config, "digits", "ar8")) != robreg_config.fingerprint(
+        resolved
+    )
+
+
+def test_how_a_network_is_measured_does_not_identify_it(config):
+    before = robreg_config.training(robreg_config.settings(config, "digits", "ar8"))
+    config["datasets"]["digits"]["evaluation"]["eps"] = 16
+    config["datasets"]["digits"]["loss_variation"]["eps"] = [1]
+    assert robreg_config.training(robreg_config.settings(config, "digits", "ar8")) == before
+
+
+def test_a_study_lists_its_runs_in_order_and_once(config):
+    config["studies"]["demo"]["runs"] = [
+        {"dataset": "digits", "ar": [8, 0], "seeds": [1, 0]},
+        {"dataset": "digits", "ar": [0], "arch": ["resnet56"]},
+        {"dataset": "digits", "ar": [8]},
+    ]
+    assert robreg_config.runs(config, "demo") == [
+        ("digits", "ar8-s1"),
+        ("digits", "ar8"),
+        ("digits", "ar0-s1"),
+        ("digits", "ar0"),
+        ("digits", "ar0-resnet56"),
+    ]
+
+
+def test_an_unknown_study_is_refused_with_the_known_ones(config):
+    with pytest.raises(ConfigError, match="no study 'paper'; add its block, or ask for one of: demo"):
+        robreg_config.runs(config, "paper")
+
+
+@pytest.mark.parametrize(("variant", "missing"), [("ar8-wrn50", "wrn50"), ("ar8-sn3", "spectral norm bound")])
+def test_what_this_version_cannot_compute_is_refused_by_name(config, variant, missing):
+    with pytest.raises(ConfigError, match=f"digits/{variant}: .*{missing}.* missing from this version"):
+        robreg_config.settings(config, "digits", variant)

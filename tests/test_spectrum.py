@@ -1,0 +1,282 @@
+"""Singular values against the dense operator, made by convolving unit vectors, and against facts about any operator."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robreg import spectrum, table
+from robreg.spectrum import layers, singular_values, summary
+
+Matrix = npt.NDArray[np.float64]
+
+
+def kernel(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Convolve on the torus: tile the image so often that the kernel never meets an edge, and keep one period."""
+    height, width = x.shape[2:]
+    kh, kw = weight.shape[2:]
+    tiled = x.repeat(1, 1, kh // height + 3, kw // width + 3)
+    top, left = height - (kh // 2) % height, width - (kw // 2) % width
+    window = tiled[:, :, top : top + height - 1 + kh, left : left + width - 1 + kw]
+    return functional.conv2d(window, weight, stride=stride)
+
+
+def dense(weight: Tensor, height: int, width: int, stride: int) -> Matrix:
+    """The operator's matrix: one column per unit vector."""
+    c_in = weight.shape[1]
+    units = torch.eye(c_in * height * width, dtype=torch.float64).view(-1, c_in, height, width)
+    return convolve(units, weight, stride).flatten(1).T.numpy()
+
+
+def repeated(found: tuple[Tensor, Tensor]) -> Matrix:
+    sigma, multiplicity = found
+    return np.sort(np.repeat(sigma.numpy(), multiplicity.numpy()))[::-1]
+
+
+CHANNELS = [(1, 1), (2, 3), (3, 2), (2, 2), (2, 5)]  # c_out, c_in
+SIZES = [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (8, 8), (2, 6), (6, 4), (9, 3), (3, 6), (1, 4), (12, 2)]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("k", [(1, 1), (3, 3), (5, 5), (2, 2), (3, 1)])
+def test_the_spectrum_is_the_dense_operators(k: tuple[int, int], stride: int) -> None:
+    sizes = [size for size in SIZES if size[0] % stride == size[1] % stride == 0]
+    assert len(sizes) >= 4
+    for (c_out, c_in), (height, width) in product(CHANNELS, sizes):
+        weight = kernel(c_out, c_in, *k)
+        expected = np.linalg.svd(dense(weight, height, width, stride), compute_uv=False)
+        found = singular_values(weight, height, width, stride)
+        assert int(found[1].sum()) == len(expected) == min(c_out * height * width // stride**2, c_in * height * width)
+        np.testing.assert_allclose(repeated(found), expected, atol=1e-10, err_msg=f"{c_out, c_in, height, width}")
+
+
+@pytest.mark.parametrize(("size", "stride"), [(2, 1), (2, 2), (1, 1)])
+def test_a_3x3_kernel_on_2x2_or_1x1_wraps_round(size: int, stride: int) -> None:
+    weight = kernel(3, 4, 3, 3)
+    expected = np.linalg.svd(dense(weight, size, size, stride), compute_uv=False)
+    np.testing.assert_allclose(repeated(singular_values(weight, size, size, stride)), expected, atol=1e-10)
+    cropped = weight[:, :, :size, :size]  # what an FFT of that size would take
+    assert abs(np.linalg.svd(dense(cropped, size, size, stride), compute_uv=False) - expected).max() > 0.1
+
+
+def test_on_one_pixel_the_operator_is_the_sum_of_the_taps() -> None:
+    weight = kernel(3, 3, 3, 3)
+    expected = np.linalg.svd(weight.sum((2, 3)).numpy(), compute_uv=False)
+    np.testing.assert_allclose(singular_values(weight, 1, 1)[0], expected, atol=1e-12)
+
+
+def test_inputs_that_a_strided_1x1_kernel_skips_count_as_zeros() -> None:
+    sigma, multiplicity = singular_values(kernel(6, 2, 1, 1), 4, 4, 2)
+    assert int(multiplicity.sum()) == 6 * 4  # rows: 6 channels on 2 x 2; columns: 2 channels on 4 x 4
+    assert int(multiplicity[sigma == 0].sum()) == 16
+    sigma, _ = singular_values(kernel(2, 6, 1, 1), 4, 4, 2)
+    assert (sigma > 0).all()
+
+
+def test_padding_moves_the_result_but_not_its_spectrum() -> None:
+    weight = kernel(2, 2, 3, 3)
+    shifted = functional.pad(weight, (2, 0, 1, 0))
+    np.testing.assert_allclose(
+        repeated(singular_values(shifted, 6, 6, 2)), repeated(singular_values(weight, 6, 6, 2)), atol=1e-12
+    )
+
+
+def test_the_values_fall_and_their_multiplicities_are_of_a_real_kernels_mirrored_frequencies() -> None:
+    sigma, multiplicity = singular_values(kernel(1, 1, 3, 3), 8, 8)
+    assert (sigma.diff() <= 0).all()
+    assert multiplicity.dtype == torch.int64
+    assert multiplicity.unique().tolist() == [1, 2]
+    assert int((multiplicity == 1).sum()) == 4  # the frequencies that are their own mirror image
+
+
+@given(
+    weight=st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    stride=st.integers(1, 4),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=60, deadline=None)
+def test_squares_sum_to_the_frobenius_norm_and_multiplicities_to_the_rank(weight, size, stride, seed) -> None:
+    taps = kernel(*weight, seed=seed)
+    height, width = size[0] * stride, size[1] * stride
+    sigma, multiplicity = singular_values(taps, height, width, stride)
+    c_out, c_in = weight[:2]
+    assert int(multiplicity.sum()) == min(c_out * size[0] * size[1], c_in * height * width)
+    torus = torch.zeros(c_out, c_in, height, width, dtype=torch.float64)  # one row of the operator per output channel
+    rows, columns = torch.arange(weight[2]) % height, torch.arange(weight[3]) % width
+    torus.index_put_(
+        (torch.arange(c_out)[:, None, None, None], torch.arange(c_in)[:, None, None], rows[:, None], columns),
+        taps,
+        accumulate=True,
+    )
+    frobenius = float(torus.square().sum()) * size[0] * size[1]
+    np.testing.assert_allclose(float((multiplicity * sigma.square()).sum()), frobenius, rtol=1e-10)
+
+
+def test_a_linear_layers_spectrum_is_its_matrix_s() -> None:
+    linear = nn.Linear(7, 4).double()
+    layer = spectrum.Layer("head", linear, 1, 1)
+    sigma, multiplicity = singular_values(layer.kernel, layer.height, layer.width, layer.stride)
+    np.testing.assert_allclose(sigma, np.linalg.svd(linear.weight.detach().numpy(), compute_uv=False), atol=1e-12)
+    assert multiplicity.tolist() == [1] * 4
+    assert layer.facts() == dict(name="head", kind="linear", c_in=7, c_out=4, kernel=1, stride=1, height=1, width=1)
+
+
+def test_a_float32_kernel_is_computed_in_float64() -> None:
+    weight = kernel(3, 2, 3, 3).float()
+    for size, stride in ((4, 1), (4, 2)):
+        sigma, _ = singular_values(weight, size, size, stride)
+        assert sigma.dtype == torch.float64
+        assert torch.equal(sigma, singular_values(weight.double(), size, size, stride)[0])
+    sigma, _ = singular_values(weight[:, :, :1, :1], 4, 4)
+    assert sigma.dtype == torch.float64
+
+
+@pytest.mark.parametrize(("height", "width", "stride"), [(5, 4, 2), (4, 5, 2), (8, 8, 3), (1, 1, 2)])
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_stride_that_does_not_divide_the_input_is_refused(height: int, width: int, stride: int, k: int) -> None:
+    with pytest.raises(ValueError, match=f"stride {stride}.*{height} x {width}"):
+        singular_values(kernel(2, 2, k, k), height, width, stride)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_power_iteration_on_the_real_layer_finds_the_largest_value(stride: int) -> None:
+    conv = nn.Conv2d(3, 4, 3, stride, padding=1, padding_mode="circular", bias=False).double()
+    with torch.no_grad():
+        conv.weight.copy_(kernel(4, 3, 3, 3))
+    x = kernel(1, 3, 8, 8, seed=1).requires_grad_()
+    for _ in range(500):
+        y = conv(x)
+        (back,) = torch.autograd.grad(y, x, y.detach())
+        x = (back / back.norm()).detach().requires_grad_()
+    largest = float(singular_values(conv.weight.detach(), 8, 8, stride)[0][0])
+    assert float(conv(x).detach().norm()) == pytest.approx(largest, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("weight", "size", "stride"),
+    [((3, 2, 3, 3), 6, 1), ((2, 3, 3, 3), 4, 2), ((4, 2, 1, 1), 3, 1), ((6, 2, 1, 1), 4, 2)],
+)
+def test_the_summary_is_numpys_of_the_repeated_values(weight: tuple[int, ...], size: int, stride: int) -> None:
+    found = singular_values(kernel(*weight), size, size, stride)
+    values = repeated(found)
+    expected = {
+        "n": len(values),
+        "mean": values.mean(),
+        "std": values.std(),
+        "min": values.min(),
+        "max": values.max(),
+    }
+    assert summary(*found) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_summary_weights_by_multiplicity() -> None:
+    found = summary(torch.tensor([3.0, 1.0], dtype=torch.float64), torch.tensor([1, 3]))
+    assert found == {"n": 4, "mean": 1.5, "std": pytest.approx(0.75**0.5), "min": 1.0, "max": 3.0}
+
+
+# The layers of a network
+
+
+def test_layers_are_listed_in_forward_order_with_their_input_sizes(net: Callable[..., nn.Module]) -> None:
+    model = net()
+    found = layers(model, (1, 8, 8))
+    assert [layer.name for layer in found] == [
+        "network.stem",
+        "network.stages.0.0.conv1",
+        "network.stages.0.0.conv2",
+        "network.stages.1.0.conv1",
+        "network.stages.1.0.conv2",
+        "network.stages.2.0.conv1",
+        "network.stages.2.0.conv2",
+        "network.linear",
+    ]
+    assert [layer.height for layer in found] == [8, 8, 8, 8, 4, 4, 2, 1]
+    assert [layer.width for layer in found] == [8, 8, 8, 8, 4, 4, 2, 1]
+    assert [layer.stride for layer in found] == [1, 1, 1, 2, 1, 2, 1, 1]
+    assert [layer.kind for layer in found] == ["conv"] * 7 + ["linear"]
+    assert [layer.kernel.shape[:2] for layer in found] == [
+        (4, 1),
+        (4, 4),
+        (4, 4),
+        (8, 4),
+        (8, 8),
+        (16, 8),
+        (16, 16),
+        (10, 16),
+    ]
+    for layer in found:
+        assert torch.equal(layer.kernel.flatten(1), model.state_dict()[f"{layer.name}.weight"].flatten(1))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+class Backwards(nn.Module):
+    """Use its layers in another order than it defines them, on an oblong image."""
+
+    def __init__(self, **second: Any) -> None:
+        super().__init__()
+        self.last = nn.Linear(2, 3)
+        self.second = nn.Conv2d(4, 2, **({"kernel_size": 3, "padding": 1} | second))
+        self.first = nn.Conv2d(1, 4, 1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x)).mean((2, 3)))
+
+
+def test_forward_order_is_not_the_order_of_definition() -> None:
+    found = layers(Backwards(), (1, 8, 12))
+    assert [(layer.name, layer.height, layer.width) for layer in found] == [
+        ("first", 8, 12),
+        ("second", 4, 6),
+        ("last", 1, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"groups": 2},
+        {"dilation": 2, "padding": 2},
+        {"kernel_size": (3, 1), "padding": (1, 0)},
+        {"stride": (1, 2)},
+        {"stride": 4},
+    ],
+)
+def test_a_layer_whose_operator_is_not_treated_is_refused_by_name(second: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="layer second"):
+        layers(Backwards(**second), (1, 8, 12))
+
+
+def test_record_writes_every_value_and_one_row_per_layer(run, identity, tmp_path) -> None:
+    sv, svstd = tmp_path / "sv.parquet", tmp_path / "svstd.parquet"
+    spectrum.record(run.checkpoint, sv=sv, svstd=svstd, device="cpu")
+    values, rows = table.read(sv).to_pandas(), table.read(svstd).to_pandas()
+    assert list(values) == table.SCHEMAS["sv"].names
+    assert list(rows) == table.SCHEMAS["svstd"].names
+    assert rows["layer"].tolist() == list(range(1, 9))
+    assert table.metadata(sv) == table.metadata(svstd) == identity
+    for row in rows.to_dict("records"):
+        own = values[values["layer"] == row["layer"]]
+        weight = run.model.state_dict()[f"{row['name']}.weight"].double()
+        shape = (row["c_out"], row["c_in"], row["kernel"], row["kernel"])
+        operator = dense(weight.view(shape), row["height"], row["width"], row["stride"])
+        expected = np.linalg.svd(operator, compute_uv=False)
+        found = np.sort(np.repeat(own["sigma"], own["multiplicity"]))[::-1]
+        np.testing.assert_allclose(found, expected, atol=1e-10)
+        assert set(own["name"]) == {row["name"]}
+        assert row["n"] == len(expected)
+        assert [row[key] for key in ("mean", "std", "min", "max")] == pytest.approx(
+            [expected.mean(), expected.std(), expected.min(), expected.max()], abs=1e-10
+        )

@@ -1,0 +1,150 @@
+"""A study's tables from runs whose tables are made by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robreg import study, table
+
+KEYS = ["dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "seed"]
+TABLE3 = ["train_acc", "test_acc", "acc_gap", "train_loss", "test_loss", "loss_gap", "pgd_acc", "robust_acc"]
+VARIATION = {1.0: [0.0, 1.0, 2.0, 5.0], 2.0: [1.0, 1.0, 4.0, 6.0]}  # by eps, of four test examples
+
+
+def make_run(root: Path, ar: int, seed: int, bound: float | None = None, pgd: float | None = 50.0) -> dict[str, Any]:
+    """A run whose numbers follow from its name: the accuracy is 90 - ar + seed, the loss variation times ar."""
+    folder = root / f"ar{ar}-sn{bound}-s{seed}"
+    numbers = dict.fromkeys(table.SCHEMAS["metrics"].names, 1.0)
+    numbers |= {"train_acc": 90.0 - ar + seed, "pgd_acc": pgd, "loss_gap": 0.1 * seed}
+    table.write(folder / "metrics.parquet", "metrics", {key: [value] for key, value in numbers.items()}, {})
+    variation = {eps: [ar * value + seed for value in values] for eps, values in VARIATION.items()}
+    content = {
+        "eps": [eps for eps in variation for _ in range(4)],
+        "index": [0, 1, 2, 3] * 2,
+        "loss_clean": [1.0] * 8,
+        "loss_adv": [1.0 + value for values in variation.values() for value in values],
+        "variation": [value for values in variation.values() for value in values],
+    }
+    table.write(folder / "lossvar.parquet", "lossvar", content, {})
+    run = {"dataset": "digits", "arch": "resnet8", "train_attack": "pgd", "space": "pixel", "spectral_norm": bound}
+    return run | {"ar": ar, "seed": seed, "variant": folder.name, "folder": str(folder)}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[dict[str, Any]]:
+    """Three seeds at ar 8, one at ar 16, two at ar 8 with a bound; not in sorted order."""
+    settings = [(8, 0, None), (16, 0, None), (8, 1, 3.0), (8, 2, None), (8, 0, 3.0), (8, 1, None)]
+    return [make_run(tmp_path, *setting) for setting in settings]
+
+
+def test_gather_stacks_tables_with_the_keys_in_front(runs: list[dict[str, Any]]) -> None:
+    frame = study.gather(runs, "lossvar", ["eps", "variation"])
+    assert list(frame) == [*KEYS, "eps", "variation"]
+    assert len(frame) == 8 * len(runs)
+    assert frame.index.tolist() == list(range(len(frame)))
+    assert frame["ar"].tolist() == [run["ar"] for run in runs for _ in range(8)]
+    assert frame["seed"].tolist() == [run["seed"] for run in runs for _ in range(8)]
+    own = frame[(frame["ar"] == 16) & (frame["eps"] == 2.0)]
+    assert own["variation"].tolist() == [16.0, 16.0, 64.0, 96.0]
+    assert list(study.gather(runs, "lossvar"))[len(KEYS) :] == table.SCHEMAS["lossvar"].names
+
+
+def test_table3_has_the_contracts_columns_and_one_row_per_run(runs: list[dict[str, Any]]) -> None:
+    frame = study.table3(runs)
+    assert list(frame) == KEYS + TABLE3
+    assert frame["train_acc"].tolist() == [90.0 - run["ar"] + run["seed"] for run in runs]
+    assert frame["pgd_acc"].tolist() == [50.0] * 6
+
+
+def test_table1_averages_over_test_examples_with_the_populations_std(runs: list[dict[str, Any]]) -> None:
+    frame = study.table1(runs)
+    names = [f"loss_variation_{statistic}_eps{eps}" for eps in (1, 2) for statistic in ("mean", "std")]
+    assert list(frame) == KEYS + names
+    for row, run in zip(frame.to_dict("records"), runs, strict=True):
+        for eps, values in VARIATION.items():
+            expected = run["ar"] * np.array(values) + run["seed"]
+            assert row[f"loss_variation_mean_eps{eps:g}"] == pytest.approx(expected.mean())
+            assert row[f"loss_variation_std_eps{eps:g}"] == pytest.approx(expected.std(ddof=0))
+
+
+def test_the_summary_has_one_row_per_setting_and_drops_none(runs: list[dict[str, Any]]) -> None:
+    frame = study.summarise(study.table3(runs))
+    metrics = [f"{name}_{statistic}" for name in TABLE3 for statistic in ("mean", "std")]
+    assert list(frame) == [*KEYS[:-1], *metrics, "n_seeds"]
+    found = {
+        (row["ar"], None if pd.isna(row["spectral_norm"]) else row["spectral_norm"]): row
+        for row in frame.to_dict("records")
+    }
+    assert found.keys() == {(8, None), (16, None), (8, 3.0)}
+    assert {key: row["n_seeds"] for key, row in found.items()} == {(8, None): 3, (16, None): 1, (8, 3.0): 2}
+    assert found[8, None]["train_acc_mean"] == pytest.approx(83.0)
+    assert found[8, None]["train_acc_std"] == pytest.approx(1.0)  # of 82, 83, 84 with ddof 1
+    assert found[8, 3.0]["train_acc_mean"] == pytest.approx(82.5)
+    assert found[8, 3.0]["train_acc_std"] == pytest.approx(0.5**0.5)
+    assert found[16, None]["train_acc_mean"] == pytest.approx(74.0)
+    assert pd.isna(found[16, None]["train_acc_std"])
+    assert frame["ar"].tolist() == [8, 16, 8]  # in the order of the runs
+
+
+def test_the_std_over_seeds_is_not_mixed_up_with_that_over_examples(runs: list[dict[str, Any]]) -> None:
+    frame = study.summarise(study.table1(runs))
+    row = frame[(frame["ar"] == 8) & frame["spectral_norm"].isna()].iloc[0]
+    assert row["loss_variation_mean_eps1_mean"] == pytest.approx(17.0)  # 8 x 2 + seed
+    assert row["loss_variation_mean_eps1_std"] == pytest.approx(1.0)
+    assert row["loss_variation_std_eps1_mean"] == pytest.approx(8 * np.std(VARIATION[1.0]))
+    assert row["loss_variation_std_eps1_std"] == pytest.approx(0.0, abs=1e-12)
+    assert row["n_seeds"] == 3
+
+
+def test_settings_that_differ_in_any_key_are_not_averaged(tmp_path: Path) -> None:
+    base = make_run(tmp_path, 8, 0)
+    others = [{"dataset": "c10"}, {"arch": "resnet56"}, {"train_attack": "fgsm"}, {"space": "normalised"}]
+    frame = study.summarise(study.table3([base, *(base | other for other in others)]))
+    assert frame["n_seeds"].tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("bounds", [(None, None), (None, 3.0), (3.0, 5.0), (3.0, None)])
+def test_any_mix_of_bounds_and_none_is_summarised(tmp_path: Path, bounds: tuple[float | None, float | None]) -> None:
+    runs = [make_run(tmp_path, ar, 0, bound) for ar, bound in zip((4, 8), bounds, strict=True)]
+    frame = study.summarise(study.table3(runs))
+    assert [None if pd.isna(value) else value for value in frame["spectral_norm"]] == list(bounds)
+    assert frame["train_acc_mean"].tolist() == [86.0, 82.0]
+
+
+def test_a_seed_without_a_conditional_accuracy_is_left_out_of_its_mean(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, 8, 0, pgd=None), make_run(tmp_path, 8, 1, pgd=40.0), make_run(tmp_path, 16, 0, pgd=None)]
+    frame = study.summarise(study.table3(runs))
+    assert frame["pgd_acc_mean"][0] == 40.0
+    assert pd.isna(frame["pgd_acc_std"][0])
+    assert pd.isna(frame["pgd_acc_mean"][1])
+
+
+@pytest.mark.parametrize("name", ["table1", "table3"])
+def test_record_writes_table_and_summary_alike_as_parquet_and_csv(
+    runs: list[dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "tables"
+    study.record(name, runs, folder=folder, study="demo")
+    assert {file.name for file in folder.iterdir()} == {
+        f"{stem}.{suffix}" for stem in (name, f"{name}_summary") for suffix in ("parquet", "csv")
+    }
+    for stem, rows in ((name, 6), (f"{name}_summary", 3)):
+        arrow = table.read(folder / f"{stem}.parquet")
+        frame = arrow.to_pandas()
+        assert len(frame) == rows
+        assert table.metadata(folder / f"{stem}.parquet") == {"study": "demo"}
+        pd.testing.assert_frame_equal(pd.read_csv(folder / f"{stem}.csv"), frame, check_dtype=False, rtol=1e-12)
+        bounds = arrow["spectral_norm"].to_pylist()
+        assert set(bounds) == {None, 3.0}  # null, not NaN
+
+
+def test_record_of_runs_without_any_bound_has_a_column_of_nulls(tmp_path: Path) -> None:
+    study.record("table3", [make_run(tmp_path, 8, 0)], folder=tmp_path / "tables", study="demo")
+    for stem in ("table3", "table3_summary"):
+        arrow = table.read(tmp_path / "tables" / f"{stem}.parquet")
+        assert str(arrow.schema.field("spectral_norm").type) == "double"
+        assert arrow["spectral_norm"].to_pylist() == [None]
+    assert arrow["train_acc_std"].to_pylist() == [None]  # one seed

@@ -1,0 +1,294 @@
+"""Training: it learns, it resumes to the same bits wherever it was killed, and it refuses what it must not mix."""
+
+import copy
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from robreg import attack, data, network, table, train
+from robreg import config as robreg_config
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+TIMES = ("seconds", "examples_per_s")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    spec = {"kind": "digits", "source": None, "max_train": 200, "max_test": 50, "subset_seed": 0}
+    data.prepare(spec, data_root=folder, out=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(source):
+    return data.load(source)
+
+
+def make_settings(variant="ar8", **training):
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config["runs"] = {f"digits/{variant}": {"training": {"epochs": 3, "lr_drops": [2], **training}}}
+    return robreg_config.training(robreg_config.settings(config, "digits", variant))
+
+
+def run(settings, prepared, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"checkpoint": folder / "checkpoint.pt", "history": folder / "history.parquet"}
+    train.train(settings, prepared, **files, device=CPU)
+    return result(folder)
+
+
+def result(folder):
+    weights = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+    return weights, table.read(folder / "history.parquet").drop_columns(list(TIMES)).to_pylist()
+
+
+def assert_same(one, other):
+    assert one[0].keys() == other[0].keys()
+    assert all(torch.equal(one[0][key], other[0][key]) for key in one[0])
+    assert one[1] == other[1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared, tmp_path_factory):
+    return run(make_settings(), prepared, tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_training_reduces_the_adversarial_loss(prepared, tmp_path):
+    _, history = run(make_settings(epochs=8, lr_drops=[6], batch_size=16), prepared, tmp_path)
+    assert [row["epoch"] for row in history] == list(range(1, 9))
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+    assert history[-1]["acc"] > 60
+    assert [row["lr"] for row in history] == [0.1] * 6 + [0.01] * 2
+
+
+def test_a_second_run_has_the_same_bits(prepared, undisturbed, tmp_path):
+    assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
+    assert not (tmp_path / "resume.pt").exists()
+
+
+def test_another_seed_has_other_bits(prepared, undisturbed, tmp_path):
+    weights, _ = run(make_settings("ar8-s1"), prepared, tmp_path)
+    assert not torch.equal(weights["network.stem.weight"], undisturbed[0]["network.stem.weight"])
+
+
+def test_training_leaves_the_global_generator_alone(prepared, tmp_path):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    run(make_settings(epochs=1), prepared, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def child(event, count, settings, folders, number):
+    """Train, and send itself a signal at the count-th event."""
+    torch.set_num_threads(1)
+    left = [count]
+
+    def counted(function, *, after=False):
+        def wrapper(*args, **kwargs):
+            left[0] -= 1
+            value = function(*args, **kwargs) if after else None
+            if left[0] == 0:
+                os.kill(os.getpid(), number)
+            return value if after else function(*args, **kwargs)
+
+        return wrapper
+
+    if event == "batch":
+        train._step = counted(train._step)
+    elif event == "before write":
+        torch.save = counted(torch.save)
+    elif event == "inside write":  # the temporary file is complete, the rename has not happened
+        os.fsync = counted(os.fsync)
+    elif event == "after write":
+        Path.replace = counted(Path.replace, after=True)
+    try:
+        run(settings, data.load(folders[0]), folders[1])
+    except train.Stopped:
+        os._exit(7)
+
+
+# Children are forked from a process that has imported torch and computed nothing: threads do not survive a fork.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["robreg.train"])
+
+
+def kill_at(event, count, settings, source, folder, number=signal.SIGKILL):
+    """Train in a child process that sends itself a signal at the count-th event; return its exit code."""
+    process = SERVER.Process(target=child, args=(event, count, settings, (source, folder), number))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+# 4 batches an epoch; torch.save, fsync and rename: once at the start, once an epoch, once each for the two results.
+@pytest.mark.parametrize(
+    ("event", "count"),
+    [
+        *[("batch", count) for count in (1, 3, 5, 8, 12)],
+        *[("before write", count) for count in (1, 2, 4, 5)],
+        *[("inside write", count) for count in (1, 2, 3, 5, 6)],
+        *[("after write", count) for count in (1, 2, 4, 5, 6)],
+    ],
+)
+def test_a_killed_run_ends_with_the_same_bits(event, count, source, prepared, undisturbed, tmp_path):
+    assert kill_at(event, count, make_settings(), source, tmp_path) == -signal.SIGKILL
+    assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "history.parquet"]
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(source, prepared, undisturbed, tmp_path):
+    for count in (2, 6, 5, 3):
+        assert kill_at("batch", count, make_settings(), source, tmp_path) == -signal.SIGKILL
+    assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
+
+
+def test_finished_epochs_are_not_trained_again(source, prepared, tmp_path, monkeypatch):
+    kill_at("batch", 10, make_settings(), source, tmp_path)  # in the third epoch of 4 batches each
+    batches = []
+    step = train._step
+    monkeypatch.setattr(train, "_step", lambda *args: (batches.append(1), step(*args))[1])
+    run(make_settings(), prepared, tmp_path)
+    assert len(batches) == 4
+
+
+def test_sigterm_saves_and_stops(source, prepared, undisturbed, tmp_path):
+    assert kill_at("batch", 6, make_settings(), source, tmp_path, signal.SIGTERM) == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
+    assert len(torch.load(tmp_path / "resume.pt", weights_only=True)["history"]) == 1
+    assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
+
+
+def test_sigterm_in_the_first_epoch_leaves_a_state_too(source, prepared, undisturbed, tmp_path):
+    assert kill_at("batch", 1, make_settings(), source, tmp_path, signal.SIGTERM) == 7
+    assert (tmp_path / "resume.pt").exists()
+    assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
+
+
+def test_the_handler_of_sigterm_is_put_back(prepared, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run(make_settings(epochs=1), prepared, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 0.05}, r"training\.lr was 0\.1, is 0\.05"),
+        ({"epochs": 4}, r"training\.epochs was 3, is 4"),
+        ({"weight_decay": 1e-4}, r"training\.weight_decay was 0\.0, is 0\.0001"),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name(change, message, source, prepared, tmp_path):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    before = (tmp_path / "resume.pt").read_bytes()
+    with pytest.raises(ValueError, match=message):
+        run(make_settings(**change), prepared, tmp_path)
+    assert (tmp_path / "resume.pt").read_bytes() == before
+
+
+def test_changed_threads_and_changed_data_are_refused(source, prepared, tmp_path):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    with pytest.raises(ValueError, match="threads was 1, is 2"):
+        run({**make_settings(), "threads": 2}, prepared, tmp_path)
+    other = copy.copy(prepared)
+    object.__setattr__(other, "sha256", "0" * 64)
+    with pytest.raises(ValueError, match="data_sha256 was"):
+        run(make_settings(), other, tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
+def test_a_damaged_state_is_refused_by_name(keep, source, prepared, tmp_path):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    resume = tmp_path / "resume.pt"
+    content = resume.read_bytes()
+    resume.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(ValueError, match=r"resume\.pt is damaged: delete it"):
+        run(make_settings(), prepared, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(prepared, tmp_path):
+    with pytest.raises(train.DivergedError, match=r"epoch 1, batch \d+: .* at lr 1e\+30"):
+        run(make_settings(lr=1e30), prepared, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
+    assert torch.load(tmp_path / "resume.pt", weights_only=True)["history"] == []
+
+
+def test_the_first_bad_batch_is_named(prepared, tmp_path, monkeypatch):
+    step, calls = train._step, []
+
+    def broken(state, x, y, losses):
+        logits = step(state, x, y, losses)
+        calls.append(1)
+        if len(calls) == 7:  # the third of the second epoch
+            losses[-1] = losses[-1] * float("nan")
+        return logits
+
+    monkeypatch.setattr(train, "_step", broken)
+    with pytest.raises(train.DivergedError, match=r"epoch 2, batch 3: loss nan at lr 0\.1"):
+        run(make_settings(), prepared, tmp_path)
+    assert len(torch.load(tmp_path / "resume.pt", weights_only=True)["history"]) == 1
+
+
+def test_training_batches_are_the_public_attack_s(prepared):
+    settings = make_settings("ar16")
+    model = train._start(settings, prepared, CPU).model
+    torch.nn.init.normal_(model.network.linear.weight, generator=torch.Generator().manual_seed(0))
+    images, labels = prepared.train_images[:32], prepared.train_labels[:32]
+    found, _ = train._batch(images, labels, settings, model, torch.Generator().manual_seed(5))
+    x = data.to_float(images)
+    noise = attack.draw_noise(x, torch.Generator().manual_seed(5))
+    wanted = attack.pgd(model, x, labels, eps=16 / 255, step=4 / 255, steps=10, noise=noise)
+    assert torch.equal(found, wanted)
+    assert (found - x).abs().max() > 0.9 * 16 / 255
+
+
+def test_standard_training_sees_clean_images(prepared):
+    settings = make_settings("ar0")
+    model = train._start(settings, prepared, CPU).model
+    found, _ = train._batch(prepared.train_images[:8], prepared.train_labels[:8], settings, model, torch.Generator())
+    assert torch.equal(found, data.to_float(prepared.train_images[:8]))
+
+
+@pytest.mark.parametrize("variant", ["ar16-fgsm", "ar16-normspace"])
+def test_the_other_training_attacks_stay_in_their_balls(variant, prepared):
+    settings = make_settings(variant)
+    model = train._start(settings, prepared, CPU).model
+    torch.nn.init.normal_(model.network.linear.weight, generator=torch.Generator().manual_seed(0))
+    found, _ = train._batch(
+        prepared.train_images[:32], prepared.train_labels[:32], settings, model, torch.Generator().manual_seed(0)
+    )
+    radius = 16 / 255 * (model.normalise.std if "normspace" in variant else 1)
+    distance = (found - data.to_float(prepared.train_images[:32])).abs().max()
+    assert 0.9 * radius < distance <= radius + 1e-6
+
+
+def test_an_epoch_s_order_is_a_permutation_of_its_own():
+    orders = [train._randomness(0, epoch, 100, CPU)[0].tolist() for epoch in (1, 2)] + [
+        train._randomness(1, 1, 100, CPU)[0].tolist()
+    ]
+    assert all(sorted(order) == list(range(100)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+@pytest.mark.parametrize(("epoch", "lr"), [(1, 0.05), (100, 0.05), (101, 0.005), (150, 0.005), (151, 0.0005)])
+def test_the_paper_s_learning_rate(epoch, lr):
+    assert train.learning_rate({"lr": 0.05, "lr_factor": 10.0, "lr_drops": [100, 150]}, epoch) == pytest.approx(lr)
+
+
+def test_a_checkpoint_says_what_it_is(prepared, tmp_path):
+    run(make_settings("ar8-s1", epochs=1), prepared, tmp_path)
+    model, meta = network.load(tmp_path / "checkpoint.pt")
+    assert (meta["dataset"], meta["variant"], meta["seed"], meta["arch"]) == ("digits", "ar8-s1", 1, "resnet8")
+    assert meta["settings_hash"] == robreg_config.fingerprint(make_settings("ar8-s1", epochs=1))
+    assert not model.training
+    history = table.metadata(tmp_path / "history.parquet")
+    assert {key: history[key] for key in ("dataset", "variant", "seed", "version", "settings_hash")} == {
+        key: meta[key] for key in ("dataset", "variant", "seed", "version", "settings_hash")
+    }

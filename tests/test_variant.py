@@ -1,0 +1,77 @@
+"""The grammar of run names: one spelling per run, and a refusal that names it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robreg.variant import ARCHITECTURES, Variant, VariantError, parse
+
+VARIANTS = st.builds(
+    Variant,
+    ar=st.integers(0, 255),
+    arch=st.sampled_from(ARCHITECTURES),
+    fgsm=st.booleans(),
+    bound=st.none() | st.integers(1, 99).map(float) | st.sampled_from([0.5, 0.25, 1.5, 12.125]),
+    normspace=st.booleans(),
+    seed=st.integers(0, 1000),
+).filter(lambda variant: variant.ar or not variant.fgsm)
+
+
+@given(VARIANTS, st.sampled_from(ARCHITECTURES))
+def test_every_run_is_read_back_from_its_name(variant, default):
+    assert parse(variant.name(default), default) == variant
+
+
+@given(VARIANTS, VARIANTS)
+def test_two_runs_never_share_a_name(one, other):
+    assert (one.name("resnet8") == other.name("resnet8")) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("ar0", Variant(0, "resnet56")),
+        ("ar16-resnet110-sn3", Variant(16, "resnet110", bound=3.0)),
+        ("ar8-fgsm-sn0.5-normspace-s2", Variant(8, "resnet56", fgsm=True, bound=0.5, normspace=True, seed=2)),
+    ],
+)
+def test_names_of_the_contract(name, variant):
+    assert variant.name("resnet56") == name
+    assert parse(name, "resnet56") == variant
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("ar08", "ar8"),
+        ("ar8-s0", "ar8"),
+        ("ar8-sn0", "ar8"),
+        ("ar8-s01", "ar8-s1"),
+        ("ar8-sn3.0", "ar8-sn3"),
+        ("ar8-sn.5", "ar8-sn0.5"),
+        ("ar8-resnet8", "ar8"),
+        ("ar0-fgsm", "ar0"),
+        ("ar8-s1-sn3", "ar8-sn3-s1"),
+        ("ar8-normspace-fgsm", "ar8-fgsm-normspace"),
+    ],
+)
+def test_another_spelling_is_refused_with_the_right_one(wrong, right):
+    with pytest.raises(VariantError, match=f"is spelt '{right}'"):
+        parse(wrong, "resnet8")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8", "ar", "ar-8", "ar8-", "ar8-foo", "ar8.5", "ar8-sn-1", "ar8-s-1", "AR8", "ar8 "]
+)
+def test_what_is_no_name_is_refused_with_the_grammar(text):
+    with pytest.raises(VariantError, match=r"ar\{strength\}"):
+        parse(text, "resnet8")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("ar8-s1-s2", "seed twice"), ("ar8-resnet9", "unknown architecture 'resnet9'"), ("ar256", "at most 255")],
+)
+def test_a_contradiction_is_refused_with_its_reason(text, reason):
+    with pytest.raises(VariantError, match=reason):
+        parse(text, "resnet8")

@@ -1,0 +1,319 @@
+"""The workflow from end to end, reduced in size: what it makes, what it repeats and what it refuses."""
+
+import math
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from workflow import SNAKEMAKE, copy_tree, planned, snakemake
+
+from robreg import table
+
+REPORT = "results/studies/demo/report.html"
+STUDY = {"table": 2, "figure": 6, "report": 1, "demo": 1}
+COLUMNS = {
+    "history": "epoch lr loss acc sigma_max seconds examples_per_s",
+    "margins": "split index label prediction margin prob loss",
+    "attacks": "attack space start loss eps step steps restarts seed split n n_correct n_robust acc_conditional acc_robust",
+    "lossvar": "eps index loss_clean loss_adv variation",
+    "sv": "layer name sigma multiplicity",
+    "svstd": "layer name kind c_in c_out kernel stride height width n mean std min max",
+    "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "
+    "log10_spectral_complexity",
+}
+SETTING = "dataset arch train_attack space spectral_norm ar"
+RUNS = {"ar0": (0, 0), "ar0-s1": (0, 1), "ar8": (8, 0), "ar8-s1": (8, 1)}
+
+
+def reduce(config):
+    """Make the demo small: 300 images, 4 epochs, two strengths, two seeds."""
+    digits = config["datasets"]["digits"]
+    digits |= {"max_train": 300, "max_test": 100}
+    digits["training"] |= {"epochs": 4, "lr_drops": [3]}
+    config["studies"]["demo"] |= {"runs": [{"dataset": "digits", "ar": [0, 8], "seeds": [0, 1]}], "compare": [0, 8]}
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """A finished, reduced demo study. Tests that change it put it back."""
+    folder = copy_tree(tmp_path_factory.mktemp("demo"), reduce)
+    snakemake(folder, "--cores", "all", "demo")
+    return folder
+
+
+@pytest.fixture
+def restored(demo):
+    """The finished demo, whose files get their content and times back after the test."""
+    watched = [path for part in ("config.yaml", "workflow", "src", "results") for path in files(demo / part)]
+    before = {path: (path.read_bytes(), path.stat()) for path in watched}
+    yield demo
+    for path, (content, stat) in before.items():
+        if not path.exists() or path.read_bytes() != content:
+            path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def files(path):
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
+def test_the_demo_makes_every_file_of_the_contract(demo):
+    for variant in RUNS:
+        run = demo / "results/digits" / variant
+        assert sorted(path.name for path in run.iterdir()) == sorted(
+            ["checkpoint.pt", *(f"{kind}.parquet" for kind in COLUMNS)]
+        )
+        for rule in ("train", "margins", "attacks", "lossvar", "sv", "metrics"):
+            assert (demo / f"logs/{rule}/digits/{variant}.log").exists()
+            assert (demo / f"benchmarks/{rule}/digits/{variant}.tsv").exists()
+    study = demo / "results/studies/demo"
+    for name in ("table1", "table3"):
+        for end in (".parquet", ".csv", "_summary.parquet", "_summary.csv"):
+            assert (study / f"tables/{name}{end}").stat().st_size > 0
+    for name in ("fig1", "fig3", "fig4", "fig5", "fig8", "fig12"):
+        assert (study / f"figures/{name}.svg").read_text().startswith("<?xml")
+        assert (study / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_tables_have_the_contract_s_columns_and_provenance(demo, kind):
+    hashes = set()
+    for variant, (_, seed) in RUNS.items():
+        path = demo / f"results/digits/{variant}/{kind}.parquet"
+        assert table.read(path).column_names == COLUMNS[kind].split()
+        found = table.metadata(path)
+        assert (found["dataset"], found["variant"], found["seed"]) == ("digits", variant, seed)
+        assert re.fullmatch(r"\d+\.\d+\.\d+", found["version"])
+        hashes.add(found["settings_hash"])
+        checkpoint = torch.load(demo / f"results/digits/{variant}/checkpoint.pt", weights_only=True)
+        assert found["settings_hash"] == checkpoint["meta"]["settings_hash"]
+    assert len(hashes) == len(RUNS)
+
+
+@pytest.mark.parametrize("variant", RUNS)
+def test_a_run_s_tables_agree_with_each_other(demo, variant):
+    run = demo / "results/digits" / variant
+    frames = {kind: table.read(run / f"{kind}.parquet").to_pandas() for kind in COLUMNS}
+    margins, (metrics,), (attack,) = frames["margins"], *(frames[k].to_dict("records") for k in ("metrics", "attacks"))
+    assert margins.groupby("split")["index"].apply(list).to_dict() == {"test": [*range(100)], "train": [*range(300)]}
+    correct = margins[margins["prediction"] == margins["label"]]
+    assert (correct["margin"] >= 0).all()
+    assert (margins.drop(correct.index)["margin"] <= 0).all()
+    for split, n in (("train", 300), ("test", 100)):
+        assert metrics[f"{split}_acc"] == pytest.approx(100 * (correct["split"] == split).sum() / n)
+        assert metrics[f"{split}_loss"] == pytest.approx(
+            margins.loc[margins["split"] == split, "loss"].mean(), rel=1e-5
+        )
+    assert metrics["acc_gap"] == pytest.approx(metrics["train_acc"] - metrics["test_acc"])
+    assert metrics["loss_gap"] == pytest.approx(metrics["test_loss"] - metrics["train_loss"])
+    assert (attack["eps"], attack["step"], attack["steps"], attack["n"]) == (32, 8, 10, 100)
+    assert attack["n_robust"] <= attack["n_correct"] == (correct["split"] == "test").sum()
+    assert metrics["robust_acc"] == attack["acc_robust"] == attack["n_robust"]
+    lossvar = frames["lossvar"]
+    assert lossvar.groupby("eps").size().to_dict() == {4: 100, 8: 100, 16: 100}
+    assert (lossvar["variation"] >= 0).all()
+    clean = margins.loc[margins["split"] == "test", "loss"].to_numpy()
+    assert all(abs(part["loss_clean"].to_numpy() - clean).max() < 1e-5 for _, part in lossvar.groupby("eps"))
+    svstd, sv = frames["svstd"], frames["sv"]
+    assert svstd["n"].tolist() == sv.groupby("layer")["multiplicity"].sum().tolist()
+    assert svstd["max"].tolist() == sv.groupby("layer")["sigma"].max().tolist()
+    assert metrics["log10_spectral_complexity"] == pytest.approx(sum(math.log10(value) for value in svstd["max"]))
+    keys = torch.load(run / "checkpoint.pt", weights_only=True)["model"]
+    assert all(f"{name}.weight" in keys for name in svstd["name"])
+
+
+def test_study_tables_have_a_row_per_run_and_a_row_per_setting(demo):
+    folder = demo / "results/studies/demo/tables"
+    for name in ("table1", "table3"):
+        rows = table.read(folder / f"{name}.parquet").to_pandas()
+        assert rows.columns[:7].tolist() == [*SETTING.split(), "seed"]
+        assert list(zip(rows["ar"], rows["seed"], strict=True)) == list(RUNS.values())
+        summary = table.read(folder / f"{name}_summary.parquet").to_pandas()
+        assert summary.columns[:6].tolist() == SETTING.split()
+        assert summary["n_seeds"].tolist() == [2, 2]
+        for metric in rows.columns[7:]:
+            groups = rows.groupby("ar")[metric]
+            assert summary[f"{metric}_mean"].tolist() == pytest.approx(groups.mean().tolist())
+            assert summary[f"{metric}_std"].tolist() == pytest.approx(groups.std(ddof=1).tolist())
+        assert pd.read_csv(folder / f"{name}_summary.csv").columns.tolist() == summary.columns.tolist()
+
+
+def test_a_finished_study_is_left_alone(demo):
+    assert planned(demo, "demo") == {}
+
+
+def test_one_table_is_made_anew_by_its_own_rule_alone(restored):
+    target = "results/digits/ar8/svstd.parquet"
+    before = (restored / target).read_bytes()
+    (restored / target).unlink()
+    assert planned(restored, target) == {"sv": 1}
+    snakemake(restored, "-c1", target)
+    assert (restored / target).read_bytes() == before
+
+
+@pytest.mark.parametrize("edited", ["config.yaml", "workflow/scripts/train.py", "workflow/scripts/margins.py"])
+def test_a_comment_repeats_nothing(restored, edited):
+    with (restored / edited).open("a") as file:
+        file.write("# a comment\n")
+    assert planned(restored, "demo") == {}
+
+
+def test_an_edit_of_the_spectrum_repeats_what_is_made_from_it_and_no_training(restored):
+    with (restored / "src/robreg/spectrum.py").open("a") as file:
+        file.write("# another way to compute it\n")
+    assert planned(restored, "demo") == {"sv": 4, "metrics": 4, **STUDY, "table": 1, "figure": 4}
+
+
+def test_an_edit_of_training_code_trains_nothing(restored):
+    with (restored / "src/robreg/train.py").open("a") as file:
+        file.write("# another way to train\n")
+    assert "train" not in planned(restored, "demo")
+
+
+def edit_config(folder, edit):
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    edit(config)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def test_an_override_repeats_its_run_alone(restored):
+    edit_config(restored, lambda config: config["runs"].update({"digits/ar8": {"training": {"epochs": 5}}}))
+    once = {rule: 1 for rule in ("train", "margins", "attacks", "lossvar", "sv", "metrics")}
+    assert planned(restored, "demo") == {**once, **STUDY}
+    assert planned(restored, "results/digits/ar8-s1/metrics.parquet") == {}
+
+
+def test_another_evaluation_attack_repeats_the_attacks_alone(restored):
+    edit_config(restored, lambda config: config["datasets"]["digits"]["evaluation"].update(steps=3))
+    plan = planned(restored, "demo")
+    assert (plan["attacks"], plan["metrics"]) == (4, 4)
+    assert not {"train", "margins", "lossvar", "sv"} & set(plan)
+
+
+def test_a_moved_data_root_repeats_nothing(demo):
+    assert planned(demo, "demo", "--config", "data_root=elsewhere") == {}
+
+
+def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(demo, tmp_path):
+    def shorter(config):
+        reduce(config)
+        config["datasets"]["digits"]["training"] |= {"batch_size": 16}  # slow enough to be caught
+        config["datasets"]["digits"]["max_train"] = 1297
+
+    folder = copy_tree(tmp_path, shorter)
+    run = folder / "results/digits/ar8"
+    target = "results/digits/ar8/checkpoint.pt"
+    driver = subprocess.Popen(
+        [SNAKEMAKE, "-c1", target], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    log = folder / "logs/train/digits/ar8.log"
+    while not (log.exists() and "epoch 2/4" in log.read_text()):
+        assert driver.poll() is None, "training ended before it could be killed"
+        time.sleep(0.05)
+    (trainer,) = [
+        pid for pid in children(driver.pid) if "train.py" in command_line(pid) and "bash" not in command_line(pid)
+    ]
+    os.kill(trainer, signal.SIGKILL)
+    assert driver.wait() != 0
+    assert [path.name for path in run.iterdir() if not path.name.startswith(".")] == ["resume.pt"]
+    snakemake(folder, "-c1", target)
+    assert "going on after epoch 2" in log.read_text()
+    assert not (run / "resume.pt").exists()
+    twin = copy_tree(tmp_path / "twin", shorter)
+    snakemake(twin, "-c1", target)
+    one, other = (torch.load(tree / target, weights_only=True)["model"] for tree in (folder, twin))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def children(pid):
+    """All descendants of a process."""
+    found = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    return found + [grandchild for child in found for grandchild in children(child)]
+
+
+def command_line(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("results/digits/ar08/svstd.parquet", "digits/ar08: 'ar08' is spelt 'ar8'"),
+        ("results/digits/ar8-s0/metrics.parquet", "digits/ar8-s0: 'ar8-s0' is spelt 'ar8'"),
+        ("results/digits/ar0-fgsm/checkpoint.pt", "'ar0-fgsm' is spelt 'ar0'"),
+        ("results/digit/ar8/svstd.parquet", "unknown data set 'digit': did you mean 'digits'? known: c10, c10jpeg"),
+        ("results/digits/ar8-wrn50/svstd.parquet", "architecture wrn50 is missing from this version"),
+        ("results/digits/ar8-sn3/svstd.parquet", "(-sn) is missing from this version"),
+        ("results/tin/ar8/svstd.parquet", "unknown data set 'tin'"),
+        ("results/studies/dema/report.html", "there is no study 'dema'; add its block, or ask for one of: demo"),
+        ("all", "there is no study 'paper'; add its block, or ask for one of: demo"),
+    ],
+)
+def test_a_wrong_target_is_refused_with_the_right_one(demo, target, message):
+    assert message in snakemake(demo, "-n", "-c1", target, check=False)
+
+
+def test_the_cluster_s_profile_is_refused_by_name(demo):
+    assert "profile directory given (slurm)" in snakemake(demo, "--profile", "slurm", "-n", "all", check=False)
+
+
+def test_a_bad_config_starts_no_job(demo):
+    output = snakemake(demo, "-c1", "demo", "--config", "devise=cpu", check=False)
+    assert "config.yaml: devise: unknown key 'devise': did you mean 'device'?" in output
+    assert "Job stats" not in output
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "results/c10/ar16/svstd.parquet",
+        "results/c10/ar8-resnet110-s2/metrics.parquet",
+        "results/c10jpeg/ar4/margins.parquet",
+    ],
+)
+def test_runs_of_the_paper_s_data_are_planned(demo, target):
+    plan = planned(demo, target)
+    assert (plan["prepare"], plan["train"]) == (1, 1)
+
+
+def test_a_missing_source_is_refused_with_the_mend(demo):
+    output = snakemake(demo, "-c1", "results/c10jpeg/ar0/checkpoint.pt", check=False)
+    assert re.search(r"Error: datasets\.c10jpeg\.source: no folder or file .*data_root", output)
+
+
+C10_JPEG = Path(__file__).parents[2] / "shared/data/c10-jpeg"
+
+
+@pytest.mark.skipif(not C10_JPEG.exists(), reason="needs ../shared/data/c10-jpeg, CIFAR-10 as JPEG images")
+def test_a_run_on_real_images_goes_through_all_measures(tmp_path):
+    def small(config):
+        config["datasets"]["c10small"] |= {"max_train": 2000, "max_test": 200}
+        config["runs"] = {"c10small/ar8": {"training": {"epochs": 2}}}
+
+    folder = copy_tree(tmp_path, small)
+    snakemake(
+        folder,
+        "-c2",
+        *(f"results/c10small/ar8/{kind}.parquet" for kind in COLUMNS),
+        "--config",
+        f"data_root={C10_JPEG.parent}",
+    )
+    metrics = table.read(folder / "results/c10small/ar8/metrics.parquet").to_pylist()[0]
+    assert 0 < metrics["test_acc"] < 100
+    assert table.read(folder / "results/c10small/ar8/svstd.parquet").column("height").to_pylist() == [
+        32,
+        32,
+        32,
+        32,
+        16,
+        16,
+        8,
+        1,
+    ]

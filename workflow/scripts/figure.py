@@ -1,0 +1,16 @@
+"""Draw one figure of a study."""
+
+from pathlib import Path
+
+from robreg.job import logged
+
+with logged(snakemake.log[0]):
+    from robreg.figure import draw
+
+    draw(
+        snakemake.wildcards.figure,
+        snakemake.params.runs,
+        compare=snakemake.params.compare,
+        svg=Path(snakemake.output.svg),
+        png=Path(snakemake.output.png),
+    )
