@@ -82,8 +82,8 @@ def test_a_bad_key_is_named(config, path, value, message):
 def test_names_that_belong_to_the_workflow_are_refused(config):
     with pytest.raises(ConfigError, match=r"studies\.train: a rule of the workflow has this name"):
         robreg_config.check({**config, "studies": {"train": config["studies"]["demo"]}}, SCHEMA, reserved=["train"])
+    put(config, "datasets.studies", config["datasets"]["digits"])
     with pytest.raises(ConfigError, match=r"datasets\.studies: this name is reserved"):
-        put(config, "datasets.studies", config["datasets"]["digits"])
         robreg_config.check(config, SCHEMA)
 
 

@@ -12,16 +12,17 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from workflow import SNAKEMAKE, copy_tree, planned, snakemake
 
 from robreg import table
+from workflow import SNAKEMAKE, copy_tree, planned, snakemake
 
 REPORT = "results/studies/demo/report.html"
 STUDY = {"table": 2, "figure": 6, "report": 1, "demo": 1}
 COLUMNS = {
     "history": "epoch lr loss acc sigma_max seconds examples_per_s",
     "margins": "split index label prediction margin prob loss",
-    "attacks": "attack space start loss eps step steps restarts seed split n n_correct n_robust acc_conditional acc_robust",
+    "attacks": "attack space start loss eps step steps restarts seed split n n_correct n_robust "
+    "acc_conditional acc_robust",
     "lossvar": "eps index loss_clean loss_adv variation",
     "sv": "layer name sigma multiplicity",
     "svstd": "layer name kind c_in c_out kernel stride height width n mean std min max",
@@ -207,7 +208,7 @@ def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(demo, tmp_pa
         config["datasets"]["digits"]["training"] |= {"batch_size": 16}  # slow enough to be caught
         config["datasets"]["digits"]["max_train"] = 1297
 
-    folder = copy_tree(tmp_path, shorter)
+    folder = copy_tree(tmp_path / "killed", shorter)
     run = folder / "results/digits/ar8"
     target = "results/digits/ar8/checkpoint.pt"
     driver = subprocess.Popen(
@@ -286,6 +287,41 @@ def test_runs_of_the_paper_s_data_are_planned(demo, target):
 def test_a_missing_source_is_refused_with_the_mend(demo):
     output = snakemake(demo, "-c1", "results/c10jpeg/ar0/checkpoint.pt", check=False)
     assert re.search(r"Error: datasets\.c10jpeg\.source: no folder or file .*data_root", output)
+
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+INLINE = re.findall(r"`((?:snakemake|make) [^`…]+)`", README)
+
+
+@pytest.mark.parametrize("script", dict.fromkeys([*BLOCKS, *INLINE]))
+def test_the_readme_s_commands_work(demo, script):
+    if "make" in script:  # not the installation, nor these tests inside of themselves
+        script = script.replace(
+            "make ", "make -n " if script.split()[1] in ("test", "lint", "lock") else "make -o .venv/run.done "
+        )
+    if not (demo / ".venv").exists():
+        (demo / ".venv").symlink_to(SNAKEMAKE.parents[1])
+    edit_config(demo, lambda config: config["studies"].update(readme_study()))
+    path = f"{SNAKEMAKE.parent}{os.pathsep}{os.environ['PATH']}"
+    script = script.replace("-c all steps", "-n steps").replace("-c all --forcerun train", "-n --forcerun train")
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=demo, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def readme_study():
+    """The study that the README adds."""
+    (block,) = (text for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if text.startswith("studies"))
+    return yaml.safe_load(block)["studies"]
+
+
+def test_the_readme_s_blocks_of_config_are_valid():
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config["studies"] |= readme_study()
+    (runs,) = (text for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if text.startswith("runs"))
+    robreg_config.check({**config, **yaml.safe_load(runs)}, ROOT / "workflow/schemas/config.schema.yaml")
 
 
 C10_JPEG = Path(__file__).parents[2] / "shared/data/c10-jpeg"

@@ -11,11 +11,12 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
-PARTS = ("Snakefile", "config.yaml", "workflow", "src", "envs", "pyproject.toml", "README.md")
+PARTS = ("Snakefile", "config.yaml", "workflow", "src", "envs", "pyproject.toml", "Makefile")
 
 
 def copy_tree(folder, edit=None):
     """Copy what the workflow needs into folder; edit changes the parsed config.yaml in place."""
+    folder.mkdir(exist_ok=True)
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():

@@ -115,6 +115,7 @@ def fig12(runs: Sequence[Run], compare: Sequence[int], looks: Mapping[int, Look]
     figure, axes = _row(group(runs))
     for ax, (name, members) in zip(axes, group(runs).items(), strict=True):
         panel.metric(ax, _metrics(members), ADVERSARIAL, ylabel="adversarial accuracy (%)")
+        ax.set_ylim(top=100)
         ax.set_title(name)
     style.legend(figure, list(ADVERSARIAL.values()))
     return figure

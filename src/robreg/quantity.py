@@ -40,8 +40,7 @@ def describe(column: str) -> Quantity:
     """Describe a column of a study's table; one that is not known keeps its name, with four decimals."""
     variation = _VARIATION.fullmatch(column)
     if variation:
-        statistic = {"mean": "mean over examples", "std": "std over examples"}[variation[1]]
-        return Quantity(f"loss variation within eps {variation[2]}, {statistic}", "nats", 4)
+        return Quantity(f"loss variation at eps {variation[2]}, {variation[1]}", "nats", 4)
     return _KNOWN.get(column, Quantity(column.replace("_", " "), "", 4))
 
 

@@ -26,6 +26,7 @@ SECTIONS = (  # the paper's order: title, figures, tables
     ("Loss variation (paper, appendix B.5)", ("fig8",), ("table1",)),
     ("Adversarial accuracy (paper, appendix D.2)", ("fig12",), ()),
 )
+_NAMED = ("dataset", "variant")  # what a run's name says
 _NARROW = 380  # CSS pixels: a figure that a phone shows unscaled
 _PX_PER_PT = 96 / 72
 
@@ -84,14 +85,10 @@ def blocks(summary: pd.DataFrame) -> list[dict[str, Any]]:
 def headline(found: Mapping[str, Sequence[Finding]]) -> str:
     """Sum up all findings in words, and give the numbers of the first two that the paper has a direction for."""
     verdicts = [finding.verdict for listed in found.values() for finding in listed if finding.paper_direction]
-    told = {
-        "agrees": "the paper's way at every step",
-        "partly": "its way from end to end only",
-        "differs": "the other way",
-    }
-    told |= {"unclear": "no further than seeds differ"}
+    told = {"agrees": "found at every step", "partly": "found from end to end only", "differs": "reversed"}
+    told |= {"unclear": "lost in the spread over seeds", "single": "not to be seen with one strength"}
     counts = [f"{verdicts.count(key)} {words}" for key, words in told.items() if key in verdicts]
-    return f"Of {len(verdicts)} trends that the paper reports, {', '.join(counts)}. {_example(found)}".strip()
+    return f"Of {len(verdicts)} trends that the paper reports: {', '.join(counts)}. {_example(found)}".strip()
 
 
 def _example(found: Mapping[str, Sequence[Finding]]) -> str:
@@ -120,9 +117,11 @@ def _study(study: Mapping[str, Any], data: Sequence[Path]) -> dict[str, Any]:
 def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     """One data set's part: what was run on it, the settings that its runs share, and those by which they differ."""
     own = {key: settings for key, settings in study["settings"].items() if settings["dataset"] == name}
-    flat = {key: _flat(settings) for key, settings in own.items()}
+    flat = {
+        key: _flat({part: settings[part] for part in settings if part not in _NAMED}) for key, settings in own.items()
+    }
     keys = list(dict.fromkeys(key for settings in flat.values() for key in settings))
-    texts = {key: [str(settings.get(key, "\N{EN DASH}")) for settings in flat.values()] for key in keys}
+    texts = {key: [_setting(settings.get(key)) for settings in flat.values()] for key in keys}
     differing = [key for key in keys if len(set(texts[key])) > 1]
     return {
         "name": name,
@@ -185,9 +184,18 @@ def _making(study: Mapping[str, Any]) -> dict[str, Any]:
     """Times and provenance."""
     accounts = provenance.account(study["runs"])
     jobs = [seconds for one in accounts for seconds in (one.train_s, one.measures_s) if seconds is not None]
-    total = f"Its {len(accounts)} networks were trained in {duration(sum(one.epochs_s for one in accounts))} of epochs"
+    total = f"The {len(accounts)} networks were trained in {duration(sum(one.epochs_s for one in accounts))} of epochs"
     measured = f"; with start-up and all measures their jobs took {duration(sum(jobs))}." if jobs else "."
-    return {"accounts": accounts, "times": total + measured, "code": _code(accounts), "versions": provenance.versions()}
+    used = {
+        key: ", ".join(dict.fromkeys(getattr(one, key) for one in accounts)) for key in ("version", "torch", "device")
+    }
+    return {
+        "accounts": accounts,
+        "times": total + measured,
+        "used": used,
+        "code": _code(accounts),
+        "versions": provenance.versions(),
+    }
 
 
 def _code(accounts: Sequence[provenance.Account]) -> str:
@@ -209,6 +217,14 @@ def _cell(key: str, row: Mapping[str, Any]) -> Cell:
         math.nan if row[f"{key}_{statistic}"] is None else row[f"{key}_{statistic}"] for statistic in ("mean", "std")
     )
     return cell(describe(key), mean, std)
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return ", ".join(map(_setting, value))
+    return "none" if value is None else str(value)
 
 
 def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:

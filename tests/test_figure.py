@@ -1,0 +1,234 @@
+"""Figures show what the tables say: every series, its means and its bars; and the same bytes when drawn again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from robreg import style, table
+from robreg.figure import FIGURES, compose, draw
+from robreg.setting import group
+from robreg.study import gather
+
+STRENGTHS, SEEDS, COMPARE = (0, 8, 16, 32), (0, 1, 2), (8, 32)
+META = {"dataset": "digits", "variant": "ar8", "seed": 0, "version": "0", "settings_hash": "abcdef0123456789"}
+N = 40  # examples of a split
+
+
+def make_runs(
+    folder: Path, strengths: Sequence[int] = STRENGTHS, seeds: Sequence[int] = SEEDS, dataset: str = "digits"
+) -> list[dict[str, Any]]:
+    """Write the tables of every strength and seed below folder; their numbers follow from strength and seed."""
+    runs = []
+    for ar in strengths:
+        for seed in seeds:
+            run = {"dataset": dataset, "variant": f"ar{ar}" + (f"-s{seed}" if seed else ""), "arch": "resnet8"}
+            run |= {
+                "train_attack": "pgd" if ar else "none",
+                "space": "pixel",
+                "spectral_norm": None,
+                "ar": ar,
+                "seed": seed,
+            }
+            run["folder"] = str(folder / dataset / run["variant"])
+            make_run(Path(run["folder"]), ar, seed)
+            runs.append(run)
+    return runs
+
+
+def make_run(folder: Path, ar: int, seed: int) -> None:
+    rng = np.random.default_rng([ar, seed])
+    margin = rng.normal(10 - ar / 8, 5 - ar / 16, 2 * N)
+    prob = 1 / (1 + np.exp(-margin))
+    wrong = (margin < 0).astype(int)
+    columns: dict[str, Any] = {
+        "split": ["train"] * N + ["test"] * N,
+        "index": [*range(N), *range(N)],
+        "label": [0] * 2 * N,
+    }
+    columns |= {"prediction": wrong, "margin": margin, "prob": prob, "loss": -np.log(prob)}
+    table.write(folder / "margins.parquet", "margins", columns, META)
+    numbers = dict.fromkeys(table.SCHEMAS["metrics"].names, 1.0)
+    numbers |= {
+        "train_acc": 99.0,
+        "test_acc": 90 - ar / 10 + seed,
+        "acc_gap": 9 - ar / 10 + seed,
+        "pgd_acc": 30.0 + ar + seed,
+    }
+    numbers |= {"loss_gap": 0.1 - ar / 500 + seed / 100, "robust_acc": 29.0 + ar}
+    table.write(folder / "metrics.parquet", "metrics", {key: [value] for key, value in numbers.items()}, META)
+    variation = rng.exponential(2 - ar / 20, N)
+    columns = {"eps": [4.0] * N + [16.0] * N, "index": [*range(N), *range(N)], "loss_clean": [0.0] * 2 * N}
+    both = [*variation, *4 * variation]
+    table.write(folder / "lossvar.parquet", "lossvar", columns | {"loss_adv": both, "variation": both}, META)
+    layers: dict[str, Any] = {key: [3] * 3 for key in table.SCHEMAS["svstd"].names} | {
+        "name": [*"abc"],
+        "kind": ["conv"] * 3,
+    }
+    layers |= {"layer": [1, 2, 3], "std": [1 + seed / 10 - ar / 100 + layer / 5 for layer in range(3)]}
+    table.write(folder / "svstd.parquet", "svstd", layers, META)
+    epochs = {"epoch": [1, 2], "lr": [0.1, 0.1], "loss": [1.0, 0.5], "acc": [50.0, 90.0], "sigma_max": [None, None]}
+    table.write(
+        folder / "history.parquet", "history", epochs | {"seconds": [2.0, 1.5], "examples_per_s": [1.0, 1.0]}, META
+    )
+
+
+def axes_with(figure: Figure, label: str) -> list[Axes]:
+    return [ax for ax in figure.axes if label in (ax.get_ylabel(), ax.get_xlabel())]
+
+
+def series(ax: Axes) -> list[Any]:
+    """The lines that carry data: neither error bars' caps nor the line at 0."""
+    return [
+        line
+        for line in ax.lines
+        if len(line.get_xdata()) > 1 and line.get_linestyle() != "None" and line.get_xdata()[0] != line.get_xdata()[-1]
+    ]
+
+
+def bars(ax: Axes) -> list[np.ndarray]:
+    """The half lengths of every error bar, per collection."""
+    found = [collection for collection in ax.collections if isinstance(collection, LineCollection)]
+    return [np.array([np.ptp(segment[:, 1]) / 2 for segment in one.get_segments()]) for one in found]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+def test_gaps_are_means_and_stds_over_seeds(runs: list[dict[str, Any]]) -> None:
+    (ax,) = axes_with(compose("fig3", runs, COMPARE), "loss gap (nats)")
+    (line,) = series(ax)
+    np.testing.assert_array_equal(line.get_xdata(), STRENGTHS)
+    np.testing.assert_allclose(line.get_ydata(), [0.11 - ar / 500 for ar in STRENGTHS])
+    np.testing.assert_allclose(bars(ax)[0], [0.01] * 4)  # of 0, 0.01, 0.02 with ddof 1
+
+
+def test_error_is_100_minus_accuracy(runs: list[dict[str, Any]]) -> None:
+    (ax,) = axes_with(compose("fig3", runs, COMPARE), "error (%)")
+    train, test = series(ax)
+    np.testing.assert_allclose(train.get_ydata(), [1] * 4)
+    np.testing.assert_allclose(test.get_ydata(), [9 + ar / 10 for ar in STRENGTHS])
+
+
+def test_spectra_show_the_two_strengths_of_compare(runs: list[dict[str, Any]]) -> None:
+    for name in ("fig1", "fig5"):
+        (ax,) = axes_with(compose(name, runs, COMPARE), "std of singular values")
+        weak, strong = series(ax)
+        np.testing.assert_allclose(weak.get_ydata(), [1.02, 1.22, 1.42])
+        np.testing.assert_allclose(strong.get_ydata(), [0.78, 0.98, 1.18])
+
+
+def test_margins_have_one_density_per_strength(runs: list[dict[str, Any]]) -> None:
+    figure = compose("fig4", runs, COMPARE)
+    assert len(figure.axes) == 2
+    for ax in figure.axes:
+        curves = series(ax)
+        assert len(curves) == len(STRENGTHS)
+        for curve in curves:
+            assert 0.9 < np.trapezoid(curve.get_ydata(), curve.get_xdata()) <= 1.01
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+
+
+def test_histograms_are_percent_and_the_inset_is_a_part_of_them(runs: list[dict[str, Any]]) -> None:
+    for label, column in (("estimated probability of the label", "prob"), ("loss (nats)", "loss")):
+        (ax,) = axes_with(compose("fig5", runs, COMPARE), label)
+        (inset,) = ax.child_axes
+        stairs = [patch.get_data() for patch in ax.patches if hasattr(patch, "get_data")]
+        assert len(stairs) == len(STRENGTHS)
+        frame = gather(runs, "margins", ["split", column]).query("split == 'test' and ar == 0")
+        edges = stairs[0].edges
+        np.testing.assert_allclose(stairs[0].values, 100 * np.histogram(frame[column], edges)[0] / len(frame))
+        assert stairs[0].values.sum() == pytest.approx(100)
+        inner = next(patch for patch in inset.patches if hasattr(patch, "get_data")).get_data()
+        first = list(edges).index(inner.edges[0])
+        np.testing.assert_allclose(inner.values, stairs[0].values[first : first + len(inner.values)])
+
+
+def test_loss_variation_bars_are_std_over_examples_and_over_seeds(runs: list[dict[str, Any]]) -> None:
+    (ax,) = compose("fig8", runs, COMPARE).axes
+    frame = gather(runs, "lossvar", ["eps", "variation"]).query("eps == 4")
+    each = frame.groupby(["ar", "seed"])["variation"]
+    np.testing.assert_allclose(series(ax)[0].get_ydata(), each.mean().groupby("ar").mean(), rtol=1e-6)
+    np.testing.assert_allclose(bars(ax)[0], each.std(ddof=0).groupby("ar").mean(), rtol=1e-6)
+    np.testing.assert_allclose(bars(ax)[1], each.mean().groupby("ar").std(ddof=1), rtol=1e-6)
+
+
+def test_adversarial_accuracy_has_both_definitions(runs: list[dict[str, Any]]) -> None:
+    (ax,) = compose("fig12", runs, COMPARE).axes
+    conditional, robust = series(ax)
+    np.testing.assert_allclose(conditional.get_ydata(), [31 + ar for ar in STRENGTHS])
+    np.testing.assert_allclose(robust.get_ydata(), [29 + ar for ar in STRENGTHS])
+
+
+def test_a_null_accuracy_leaves_a_point_out(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, seeds=[0])
+    path = Path(runs[1]["folder"]) / "metrics.parquet"
+    row = {key: [None if key == "pgd_acc" else value] for key, (value,) in table.read(path).to_pydict().items()}
+    table.write(path, "metrics", row, META)
+    (ax,) = compose("fig12", runs, COMPARE).axes
+    np.testing.assert_array_equal(series(ax)[0].get_xdata(), [0, 16, 32])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_written_twice_is_the_same(name: str, runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    for stem in ("a", "b"):
+        draw(name, runs, compare=COMPARE, svg=tmp_path / f"{stem}.svg", png=tmp_path / f"{stem}.png")
+    for suffix in ("svg", "png"):
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+    text = (tmp_path / "a.svg").read_text()
+    assert "AR" in text
+    assert "<text" in text
+    assert "dc:date" not in text
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_one_seed_no_standard_training_two_data_sets(name: str, tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, [8, 32], [0]) + make_runs(tmp_path, [0, 8, 32], [0], dataset="c10")
+    with np.errstate(all="raise"):
+        draw(name, runs, compare=COMPARE, svg=tmp_path / "a.svg", png=tmp_path / "a.png")
+    text = (tmp_path / "a.svg").read_text()
+    assert "digits, resnet8" in text
+    assert "c10, resnet8" in text
+
+
+def test_legends_stay_inside(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    for name in FIGURES:
+        figure = compose(name, runs, COMPARE)
+        style.save(figure, tmp_path / "a.svg", tmp_path / "a.png")
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+
+
+def test_looks_differ_in_more_than_colour() -> None:
+    looks = style.by_strength([0, 4, 8, 16])
+    assert list(looks) == [0, 4, 8, 16]
+    assert len({(str(look.dashes), look.marker) for look in looks.values()}) == 4
+    grey = [
+        np.dot(tuple(int(to_hex(look.color)[i : i + 2], 16) for i in (1, 3, 5)), (0.3, 0.59, 0.11))
+        for look in looks.values()
+    ]
+    assert grey[1] > grey[2] > grey[3]
+
+
+def test_standard_training_belongs_to_every_attack(runs: list[dict[str, Any]]) -> None:
+    fgsm = [{**run, "train_attack": "fgsm"} for run in runs if run["ar"]]
+    groups = group([*runs, *fgsm])
+    assert {name: len(members) for name, members in groups.items()} == {
+        "digits, resnet8": 12,
+        "digits, resnet8, FGSM": 12,
+    }
+    assert list(pd.DataFrame(groups["digits, resnet8, FGSM"])["train_attack"].unique()) == ["none", "fgsm"]
