@@ -36,7 +36,7 @@ def make_run(root: Path, ar: int, seed: int, bound: float | None = None, pgd: fl
 @pytest.fixture
 def runs(tmp_path: Path) -> list[dict[str, Any]]:
     """Three seeds at ar 8, one at ar 16, two at ar 8 with a bound; not in sorted order."""
-    settings = [(8, 0, None), (16, 0, None), (8, 1, 3.0), (8, 2, None), (8, 0, 3.0), (8, 1, None)]
+    settings = [(16, 0, None), (8, 0, None), (8, 1, 3.0), (8, 2, None), (8, 0, 3.0), (8, 1, None)]
     return [make_run(tmp_path, *setting) for setting in settings]
 
 
@@ -86,7 +86,7 @@ def test_the_summary_has_one_row_per_setting_and_drops_none(runs: list[dict[str,
     assert found[8, 3.0]["train_acc_std"] == pytest.approx(0.5**0.5)
     assert found[16, None]["train_acc_mean"] == pytest.approx(74.0)
     assert pd.isna(found[16, None]["train_acc_std"])
-    assert frame["ar"].tolist() == [8, 16, 8]  # in the order of the runs
+    assert frame["ar"].tolist() == [16, 8, 8]  # in the order of the runs
 
 
 def test_the_std_over_seeds_is_not_mixed_up_with_that_over_examples(runs: list[dict[str, Any]]) -> None:

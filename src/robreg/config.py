@@ -127,7 +127,9 @@ def runs(config: Mapping[str, Any], study: str) -> list[tuple[str, str]]:
     """List the runs (data set, variant) of a study, in the order of config.yaml, each once."""
     if study not in config["studies"]:
         known = ", ".join(config["studies"])
-        raise ConfigError(f"config.yaml: studies: there is no study {study!r}; add its block, or ask for one of: {known}")
+        raise ConfigError(
+            f"config.yaml: studies: there is no study {study!r}; add its block, or ask for one of: {known}"
+        )
     found: dict[tuple[str, str], None] = {}
     for grid in config["studies"][study]["runs"]:
         for run in _expand(config, study, grid):
@@ -173,7 +175,9 @@ def _refuse_missing(dataset: str, variant: str, run: Variant) -> None:
     if run.arch == "wrn50":
         raise ConfigError(f"{dataset}/{variant}: architecture wrn50 is missing from this version; use a resnet")
     if run.bound is not None:
-        raise ConfigError(f"{dataset}/{variant}: the projection onto a spectral norm bound (-sn) is missing from this version")
+        raise ConfigError(
+            f"{dataset}/{variant}: the projection onto a spectral norm bound (-sn) is missing from this version"
+        )
 
 
 def _train_attack(spec: Mapping[str, Any], run: Variant) -> dict[str, Any] | None:

@@ -1,11 +1,12 @@
 """What one panel of a figure shows, of the runs of one setting. Bars and bands are std over seeds, with ddof 1."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from robreg.setting import strengths
 from robreg.study import Run, gather
@@ -13,7 +14,7 @@ from robreg.style import Look
 
 STRENGTH = "AR strength (1/255)"
 _GRID = 240  # points of a density's curve
-_SHOWN = (0.001, 0.999)  # quantiles of a split's margins between which their densities are drawn
+_SHOWN = np.array([0.001, 0.999])  # quantiles of a split's margins between which their densities are drawn
 
 
 def metric(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, Look], *, ylabel: str) -> None:
@@ -32,10 +33,10 @@ def metric(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, Look], *, ylabel: 
 def spectra(ax: Axes, runs: Sequence[Run], compare: Sequence[int], looks: Mapping[int, Look]) -> None:
     """Draw the std of every layer's singular values at the strengths of compare: mean over seeds, band of one std."""
     frame = gather([run for run in runs if run["ar"] in compare], "svstd", ["layer", "std"])
-    for ar, part in frame.groupby("ar"):
-        sns.lineplot(part, x="layer", y="std", errorbar="sd", ax=ax, err_kws={"linewidth": 0}, **looks[int(ar)].marked)
+    for part, look in _parts(frame, looks):
+        sns.lineplot(part, x="layer", y="std", errorbar="sd", ax=ax, err_kws={"linewidth": 0}, **look.marked)
     ax.set(xlabel="layer (input to output)", ylabel="std of singular values")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     ax.set_ylim(bottom=0)
 
 
@@ -45,11 +46,11 @@ def margins(ax: Axes, runs: Sequence[Run], split: str, looks: Mapping[int, Look]
     A seed's density is a Gaussian kernel estimate with Scott's bandwidth.
     """
     frame = gather(runs, "margins", ["split", "margin"])
-    ends = frame.groupby("split")["margin"].quantile(list(_SHOWN))  # of both splits, to be compared
+    ends = frame.groupby("split")["margin"].quantile(_SHOWN)  # of both splits, to be compared
     grid = np.linspace(ends.min(), ends.max(), _GRID)
-    for ar, part in frame[frame["split"] == split].groupby("ar"):
+    for part, look in _parts(frame[frame["split"] == split], looks):
         curves = [density(values.to_numpy("float64"), grid) for _, values in part.groupby("seed")["margin"]]
-        _band(ax, grid, np.array(curves), looks[int(ar)])
+        _band(ax, grid, np.array(curves), look)
     ax.axvline(0, color="black", linewidth=0.9)
     ax.set(xlabel=f"margin ({split} set, logits)", ylabel="density", xlim=(grid[0], grid[-1]))
     ax.set_ylim(bottom=0)
@@ -97,6 +98,14 @@ def variation(ax: Axes, runs: Sequence[Run], looks: Mapping[float, Look]) -> Non
         ax.errorbar(x, mean, over["mean", "std"].fillna(0), fmt="none", ecolor=look.color, elinewidth=3, capsize=0)
     ax.set(xlabel=STRENGTH, ylabel="loss variation (nats)", xticks=places)
     ax.set_ylim(bottom=0)
+
+
+def _parts(frame: pd.DataFrame, looks: Mapping[int, Look]) -> Iterator[tuple[pd.DataFrame, Look]]:
+    """Yield the rows of every strength that frame has, with the strength's look."""
+    for ar, look in looks.items():
+        part = frame[frame["ar"] == ar]
+        if not part.empty:
+            yield part, look
 
 
 def _band(ax: Axes, x: np.ndarray, curves: np.ndarray, look: Look) -> None:

@@ -48,8 +48,8 @@ class Variant:
 
     @property
     def train_attack(self) -> str:
-        """Name of the training attack: none, pgd or fgsm."""
-        return "none" if self.ar == 0 else "fgsm" if self.fgsm else "pgd"
+        """Name of the training attack, pgd or fgsm; standard training counts as PGD of radius 0, as in the paper."""
+        return "fgsm" if self.fgsm else "pgd"
 
     @property
     def space(self) -> str:

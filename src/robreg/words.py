@@ -51,7 +51,9 @@ def train_attack_words(settings: Sequence[Settings]) -> str:
     for kind in dict.fromkeys(attack["attack"] for attack in attacks):
         same = [attack for attack in attacks if attack["attack"] == kind]
         steps = {attack["step"] for attack in same}
-        step = f"{steps.pop():g}/255" if len(steps) == 1 else f"{same[0]['step'] / same[0]['eps']:g} of the strength"
+        step = (
+            f"{steps.pop():g}/255" if len(steps) == 1 else f"{_part(same[0]['step'] / same[0]['eps'])} of the strength"
+        )
         said.append(f"{kind.upper()}, {same[0]['start']} start, {_steps(same[0]['steps'])} of {step}")
     return "; ".join(said) + (" (none at AR 0)" if len(attacks) < len(settings) else "")
 
@@ -68,7 +70,7 @@ def attack_words(spec: Mapping[str, Any]) -> str:
 def variation_words(spec: Mapping[str, Any]) -> str:
     """Put the attack of the loss variation into words."""
     radii = ", ".join(f"{eps:g}" for eps in spec["eps"])
-    steps = f"{_steps(spec['steps'])} of {spec['relative_step']:g} of the radius"
+    steps = f"{_steps(spec['steps'])} of {_part(spec['relative_step'])} of the radius"
     return f"PGD within {radii} (1/255), {steps}, on all test images"
 
 
@@ -98,3 +100,8 @@ def _foreign(settings: Sequence[Settings]) -> list[str]:
 
 def _steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
+
+
+def _part(share: float) -> str:
+    """Write 0.25 as 1/4, and a share that is no unit fraction as it is."""
+    return f"1/{round(1 / share)}" if share and 1 / share == round(1 / share) else f"{share:g}"

@@ -1,30 +1,6 @@
 # All runs of a study -> tables -> figures -> report.
 
 
-def titles(study):
-    """The titles of a study's data sets, by name, in the order of its runs."""
-    return {
-        run["dataset"]: config["datasets"][run["dataset"]]["title"]
-        for run in runs(study)
-    }
-
-
-def description(study):
-    """What a report says of a study: its title, its runs and their resolved settings."""
-    keys = {f"{run['dataset']}/{run['variant']}": run for run in runs(study)}
-    return {
-        "name": study,
-        "title": config["studies"][study]["title"],
-        "compare": config["studies"][study]["compare"],
-        "runs": list(keys.values()),
-        "titles": titles(study),
-        "settings": {
-            key: refuse(robreg_config.settings, run["dataset"], run["variant"])
-            for key, run in keys.items()
-        },
-    }
-
-
 rule table:
     """
     Make {wildcards.table} of the study {wildcards.study}, one row per run, and its summary over seeds.
@@ -98,7 +74,10 @@ rule report:
             wildcards.study, "history", "metrics", "margins", "svstd"
         ),
         data=lambda wildcards: [
-            f"data/prepared/{dataset}/meta.json" for dataset in titles(wildcards.study)
+            f"data/prepared/{dataset}/meta.json"
+            for dataset in dict.fromkeys(
+                run["dataset"] for run in runs(wildcards.study)
+            )
         ],
         figures=lambda wildcards: [
             f"results/studies/{wildcards.study}/figures/{figure}.svg"
@@ -145,6 +124,18 @@ rule report:
         mem_mb=1000,
         runtime="10m",
     params:
-        study=lambda wildcards: description(wildcards.study),
+        title=lambda wildcards: config["studies"][wildcards.study]["title"],
+        compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
+        runs=lambda wildcards: runs(wildcards.study),
+        titles=lambda wildcards: {
+            run["dataset"]: config["datasets"][run["dataset"]]["title"]
+            for run in runs(wildcards.study)
+        },
+        settings=lambda wildcards: {
+            f"{run['dataset']}/{run['variant']}": refuse(
+                robreg_config.settings, run["dataset"], run["variant"]
+            )
+            for run in runs(wildcards.study)
+        },
     script:
         "../scripts/report.py"

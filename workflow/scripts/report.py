@@ -9,7 +9,14 @@ with logged(snakemake.log[0]):
 
     write(
         Path(snakemake.output.report),
-        snakemake.params.study,
+        {
+            "name": snakemake.wildcards.study,
+            "title": snakemake.params.title,
+            "compare": snakemake.params.compare,
+            "runs": snakemake.params.runs,
+            "titles": snakemake.params.titles,
+            "settings": snakemake.params.settings,
+        },
         template=Path(snakemake.input.template),
         figures=[Path(path) for path in snakemake.input.figures],
         tables=[Path(path) for path in snakemake.input.tables],
