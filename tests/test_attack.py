@@ -519,3 +519,14 @@ def test_record_refuses_other_data_than_those_trained_on(run, tmp_path) -> None:
             tmp_path / "checkpoint.pt", run.folder, tmp_path / "a.parquet", attack=spec(), batch=16, device="cpu"
         )
     assert not (tmp_path / "a.parquet").exists()
+
+
+def test_a_radius_of_another_shape_is_refused(net: nn.Module) -> None:
+    x, y = torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"eps must be one number or \(C, 1, 1\)"):
+        attack.pgd(net, x, y, eps=torch.full((8,), 0.1), step=0.1, steps=1)
+
+
+def test_an_unknown_space_is_refused() -> None:
+    with pytest.raises(ValueError, match="space must be pixel or normalised, not 'pixels'"):
+        attack.radius(8, "pixels", torch.ones(3, 1, 1))

@@ -1,5 +1,6 @@
 """Singular values against the dense operator, made by convolving unit vectors, and against facts about any operator."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -280,3 +281,16 @@ def test_record_writes_every_value_and_one_row_per_layer(run, identity, tmp_path
         assert [row[key] for key in ("mean", "std", "min", "max")] == pytest.approx(
             [expected.mean(), expected.std(), expected.min(), expected.max()], abs=1e-10
         )
+
+
+def test_a_convolution_that_does_not_keep_its_size_is_refused_by_name() -> None:
+    net = torch.nn.Sequential(OrderedDict(valid=torch.nn.Conv2d(1, 2, 3)))
+    with pytest.raises(ValueError, match="layer valid: a circular operator needs padding that keeps the size"):
+        spectrum.layers(net, (1, 8, 8))
+
+
+def test_listing_the_layers_leaves_batch_statistics_alone() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.BatchNorm2d(2)).train()
+    spectrum.layers(net, (1, 8, 8))
+    assert net.training
+    assert int(net[1].num_batches_tracked) == 0

@@ -115,10 +115,18 @@ def test_a_number_that_is_not_finite_is_refused_inside_a_list_too(path: Path, ba
     refused(path, row | {"examples_per_s": [1.0]}, "sigma_max.*not finite", kind="history")
 
 
+def history(**changes: Any) -> dict[str, Any]:
+    row = {"epoch": [1, 2], "lr": [0.1] * 2, "loss": [1.0] * 2, "acc": [8.0, 9.0], "sigma_max": [None, [1.0, 2.0]]}
+    return row | {"seconds": [1.0] * 2, "examples_per_s": [1.0] * 2} | changes
+
+
 def test_null_is_kept_apart_from_nan(path: Path) -> None:
-    row = {"epoch": [1, 2], "lr": [0.1] * 2, "loss": [1.0] * 2, "acc": [None, 9.0], "sigma_max": [None, [1.0, 2.0]]}
-    table.write(path, "history", row | {"seconds": [1.0] * 2, "examples_per_s": [1.0] * 2}, META)
-    assert table.read(path, ["acc", "sigma_max"]).to_pydict() == {"acc": [None, 9.0], "sigma_max": [None, [1.0, 2.0]]}
+    table.write(path, "history", history(), META)
+    assert table.read(path, ["acc", "sigma_max"]).to_pydict() == {"acc": [8.0, 9.0], "sigma_max": [None, [1.0, 2.0]]}
+
+
+def test_null_is_refused_where_the_contract_has_none(path: Path) -> None:
+    refused(path, history(acc=[None, 9.0]), "column acc has 1 missing values", kind="history")
 
 
 def test_a_failure_midway_leaves_the_old_file_and_nothing_beside_it(path: Path, monkeypatch: Any) -> None:

@@ -42,7 +42,7 @@ def pgd(  # noqa: PLR0913 - an attack is its settings
         noise = draw_noise(x, generator)
     if steps == 0:
         return x.detach().clone()
-    adversarial = x
+    adversarial = x = x.detach()
     with frozen(model):
         for adversarial, _ in iterates(model, x, y, eps=eps, step=step, steps=steps, noise=noise):  # noqa: B007
             pass
@@ -80,6 +80,8 @@ def radius(strength: float, space: str, std: Tensor) -> Radius:
 
     space "pixel": a number; "normalised": the radius after division by the channel std (C, 1, 1), seen in pixels.
     """
+    if space not in ("pixel", "normalised"):
+        raise ValueError(f"attack: space must be pixel or normalised, not {space!r}")
     return strength / 255 if space == "pixel" else strength / 255 * std
 
 
@@ -190,6 +192,8 @@ def _check(x: Tensor, y: Tensor, *, eps: Radius, step: Radius, steps: int) -> No
         raise ValueError("attack: x must be finite pixels in [0, 1]; normalisation belongs in the model's first layer")
     for name, radius in (("eps", eps), ("step", step)):
         value = torch.as_tensor(radius)
+        if value.ndim and value.shape not in ((1, 1, 1), (x.shape[1], 1, 1)):
+            raise ValueError(f"attack: {name} must be one number or (C, 1, 1), not {tuple(value.shape)}")
         if not bool(((value >= 0) & (value <= 1)).all()):
             raise ValueError(
                 f"attack: {name} must be in [0, 1], in pixel units, not {radius}; divide 1/255 units by 255"

@@ -42,7 +42,7 @@ def collect(margins: pd.DataFrame, attacks: pd.DataFrame, svstd: pd.DataFrame) -
 def _spectral_complexity(svstd: pd.DataFrame) -> dict[str, float | None]:
     if not (svstd["max"] > 0).all():
         dead = svstd.loc[~(svstd["max"] > 0), "name"].tolist()
-        raise ValueError(f"layers {dead} have spectral norm 0, so the network is constant: train it again")
+        raise ValueError(f"layers {dead} have no positive spectral norm, so the network is constant: train it again")
     log10 = float(sum(math.log10(value) for value in svstd["max"]))
     fits = abs(log10) < 308  # a float's decimal exponent
     return {"spectral_complexity": 10.0**log10 if fits else None, "log10_spectral_complexity": log10}

@@ -1,7 +1,6 @@
 """Networks: a Normalise layer, then a residual net without batch normalisation (Fixup, Zhang et al. 2019)."""
 
 import math
-import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,7 +127,9 @@ def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         meta = content["meta"]
         model = build(meta["arch"], **{key: meta[key] for key in ("width", "shape", "classes", "mean", "std")})
         model.load_state_dict(content["model"])
-    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged bytes can raise anything
         raise ValueError(
             f"{checkpoint} is not a checkpoint of this version: delete it and train again ({type(error).__name__})"
         ) from error

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robreg import job, table
+from robreg.attack import frozen
 from robreg.network import load
 
 
@@ -89,7 +90,7 @@ def layers(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     ]
     parameter = next(model.parameters())
     try:
-        with torch.no_grad():
+        with torch.no_grad(), frozen(model):
             model(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
     finally:
         for hook in hooks:
@@ -166,19 +167,17 @@ def _wrap(kernel: Tensor, height: int, width: int) -> Tensor:
 
 def _refuse_untreated(layer: Layer) -> None:
     module = layer.module
-    if isinstance(module, nn.Conv2d):
-        height, width = module.kernel_size
-        plain = (
-            module.groups == 1
-            and module.dilation == (1, 1)
-            and module.stride[0] == module.stride[1]
-            and height == width
+    if isinstance(module, nn.Linear):
+        return
+    height, width = module.kernel_size
+    square = height == width and module.stride[0] == module.stride[1]
+    if not (square and module.groups == 1 and module.dilation == (1, 1)):
+        raise ValueError(
+            f"layer {layer.name}: spectra need groups 1, dilation 1, a square kernel and stride, not {module}"
         )
-        if not plain:
-            raise ValueError(
-                f"layer {layer.name}: spectra need groups 1, dilation 1, a square kernel and one stride, not {module}"
-            )
-        if layer.height % layer.stride or layer.width % layer.stride:
-            raise ValueError(
-                f"layer {layer.name}: stride {layer.stride} does not divide its input {layer.height} x {layer.width}"
-            )
+    for size in (layer.height, layer.width):
+        if size % layer.stride:
+            raise ValueError(f"layer {layer.name}: stride {layer.stride} does not divide its input size {size}")
+        padding = module.padding[0] if isinstance(module.padding, tuple) else None
+        if padding is not None and (size + 2 * padding - height) // layer.stride + 1 != size // layer.stride:
+            raise ValueError(f"layer {layer.name}: a circular operator needs padding that keeps the size, not {module}")

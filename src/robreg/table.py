@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _KEY = b"robreg"
+_NULLABLE = ("sigma_max", "acc_conditional", "pgd_acc", "spectral_complexity")
 
 SCHEMAS = {
     "history": pa.schema(
@@ -109,14 +110,18 @@ def write(path: Path, kind: str, columns: Mapping[str, Any], metadata: Mapping[s
     """Write one of the contract's tables.
 
     columns: one sequence of equal length per column; metadata: plain values, kept as JSON in the Parquet schema.
-    Raises ValueError if the columns are not exactly those of SCHEMAS[kind], or a float is not finite.
+    Raises ValueError if the columns are not exactly those of SCHEMAS[kind] with values of its types, or if one is null
+    where the contract has none, or a float that is not finite.
     """
     schema = SCHEMAS[kind]
     if list(columns) != schema.names:
         raise ValueError(f"{path}: columns {list(columns)} are not the contract's {schema.names}")
-    table = pa.table({key: pa.array(columns[key], schema.field(key).type) for key in columns}, schema=schema)
+    try:
+        table = pa.table({key: _array(columns[key], schema.field(key).type) for key in columns}, schema=schema)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: a value does not have its column's type; nothing was written ({error})") from error
     for name in schema.names:
-        _refuse_non_finite(path, name, table[name])
+        _refuse_bad_values(path, name, table[name])
     write_frame(path, table, metadata)
 
 
@@ -138,10 +143,24 @@ def metadata(path: Path) -> dict[str, Any]:
     return json.loads(found) if found else {}
 
 
-def _refuse_non_finite(path: Path, name: str, column: pa.ChunkedArray) -> None:
-    if not pa.types.is_floating(column.type):
-        return
-    values = column.drop_null().to_numpy()
-    bad = ~(abs(values) < float("inf"))
-    if bad.any():
-        raise ValueError(f"{path}: column {name} has {bad.sum()} values that are not finite; nothing was written")
+def _array(values: Any, kind: pa.DataType) -> pa.Array:  # noqa: ANN401 - whatever Arrow reads
+    """Convert without changing a value: a float is not cut to a whole number, NaN does not become null."""
+    array = pa.array(values, from_pandas=False)
+    whole = pa.types.is_integer(array.type) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    real = pa.types.is_floating(array.type) and pa.types.is_floating(kind)
+    if array.type != kind and not (whole or real or pa.types.is_null(array.type) or pa.types.is_list(kind)):
+        raise pa.ArrowTypeError(f"{array.type} is not {kind}")
+    return array.cast(kind, safe=not pa.types.is_floating(kind))
+
+
+def _refuse_bad_values(path: Path, name: str, column: pa.ChunkedArray) -> None:
+    if column.null_count and name not in _NULLABLE:
+        raise ValueError(f"{path}: column {name} has {column.null_count} missing values; nothing was written")
+    values = column.combine_chunks()
+    if pa.types.is_list(values.type):
+        values = values.flatten()
+    if pa.types.is_floating(values.type):
+        numbers = values.drop_null().to_numpy(zero_copy_only=False)
+        bad = ~(abs(numbers) < float("inf"))
+        if bad.any():
+            raise ValueError(f"{path}: column {name} has {bad.sum()} values that are not finite; nothing was written")

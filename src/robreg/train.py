@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import pickle
 import signal
 import threading
 import time
@@ -235,7 +234,7 @@ def _restore(state: State, resume: Path, identity: Mapping[str, Any], device: to
     try:
         content = torch.load(resume, map_location=device, weights_only=True)
         found = content["identity"]
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged bytes can raise anything
         raise ValueError(
             f"{resume} is damaged: delete it to train this run from the start ({type(error).__name__})"
         ) from error

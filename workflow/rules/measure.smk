@@ -9,7 +9,7 @@ rule margins:
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         data="data/prepared/{dataset}/meta.json",
-        code=["src/robreg/margin.py", "src/robreg/network.py"],
+        code=["src/robreg/margin.py", "src/robreg/network.py", "src/robreg/data.py"],
     output:
         margins="results/{dataset}/{variant}/margins.parquet",
     log:
@@ -36,7 +36,7 @@ rule attacks:
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         data="data/prepared/{dataset}/meta.json",
-        code=["src/robreg/attack.py", "src/robreg/network.py"],
+        code=["src/robreg/attack.py", "src/robreg/network.py", "src/robreg/data.py"],
     output:
         attacks="results/{dataset}/{variant}/attacks.parquet",
     log:
@@ -64,7 +64,12 @@ rule lossvar:
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         data="data/prepared/{dataset}/meta.json",
-        code=["src/robreg/lossvar.py", "src/robreg/attack.py", "src/robreg/network.py"],
+        code=[
+            "src/robreg/lossvar.py",
+            "src/robreg/attack.py",
+            "src/robreg/network.py",
+            "src/robreg/data.py",
+        ],
     output:
         lossvar="results/{dataset}/{variant}/lossvar.parquet",
     log:
