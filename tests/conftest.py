@@ -1,14 +1,18 @@
 """What several tests need: one thread, networks with random weights, and one run on real data."""
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 
 from robreg import data, network
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 META = {
     "dataset": "digits",
     "variant": "ar8",
@@ -80,3 +84,18 @@ def run(tmp_path_factory: pytest.TempPathFactory, net: Callable[..., network.Cla
 def identity() -> Mapping[str, Any]:
     """Return what every table of the run must say of itself."""
     return {key: META[key] for key in ("dataset", "variant", "seed", "version", "settings_hash")}
+
+
+@pytest.fixture(scope="module")
+def page() -> Any:
+    if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail("no Chromium on PATH, and CI must look at the report in a browser")
+        pytest.skip("no Chromium on PATH: the report was not opened in a browser")
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*flags, "--disable-sync", "--no-first-run"]
+        )
+        yield browser.new_page()
+        browser.close()

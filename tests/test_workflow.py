@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from test_report import assert_works_offline
 
 from robreg import config as robreg_config
 from robreg import table
@@ -145,6 +146,11 @@ def test_study_tables_have_a_row_per_run_and_a_row_per_setting(demo):
             assert summary[f"{metric}_mean"].tolist() == pytest.approx(groups.mean().tolist())
             assert summary[f"{metric}_std"].tolist() == pytest.approx(groups.std(ddof=1).tolist())
         assert pd.read_csv(folder / f"{name}_summary.csv").columns.tolist() == summary.columns.tolist()
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_the_demo_s_report_works_offline(demo, page, width):
+    assert_works_offline(page, demo / REPORT, width=width, figures=6)
 
 
 def test_a_finished_study_is_left_alone(demo):
