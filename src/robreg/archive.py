@@ -14,7 +14,7 @@ import numpy as np
 from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
-from robreg.source import CIFAR_CLASSES, CIFAR_SHAPE, DataError, Images, Labels, Source, from_arrays
+from robreg.raw import CIFAR_CLASSES, CIFAR_SHAPE, DataError, Images, Labels, Source, from_arrays
 
 MAX_MEMBER = 256 * 2**20  # bytes; the largest genuine member, train of CIFAR-100, has 148 MiB
 PICKLE_GLOBALS = {

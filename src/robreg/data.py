@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robreg.source import Arrays, DataError, Images, Settings, key, read, size
+from robreg.raw import Arrays, DataError, Images, Settings, key, size
+from robreg.source import read
 
 __all__ = ["DataError", "Dataset", "load", "prepare", "random_crop_flip", "to_float"]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robreg.network import Classifier
 
 _METADATA = ("dataset", "variant", "seed", "version", "settings_hash")
-_TRAINING_CODE = ("archive", "attack", "data", "network", "parquet", "source", "train")  # decide the weights
+_TRAINING_CODE = ("archive", "attack", "data", "network", "parquet", "raw", "source", "train")  # decide the weights
 
 
 @contextmanager

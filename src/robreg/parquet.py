@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from robreg.source import CIFAR_CLASSES, DataError, Images, Labels, Settings, Source, key
+from robreg.raw import CIFAR_CLASSES, DataError, Images, Labels, Settings, Source, key
 
 BATCH_ROWS = 1024  # rows in memory at a time
 LABEL_NAMES = ("label", "fine_label")
