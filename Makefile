@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint lock
 
 demo: .venv/run.done  ## the demo study on embedded real data; leaves its report
-	$(BIN)/snakemake --cores all demo
+	$(BIN)/snakemake --cores all --rerun-incomplete demo
 	@echo "Open results/studies/demo/report.html in a browser."
 
 test: .venv/test.done  ## all tests
@@ -20,6 +20,7 @@ lint: .venv/test.done  ## all static checks
 
 # A stamp is older than its lock only if the lock changed, so a second call installs nothing.
 .venv/run.done: envs/run.txt pyproject.toml
+	@case "$(CURDIR)" in *" "*) echo "Snakemake cannot run in a folder with a space in its path: move $(CURDIR)"; exit 1;; esac
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python >= 3.11 is needed, not $$($(PYTHON) --version): make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv

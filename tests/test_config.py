@@ -65,11 +65,22 @@ def test_the_schema_describes_every_key():
         ("studies.demo.runs.0.ar", [-8], r"studies\.demo\.runs\.0\.ar\.0: -8 is less than the minimum of 0"),
         ("studies.demo.figures", ["fig2"], r"studies\.demo\.figures\.0: 'fig2' is not one of"),
         ("studies.demo.compare", [32, 8], r"studies\.demo\.compare: .*the lower one first"),
-        ("studies.demo.compare", [8, 64], r"studies\.demo\.compare: .*two of the study's strengths"),
+        ("studies.demo.compare", [8, 64], r"studies\.demo\.compare: .*two strengths of digits, resnet8"),
         ("runs", {"digits/ar08": {"training": {"epochs": 2}}}, r"runs: digits/ar08: 'ar08' is spelt 'ar8'"),
         ("runs", {"digit/ar8": {"training": {"epochs": 2}}}, r"runs: unknown data set 'digit'"),
         ("runs", {"digits/ar8": {"training": {"epoch": 2}}}, r"runs\.digits/ar8\.training\.epoch: unknown key"),
         ("runs", {"digits/ar8": {"max_train": 2}}, r"runs\.digits/ar8\.max_train: unknown key"),
+        (
+            "datasets.digits.training.epochs",
+            20.0,
+            r"datasets\.digits\.training\.epochs: 20\.0 is not of type 'integer'",
+        ),
+        ("datasets.digits.threads", True, r"datasets\.digits\.threads: True is not of type 'integer'"),
+        ("datasets.digits.evaluation.seed", 2**70, r"datasets\.digits\.evaluation\.seed: .* greater than the maximum"),
+        ("studies.demo.runs.0.ar", [8.0], r"studies\.demo\.runs\.0\.ar\.0: 8\.0 is not of type 'integer'"),
+        ("studies", {1: {}}, r"studies: key 1 is not text"),
+        ("runs", {"digits/ar0": {"training_attack": {"steps": 3}}}, r"ar0\.training_attack: standard training has no"),
+        ("runs", {"digits/ar8-fgsm": {"training_attack": {"start": "random"}}}, r"fgsm\.training_attack: FGSM is one"),
         ("devise", "cpu", r"devise: unknown key 'devise': did you mean 'device'"),
     ],
 )
@@ -165,6 +176,23 @@ def test_a_study_lists_its_runs_in_order_and_once(config):
         ("digits", "ar0"),
         ("digits", "ar0-resnet56"),
     ]
+
+
+def test_a_study_can_name_every_kind_of_run(config):
+    grid = {"dataset": "digits", "ar": [0, 8], "attack": ["pgd", "fgsm"], "space": ["pixel", "normalised"]}
+    config["studies"]["demo"] |= {"runs": [grid], "compare": [0, 8]}
+    robreg_config.check(config, SCHEMA)
+    names = ["ar0", "ar8", "ar0-normspace", "ar8-normspace", "ar8-fgsm", "ar8-fgsm-normspace"]
+    assert [variant for _, variant in robreg_config.runs(config, "demo")] == names
+    first = [{key: run[key] for key in ("train_attack", "space")} for run in robreg_config.study_runs(config, "demo")]
+    assert first[0] == {"train_attack": "pgd", "space": "pixel"}
+    assert first[-1] == {"train_attack": "fgsm", "space": "normalised"}
+
+
+def test_the_strengths_to_compare_are_every_data_set_s(config):
+    config["studies"]["demo"]["runs"].append({"dataset": "c10", "ar": [4, 8]})
+    with pytest.raises(ConfigError, match=r"compare: \[8, 32\] must be two strengths of c10, resnet56 \[4, 8\]"):
+        robreg_config.check(config, SCHEMA)
 
 
 def test_an_unknown_study_is_refused_with_the_known_ones(config):

@@ -574,6 +574,33 @@ def test_class_names_from_hugging_face_metadata(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "prepared/meta.json").read_text())["class_names"] == ["cat", "dog"]
 
 
+@pytest.mark.parametrize("kind", [pa.uint8(), pa.uint64(), pa.int16()])
+def test_labels_of_any_whole_type(kind: pa.DataType, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "set/train.parquet", [encode(image) for image in colours(4)], [0, 1, 0, 1])
+    write_parquet(tmp_path / "set/test.parquet", [encode(image) for image in colours(4)], [1, 1, 0, 0])
+    for path in (tmp_path / "set").iterdir():
+        content = pq.read_table(path)
+        column = content.schema.get_field_index("label")
+        pq.write_table(content.set_column(column, "label", content["label"].cast(kind)), path)
+    assert make(tmp_path, kind="parquet", source="set").train_labels.tolist() == [0, 1, 0, 1]
+
+
+def test_compressed_images_are_not_called_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(source.CIFAR_COUNTS, "cifar10", (20, 20))
+    images = [encode(np.full((32, 32, 3), 9 * shade, np.uint8), "JPEG") for shade in range(20)]
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"set/{split}.parquet", images, [*range(10)] * 2)
+    message = refused(tmp_path, kind="cifar10", source="set")
+    assert "holds JPEG or WEBP images, which are not cifar10's pixels; give kind parquet" in message
+    assert make(tmp_path, kind="parquet", source="set").train_images.shape == (20, 3, 32, 32)
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"set/{split}.parquet", [encode(image) for image in colours(4)], [0] * 4)
+    assert "two classes or more" in refused(tmp_path, kind="parquet", source="set")
+
+
 def test_label_column(tmp_path: Path) -> None:
     images = [encode(image) for image in colours(4)]
     for split in ("train", "test"):
@@ -682,7 +709,7 @@ def test_a_missing_source_says_where_to_put_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not C10_JPEG.exists(), reason=f"the JPEG copy of CIFAR-10 is not at {C10_JPEG}")
 def test_a_subset_of_real_images(tmp_path: Path) -> None:
-    settings = {"kind": "cifar10", "source": "c10-jpeg", "max_train": 2000, "max_test": 500}
+    settings = {"kind": "parquet", "source": "c10-jpeg", "max_train": 2000, "max_test": 500}
     prepare(SETTINGS | settings, data_root=C10_JPEG.parent, out=tmp_path)
     data = load(tmp_path)
     assert torch.bincount(data.train_labels).tolist() == [200] * 10

@@ -1,6 +1,8 @@
 """Set-up: the locks agree with pyproject.toml and with each other, and carry hashes and no address."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -72,6 +74,32 @@ def test_the_conda_file_carries_the_lock_s_versions(project):
     names = {CONDA_NAMES.get(name, name): version for name, version in conda.items()}
     assert names == {name: run[name] for name in names}
     assert {Requirement(text).name for text in project["project"]["dependencies"]} <= set(names)
+
+
+def test_a_second_call_installs_nothing(tmp_path):
+    shutil.copytree(ROOT / "envs", tmp_path / "envs")
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    command = ["make", "-n", "demo", "test"]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert first.count("pip install") == 3
+    (tmp_path / ".venv").mkdir()
+    for stamp in ("run", "test"):
+        (tmp_path / f".venv/{stamp}.done").touch()
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "install" not in second
+    assert "snakemake" in second
+
+
+def test_a_folder_with_a_space_is_refused_before_anything_is_installed(tmp_path):
+    folder = tmp_path / "my folder"
+    shutil.copytree(ROOT / "envs", folder / "envs")
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    done = subprocess.run(["make", "demo"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "Snakemake cannot run in a folder with a space in its path: move" in done.stdout
+    assert not (folder / ".venv").exists()
 
 
 def test_the_package_s_version_is_the_project_s(project):

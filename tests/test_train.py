@@ -203,7 +203,32 @@ def test_changed_threads_and_changed_data_are_refused(source, prepared, tmp_path
         run(make_settings(), other, tmp_path)
 
 
-@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
+def test_another_torch_is_refused_by_name(source, prepared, tmp_path, monkeypatch):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    monkeypatch.setattr(torch, "__version__", "2.99")
+    with pytest.raises(ValueError, match=r"torch was \S+, is 2\.99"):
+        run(make_settings(), prepared, tmp_path)
+
+
+def test_a_checkpoint_names_the_code_that_it_was_begun_with(source, prepared, tmp_path, monkeypatch):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    begun = train.code_hash()
+    monkeypatch.setattr(train, "code_hash", lambda: "edited since")
+    run(make_settings(), prepared, tmp_path)
+    assert network.load(tmp_path / "checkpoint.pt")[1]["code_hash"] == begun
+
+
+def test_a_network_that_cannot_be_measured_is_refused_before_it_is_trained(prepared, tmp_path):
+    odd = copy.copy(prepared)
+    object.__setattr__(odd, "train_images", prepared.train_images[:, :, :7, :7])
+    with pytest.raises(
+        ValueError, match=r"layer network\.stages\.1\.0\.conv1: stride 2 does not divide its input size 7"
+    ):
+        run(make_settings(), odd, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("keep", [0, 10, *(step / 20 for step in range(1, 20)), 0.99])
 def test_a_damaged_state_is_refused_by_name(keep, source, prepared, tmp_path):
     kill_at("batch", 6, make_settings(), source, tmp_path)
     resume = tmp_path / "resume.pt"

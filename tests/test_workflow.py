@@ -3,12 +3,14 @@
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -182,7 +184,7 @@ def test_an_edit_of_the_spectrum_repeats_what_is_made_from_it_and_no_training(re
 def test_an_edit_of_training_code_trains_nothing(restored):
     with (restored / "src/robreg/train.py").open("a") as file:
         file.write("# another way to train\n")
-    assert "train" not in planned(restored, "demo")
+    assert planned(restored, "demo") == {"report": 1, "demo": 1}  # which says that the networks are older
 
 
 def edit_config(folder, edit):
@@ -205,38 +207,62 @@ def test_another_evaluation_attack_repeats_the_attacks_alone(restored):
     assert not {"train", "margins", "lossvar", "sv"} & set(plan)
 
 
-def test_a_moved_data_root_repeats_nothing(demo):
-    assert planned(demo, "demo", "--config", "data_root=elsewhere") == {}
+@pytest.mark.parametrize("setting", ["data_root=elsewhere", "device=cpu"])
+def test_another_place_or_device_repeats_nothing(demo, setting):
+    assert planned(demo, "demo", "--config", setting) == {}
 
 
-def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(demo, tmp_path):
+def test_data_made_again_train_nothing(demo, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(demo, again, symlinks=True)
+    shutil.rmtree(again / "data/prepared")
+    (again / "results/digits/ar8/margins.parquet").unlink()
+    target = "results/digits/ar8/margins.parquet"
+    assert planned(again, target) == {"prepare": 1, "margins": 1}
+    snakemake(again, "-c1", target)
+    assert (again / target).read_bytes() == (demo / target).read_bytes()
+
+
+def test_networks_of_other_data_are_not_measured(demo, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(demo, other, symlinks=True)
+    meta = other / "data/prepared/digits/meta.json"
+    meta.write_text(meta.read_text().replace('"sha256": "', '"sha256": "0'))
+    output = snakemake(other, "-c1", "--force", "results/digits/ar8/margins.parquet", check=False)
+    assert "checkpoint.pt was trained on other data than data/prepared/digits now holds" in output
+    assert not (other / "results/digits/ar8/margins.parquet").exists()
+
+
+@pytest.mark.parametrize("victim", ["training", "everything"])
+def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(victim, demo, tmp_path):
     folder = copy_tree(tmp_path, reduce)
     run, target = folder / "results/digits/ar8", "results/digits/ar8/checkpoint.pt"
     command = [SNAKEMAKE, "-c1", target]
-    driver = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     log = folder / "logs/train/digits/ar8.log"
     while not (log.exists() and "epoch 1/4" in log.read_text()):
         assert driver.poll() is None, "training ended before it could be killed"
         time.sleep(0.01)
-    (trainer,) = [pid for pid in children(driver.pid) if re.match(r"\S*python\S* \S*train.py", command_line(pid))]
-    os.kill(trainer, signal.SIGKILL)
+    if victim == "training":
+        (trainer,) = [
+            process
+            for process in psutil.Process(driver.pid).children(recursive=True)
+            if re.match(r"\S*python\S* \S*train.py", " ".join(process.cmdline()))
+        ]
+        trainer.kill()
+    else:
+        os.killpg(driver.pid, signal.SIGKILL)
     assert driver.wait() != 0
     assert [path.name for path in run.iterdir() if not path.name.startswith(".")] == ["resume.pt"]
-    snakemake(folder, "-c1", target)
+    if victim == "everything":  # the two commands of the README
+        snakemake(folder, "--unlock", target)
+    snakemake(folder, "-c1", "--rerun-incomplete", target)
     assert re.search(r"going on after epoch [1-4]", log.read_text())
     assert not (run / "resume.pt").exists()
     one, other = (torch.load(tree / target, weights_only=True)["model"] for tree in (folder, demo))
     assert all(torch.equal(one[key], other[key]) for key in one)
-
-
-def children(pid):
-    """All descendants of a process."""
-    found = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
-    return found + [grandchild for child in found for grandchild in children(child)]
-
-
-def command_line(pid):
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
 @pytest.mark.parametrize(
@@ -304,6 +330,8 @@ def test_the_readme_s_commands_work(demo, script):
         command, cwd=demo, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for target in re.findall(r"results/\S+", script.replace("snakemake -n results", "")):
+        assert (demo / target).exists()
 
 
 def readme_study():

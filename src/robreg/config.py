@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,12 @@ import yaml
 
 from robreg.variant import Variant, VariantError, parse
 
+_Validator = jsonschema.validators.extend(  # 20.0 is no integer here: it would be another text for equal settings
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
 _DATA_KEYS = ("kind", "max_train", "max_test", "subset_seed")
 
 
@@ -25,14 +32,14 @@ def check(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] 
 
     reserved: names that a study may not bear (the workflow's rules).
     """
+    _refuse_odd_values(config)
     schema = yaml.safe_load(schema_file.read_text())
-    validator = jsonschema.Draft202012Validator(schema)
+    validator = _Validator(schema)
     errors = sorted(
         validator.iter_errors(config), key=lambda error: (list(map(str, error.absolute_path)), error.message)
     )
     if errors:
         raise ConfigError(f"config.yaml: {_sentence(jsonschema.exceptions.best_match(errors))}")
-    _refuse_non_finite(config)
     if "studies" in config["datasets"]:
         raise ConfigError("config.yaml: datasets.studies: this name is reserved for results/studies; choose another")
     for key in config.get("runs", {}):
@@ -49,21 +56,26 @@ def check(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] 
 
 def _check_compare(config: Mapping[str, Any], study: str) -> None:
     low, high = config["studies"][study]["compare"]
-    strengths = {run["ar"] for run in study_runs(config, study)}
-    if low >= high or not {low, high} <= strengths:
-        raise ConfigError(
-            f"config.yaml: studies.{study}.compare: {[low, high]} must be two of the study's strengths "
-            f"{sorted(strengths)}, the lower one first"
-        )
+    strengths: dict[tuple[str, str], set[int]] = {}
+    for run in study_runs(config, study):
+        strengths.setdefault((run["dataset"], run["arch"]), set()).add(run["ar"])
+    for (dataset, arch), found in strengths.items():
+        if low >= high or not {low, high} <= found:
+            raise ConfigError(
+                f"config.yaml: studies.{study}.compare: {[low, high]} must be two strengths of {dataset}, {arch} "
+                f"{sorted(found)}, the lower one first"
+            )
 
 
-def _refuse_non_finite(tree: object, path: str = "") -> None:
+def _refuse_odd_values(tree: object, path: str = "") -> None:
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            _refuse_non_finite(value, f"{path}.{key}" if path else str(key))
+            if not isinstance(key, str):
+                raise ConfigError(f"config.yaml: {path or 'the file'}: key {key!r} is not text; put it in quotes")
+            _refuse_odd_values(value, f"{path}.{key}" if path else str(key))
     elif isinstance(tree, list):
         for place, value in enumerate(tree):
-            _refuse_non_finite(value, f"{path}.{place}")
+            _refuse_odd_values(value, f"{path}.{place}")
     elif isinstance(tree, float) and not math.isfinite(tree):
         raise ConfigError(f"config.yaml: {path}: {tree} is not a finite number; write one")
 
@@ -88,7 +100,11 @@ def settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[str,
     except VariantError as error:
         raise ConfigError(f"{dataset}/{variant}: {error}") from error
     _refuse_missing(dataset, variant, run)
-    spec = _merge(base, config.get("runs", {}).get(f"{dataset}/{variant}", {}))
+    override = config.get("runs", {}).get(f"{dataset}/{variant}", {})
+    if "training_attack" in override and (run.ar == 0 or run.fgsm):
+        why = "standard training has no attack" if run.ar == 0 else "FGSM is one step of eps from the image"
+        raise ConfigError(f"runs.{dataset}/{variant}.training_attack: {why}; remove the key")
+    spec = _merge(base, override)
     return {
         "dataset": dataset,
         "variant": variant,
@@ -164,10 +180,11 @@ def _expand(config: Mapping[str, Any], study: str, grid: Mapping[str, Any]) -> I
         default = block(config, dataset)["architecture"]
     except ConfigError as error:
         raise ConfigError(f"config.yaml: studies.{study}.runs: {error}") from error
-    for arch in grid.get("arch", [default]):
-        for ar in grid["ar"]:
-            for seed in grid.get("seeds", [0]):
-                yield dataset, Variant(ar, arch, seed=seed).name(default)
+    options = (grid.get("arch", [default]), grid.get("attack", ["pgd"]), grid.get("space", ["pixel"]))
+    for arch, attack, space in itertools.product(*options):
+        for ar, seed in itertools.product(grid["ar"], grid.get("seeds", [0])):
+            run = Variant(ar, arch, fgsm=ar > 0 and attack == "fgsm", normspace=space == "normalised", seed=seed)
+            yield dataset, run.name(default)
 
 
 def _refuse_missing(dataset: str, variant: str, run: Variant) -> None:

@@ -77,20 +77,21 @@ def collect(runs: Sequence[Run], table1: pd.DataFrame | None) -> tuple[pd.DataFr
     )
     frame = frame.merge(extra, left_on=by_run, right_index=True)
     columns = {key: key for key in frame.columns if key not in KEYS}
-    widest = _widest(table1)
-    if table1 is not None and widest is not None:
+    if table1 is not None:
         bound = {"spectral_norm": "float64"}  # null in every run is a float too
-        frame = frame.astype(bound).merge(table1[[*KEYS, widest]].astype(bound), on=KEYS)
-        columns["loss_variation"] = widest
+        frame = frame.astype(bound).merge(table1.astype(bound), on=KEYS)
+        widest = _widest(frame.dropna(axis="columns", how="all"))  # a column of another data set's radius is empty
+        if widest is not None:
+            columns["loss_variation"] = widest
     return frame, columns
 
 
 def judge(points: Sequence[Point], wanted: str | None) -> str:
     """Say how the means move from the weakest to the strongest: a key of VERDICTS.
 
-    "single": one strength only. "unclear": the change is no larger than the std of a difference of two seeds. With
-    a direction to compare with, "agrees" at every step, "partly" only from end to end, or "differs"; without, "rises"
-    or "falls".
+    "single": one strength only. "one seed": no spread to hold a change against. "unclear": the change is no larger than
+    the std of a difference of two seeds. With a direction to compare with, "agrees" at every step, "partly" only from
+    end to end, or "differs"; without, "rises" or "falls".
     """
     if len(points) < 2:
         return "single"
@@ -98,6 +99,8 @@ def judge(points: Sequence[Point], wanted: str | None) -> str:
     spread = math.hypot(*(0.0 if math.isnan(end.std) else end.std for end in (points[0], points[-1])))
     if abs(change) <= spread:
         return "unclear"
+    if any(math.isnan(point.std) for point in points):
+        return "one seed"
     if wanted is None:
         return "rises" if change > 0 else "falls"
     sign = 1 if wanted == "rises" else -1
@@ -115,6 +118,7 @@ VERDICTS = {
     "rises": "rises",
     "falls": "falls",
     "single": "one strength only",
+    "one seed": "one seed only: no verdict",
 }
 
 
@@ -125,7 +129,7 @@ def _find(frame: pd.DataFrame, column: str, wanted: str | None, words: str) -> F
     return Finding(describe(column), words, wanted, points, judge(points, wanted), judge(positive, wanted))
 
 
-def _widest(table1: pd.DataFrame | None) -> str | None:
+def _widest(table1: pd.DataFrame) -> str | None:
     """The column of the mean loss variation at the largest eps."""
-    names = [] if table1 is None else [name for name in table1.columns if name.startswith("loss_variation_mean_eps")]
+    names = [name for name in table1.columns if name.startswith("loss_variation_mean_eps")]
     return max(names, key=lambda name: float(name.rpartition("eps")[2]), default=None)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robreg.network import Classifier
 
 _METADATA = ("dataset", "variant", "seed", "version", "settings_hash")
-_TRAINING_CODE = ("archive", "attack", "data", "network", "parquet", "raw", "source", "train")  # decide the weights
+TRAINING_CODE = ("archive", "attack", "data", "network", "parquet", "raw", "source", "train")  # decide the weights
 
 
 @contextmanager
@@ -50,6 +50,7 @@ def device(wish: str, threads: int) -> "torch.device":
     if wish == "cuda" and not available:
         raise ValueError("config.yaml: device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
     chosen = torch.device("cuda" if available and wish != "cpu" else "cpu")
+    torch.backends.cudnn.allow_tf32 = False  # convolutions in fp32 are fp32
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "CPU"
     logging.info("device %s (%s), %d threads, torch %s", chosen, name, threads, torch.__version__)
     return chosen
@@ -78,4 +79,4 @@ def provenance(meta: Mapping[str, Any], **measure: object) -> dict[str, Any]:
 def code_hash() -> str:
     """Hash the modules that decide a network's weights, so that a report can say whether they changed since."""
     folder = Path(__file__).parent
-    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in _TRAINING_CODE)).hexdigest()
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in TRAINING_CODE)).hexdigest()

@@ -91,6 +91,8 @@ def variation(ax: Axes, runs: Sequence[Run], looks: Mapping[float, Look]) -> Non
     places = strengths(runs)
     shift = 0.12 * min(np.diff(places), default=1.0)
     for index, (eps, look) in enumerate(looks.items()):
+        if eps not in each.index:  # another data set's radius
+            continue
         over = each.loc[eps].groupby("ar").agg({"mean": ["mean", "std"], "spread": "mean"})
         x = over.index + shift * (index - (len(looks) - 1) / 2)
         mean = over["mean", "mean"]

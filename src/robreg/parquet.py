@@ -33,6 +33,8 @@ def open_folder(folder: Path, settings: Settings) -> Source:
     classes = CIFAR_CLASSES[kind] if kind in CIFAR_CLASSES else int(train_labels.max(initial=-1)) + 1
 
     def read(train_rows: Labels, test_rows: Labels) -> tuple[Images, Images]:
+        if kind in CIFAR_CLASSES:
+            _refuse_lossy(train, kind, key(settings, "kind"))
         train_images, train_gray = _decode_rows(train, train_rows)
         test_images, test_gray = _decode_rows(test, test_rows)
         channels = 1 if train_gray and test_gray else 3
@@ -68,7 +70,7 @@ def _read_labels(files: Sequence[Path], settings: Settings) -> Labels:
         with _open_file(path) as file:
             name = _label_column(file.schema_arrow, settings, path)
             column = file.read(columns=[name]).column(name)
-            labels = column.fill_null(-1).to_numpy().astype(np.int64)
+            labels = column.cast(pa.int64()).fill_null(-1).to_numpy()
         wrong = np.flatnonzero(labels < 0)
         if len(wrong):
             found = column[wrong[0]].as_py()
@@ -128,6 +130,15 @@ def _encoded_images(files: Sequence[Path], rows: Labels) -> Iterator[tuple[Path,
                 for row, image in zip(rows[low:high], encoded.to_pylist(), strict=True):
                     yield path, int(row) - start, image
                 first += len(batch)
+
+
+def _refuse_lossy(files: Sequence[Path], kind: str, where: str) -> None:
+    """Refuse to call a set CIFAR whose first image has been through lossy compression: its pixels are others."""
+    _, _, encoded = next(_encoded_images(files, np.array([0])))
+    if encoded is not None and encoded.startswith((b"\xff\xd8", b"RIFF")):
+        raise DataError(
+            f"{where}: {files[0]} holds JPEG or WEBP images, which are not {kind}'s pixels; give kind parquet"
+        )
 
 
 def _image_column(schema: pa.Schema, path: Path) -> str:

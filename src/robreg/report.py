@@ -16,7 +16,7 @@ from robreg.finding import VERDICTS, Finding, findings
 from robreg.quantity import Cell, cell, describe, duration, memory
 from robreg.setting import group
 from robreg.study import SETTING
-from robreg.words import attack_words, data_words, limits
+from robreg.words import attack_words, data_words, limits, span
 
 SECTIONS = (  # the paper's order: title, figures, tables
     ("Layers, margins and accuracy (paper, Figure 1)", ("fig1",), ()),
@@ -87,6 +87,7 @@ def headline(found: Mapping[str, Sequence[Finding]]) -> str:
     verdicts = [finding.verdict for listed in found.values() for finding in listed if finding.paper_direction]
     told = {"agrees": "found at every step", "partly": "found from end to end only", "differs": "reversed"}
     told |= {"unclear": "lost in the spread over seeds", "single": "not to be seen with one strength"}
+    told |= {"one seed": "not to be judged by one seed"}
     counts = [f"{verdicts.count(key)} {words}" for key, words in told.items() if key in verdicts]
     return f"Of {len(verdicts)} trends that the paper reports: {', '.join(counts)}. {_example(found)}".strip()
 
@@ -110,7 +111,7 @@ def _study(study: Mapping[str, Any], data: Sequence[Path]) -> dict[str, Any]:
         "study": study,
         "datasets": [_dataset(study, name, meta) for name, meta in metas.items()],
         "limits": limits(list(study["settings"].values()), study["titles"], counts.tolist()),
-        "n_seeds": int(counts.max()),
+        "n_seeds": span(counts.tolist()),
     }
 
 
@@ -121,6 +122,7 @@ def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> di
         key: _flat({part: settings[part] for part in settings if part not in _NAMED}) for key, settings in own.items()
     }
     keys = list(dict.fromkeys(key for settings in flat.values() for key in settings))
+    keys = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]  # none beside its parts
     texts = {key: [_setting(settings.get(key)) for settings in flat.values()] for key in keys}
     differing = [key for key in keys if len(set(texts[key])) > 1]
     return {
@@ -135,7 +137,7 @@ def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> di
 
 
 def _results(
-    study: Mapping[str, Any], captions: Path, figures: Sequence[Path], tables: Sequence[Path], n_seeds: int
+    study: Mapping[str, Any], captions: Path, figures: Sequence[Path], tables: Sequence[Path], n_seeds: str
 ) -> dict[str, Any]:
     """What came out: findings, and the figures and tables with their captions, in sections."""
     by_name = {path.stem: path for path in tables}

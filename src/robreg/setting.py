@@ -9,11 +9,14 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Split runs into settings, each with a name such as "digits, resnet8"; order is kept.
 
     A setting is data set, network, training attack, space and bound. Standard training (AR 0) has no attack, so its
-    runs belong to every attack's setting.
+    runs belong to the setting of every attack that its like were trained with.
     """
-    names = dict.fromkeys(_name(run, run["train_attack"]) for run in runs if run["ar"])
-    names = names or dict.fromkeys(_name(run, "pgd") for run in runs)
-    return {name: [run for run in runs if name in _names(run)] for name in names}
+    trained = {_name(run, run["train_attack"]) for run in runs if run["ar"]}
+    names = {id(run): (_names(run) & trained) or {_name(run, "pgd")} for run in runs}
+    order = dict.fromkeys(
+        name for run in sorted(runs, key=lambda run: not run["ar"]) for name in sorted(names[id(run)])
+    )
+    return {name: [run for run in runs if name in names[id(run)]] for name in order}
 
 
 def strengths(runs: Sequence[Run]) -> list[int]:

@@ -72,6 +72,8 @@ def _check_labels(source: Source, settings: Settings) -> None:
         if len(wrong):
             found = f"label {labels[wrong[0]]} in row {wrong[0]} of the {split} split"
             raise DataError(f"{where}: {found} is outside 0..{source.classes - 1}; correct the labels of the source")
+    if source.classes < 2:
+        raise DataError(f"{where}: all training labels are 0; give a source with two classes or more")
     counts = len(source.train_labels), len(source.test_labels)
     if kind in CIFAR_COUNTS and counts != CIFAR_COUNTS[kind]:
         raise DataError(

@@ -12,6 +12,14 @@ from robreg import table
 KEYS = ["dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "seed"]
 SETTING = KEYS[:-1]
 TABLE_NEEDS = {"table1": "lossvar", "table3": "metrics"}  # the measure that a table is made from
+FIGURE_NEEDS = {  # the measures that a figure is drawn from
+    "fig1": ["svstd", "margins", "metrics"],
+    "fig3": ["metrics"],
+    "fig4": ["margins"],
+    "fig5": ["margins", "svstd"],
+    "fig8": ["lossvar"],
+    "fig12": ["metrics"],
+}
 Run = Mapping[str, Any]  # KEYS, "variant", and "folder", where its tables are
 
 _TABLE3 = ["train_acc", "test_acc", "acc_gap", "train_loss", "test_loss", "loss_gap", "pgd_acc", "robust_acc"]

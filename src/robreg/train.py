@@ -22,6 +22,7 @@ from robreg.config import fingerprint
 from robreg.data import Dataset, random_crop_flip, to_float
 from robreg.job import code_hash
 from robreg.network import Classifier, build
+from robreg.spectrum import layers
 from robreg.table import atomic, write
 
 FORMAT = 1  # of resume.pt
@@ -39,11 +40,15 @@ class DivergedError(ArithmeticError):
 
 @dataclass
 class State:
-    """A training run between two epochs. history: one row of the contract's table per finished epoch."""
+    """A training run between two epochs.
+
+    history: one row of the contract's table per finished epoch; code: the hash of the code that it was begun with.
+    """
 
     model: Classifier
     optimizer: torch.optim.SGD
     history: list[dict[str, Any]]
+    code: str
 
 
 def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device) -> None:
@@ -56,13 +61,14 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
     resume = checkpoint.with_name("resume.pt")
     identity = _identity(settings, data)
     state = _start(settings, data, device)
+    layers(state.model, tuple(data.train_images.shape[1:]))  # refuses, before hours of work, what cannot be measured
     if resume.exists():
         _restore(state, resume, identity, device)
     else:
         _save(state, resume, identity)
     with _sigterm() as stop:
         _fit(state, settings, data, resume=resume, identity=identity, stop=stop)
-    meta = _meta(settings, data, device)
+    meta = {**_meta(settings, data, device), "code_hash": state.code}
     with atomic(checkpoint) as temporary:
         torch.save({"model": state.model.state_dict(), "meta": meta}, temporary)
     columns = {key: [row[key] for row in state.history] for key in state.history[0]}
@@ -187,7 +193,7 @@ def _start(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> 
     sgd = torch.optim.SGD(
         model.parameters(), lr=spec["lr"], momentum=spec["momentum"], weight_decay=spec["weight_decay"]
     )
-    return State(model, sgd, [])
+    return State(model, sgd, [], code_hash())
 
 
 def _data_meta(data: Dataset) -> dict[str, Any]:
@@ -208,14 +214,18 @@ def _meta(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> d
         "settings": json.dumps(settings, sort_keys=True),
         "settings_hash": fingerprint(settings),
         "version": robreg.__version__,
-        "code_hash": code_hash(),
         "torch": str(torch.__version__),
         "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
     }
 
 
 def _identity(settings: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
-    return {"format": FORMAT, "data_sha256": data.sha256, "settings": json.dumps(settings, sort_keys=True)}
+    return {
+        "format": FORMAT,
+        "torch": str(torch.__version__),
+        "data_sha256": data.sha256,
+        "settings": json.dumps(settings, sort_keys=True),
+    }
 
 
 def _save(state: State, resume: Path, identity: Mapping[str, Any]) -> None:
@@ -224,6 +234,7 @@ def _save(state: State, resume: Path, identity: Mapping[str, Any]) -> None:
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "history": state.history,
+        "code_hash": state.code,
     }
     with atomic(resume) as temporary:
         torch.save(content, temporary)
@@ -245,7 +256,7 @@ def _restore(state: State, resume: Path, identity: Mapping[str, Any], device: to
         )
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
-    state.history = content["history"]
+    state.history, state.code = content["history"], content["code_hash"]
     log.info("going on after epoch %d from %s", len(state.history), resume)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 ARCHITECTURES = ("resnet8", "resnet56", "resnet110", "wrn50")
 GRAMMAR = "ar{strength}[-{architecture}][-fgsm][-sn{bound}][-normspace][-s{seed}]"
 MAX_STRENGTH = 255
+MAX_SEED = 2**32 - 1
 
 # Reads more than the grammar allows (any order, leading zeros), so that a refusal can name the right spelling.
 _PARTS = {
@@ -96,6 +97,8 @@ def _read_part(part: str, text: str) -> tuple[str, str]:
 def _refuse_unknown(variant: Variant, text: str) -> None:
     if variant.arch not in ARCHITECTURES:
         raise VariantError(f"{text!r} names an unknown architecture {variant.arch!r}: use one of {list(ARCHITECTURES)}")
+    if variant.seed > MAX_SEED:
+        raise VariantError(f"{text!r} has seed {variant.seed}: use at most {MAX_SEED}")
     if variant.ar > MAX_STRENGTH:
         raise VariantError(f"{text!r} has a strength of {variant.ar}/255: use at most {MAX_STRENGTH}")
 

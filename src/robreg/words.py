@@ -63,7 +63,7 @@ def attack_words(spec: Mapping[str, Any]) -> str:
     restarts = f", {spec['restarts']} restarts" if spec["restarts"] > 1 else ""
     return (
         f"{spec['attack'].upper()}, radius {spec['eps']:g}/255, {_steps(spec['steps'])} of {spec['step']:g}/255, "
-        f"{spec['start']} start{restarts}"
+        f"{spec['start']} start{restarts}{_space(spec)}"
     )
 
 
@@ -71,7 +71,7 @@ def variation_words(spec: Mapping[str, Any]) -> str:
     """Put the attack of the loss variation into words."""
     radii = ", ".join(f"{eps:g}" for eps in spec["eps"])
     steps = f"{_steps(spec['steps'])} of {_part(spec['relative_step'])} of the radius"
-    return f"PGD within {radii} (1/255), {steps}, on all test images"
+    return f"PGD within {radii} (1/255), {steps}, on all test images{_space(spec)}"
 
 
 def limits(settings: Sequence[Settings], titles: Mapping[str, str], counts: Sequence[int]) -> list[str]:
@@ -86,16 +86,27 @@ def limits(settings: Sequence[Settings], titles: Mapping[str, str], counts: Sequ
     ]
     if said:
         said.append("So the numbers are not to be compared with the paper's; only directions are.")
-    few = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    plural = "" if few == "1" else "s"
-    said.append(f"Means are over {few} seed{plural} per setting, so a standard deviation is itself uncertain.")
+    few = span(counts)
+    if few == "1":
+        said.append("There is one seed per setting, so nothing here shows how much seeds differ.")
+    else:
+        said.append(f"Means are over {few} seeds per setting, so a standard deviation is itself uncertain.")
     return said + list(_ALWAYS)
+
+
+def span(counts: Sequence[int]) -> str:
+    """Write the numbers of seeds behind a study's means: "3", or "1 to 3"."""
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _foreign(settings: Sequence[Settings]) -> list[str]:
     """Data sets that are not the paper's, or only a part of them."""
     data = {one["dataset"]: one["data"] for one in settings}
     return [name for name, one in data.items() if one["kind"] not in _PAPER_DATA or one["max_train"] or one["max_test"]]
+
+
+def _space(spec: Mapping[str, Any]) -> str:
+    return ", radius in normalised space" if spec["space"] == "normalised" else ""
 
 
 def _steps(count: int) -> str:

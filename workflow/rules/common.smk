@@ -5,7 +5,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import RerunTrigger
 
 from robreg import config as robreg_config
-from robreg.study import TABLE_NEEDS
+from robreg.job import TRAINING_CODE
+from robreg.study import FIGURE_NEEDS, TABLE_NEEDS
 
 RULES = [
     "all",
@@ -22,19 +23,8 @@ RULES = [
 ]
 
 
-# The measures that a figure is drawn from.
-FIGURE_NEEDS = {
-    "fig1": ["svstd", "margins", "metrics"],
-    "fig3": ["metrics"],
-    "fig4": ["margins"],
-    "fig5": ["margins", "svstd"],
-    "fig8": ["lossvar"],
-    "fig12": ["metrics"],
-}
-
-
 wildcard_constraints:
-    dataset="(?!studies)[^/]+",
+    dataset="(?!studies/)[^/]+",
     variant="[^/]+",
     study="[^/]+",
 

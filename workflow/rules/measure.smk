@@ -24,7 +24,6 @@ rule margins:
         runtime="1h",
     params:
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
-        device=config["device"],
     script:
         "../scripts/margins.py"
 
@@ -52,7 +51,6 @@ rule attacks:
     params:
         attack=lambda wildcards: settings(wildcards)["evaluation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
-        device=config["device"],
     script:
         "../scripts/attacks.py"
 
@@ -85,7 +83,6 @@ rule lossvar:
     params:
         attack=lambda wildcards: settings(wildcards)["loss_variation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
-        device=config["device"],
     script:
         "../scripts/lossvar.py"
 
@@ -110,8 +107,6 @@ rule sv:
     resources:
         mem_mb=2000,
         runtime="1h",
-    params:
-        device=config["device"],
     script:
         "../scripts/sv.py"
 

@@ -42,7 +42,16 @@ rule figure:
         runs=lambda wildcards: of_runs(wildcards.study, *FIGURE_NEEDS[wildcards.figure]),
         code=expand(
             "src/robreg/{module}.py",
-            module=["figure", "panel", "style", "setting", "study"],
+            module=[
+                "report",
+                "finding",
+                "provenance",
+                "quantity",
+                "setting",
+                "words",
+                "study",
+                *TRAINING_CODE,
+            ],
         ),
     output:
         multiext("results/studies/{study}/figures/{figure}", svg=".svg", png=".png"),

@@ -1,4 +1,5 @@
-# Prepared data -> one trained network. The state between epochs is resume.pt, undeclared, beside the checkpoint.
+# Prepared data -> one trained network. Data made again retrain nothing: measures refuse other bytes than it was trained on.
+# The state between epochs is resume.pt, undeclared, beside the checkpoint.
 
 
 rule train:
@@ -6,7 +7,7 @@ rule train:
     Train {wildcards.dataset}/{wildcards.variant}: {params.settings[training][epochs]} epochs.
     """
     input:
-        data="data/prepared/{dataset}/meta.json",
+        data=ancient("data/prepared/{dataset}/meta.json"),
     output:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         history="results/{dataset}/{variant}/history.parquet",
@@ -22,6 +23,5 @@ rule train:
         runtime="12h",
     params:
         settings=training,
-        device=config["device"],
     script:
         "../scripts/train.py"

@@ -13,5 +13,5 @@ with logged(snakemake.log[0]):
         Path(snakemake.output.attacks),
         attack=snakemake.params.attack,
         batch=snakemake.params.batch,
-        device=snakemake.params.device,
+        device=snakemake.config["device"],
     )

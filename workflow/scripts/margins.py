@@ -12,5 +12,5 @@ with logged(snakemake.log[0]):
         Path(snakemake.input.data).parent,
         Path(snakemake.output.margins),
         batch=snakemake.params.batch,
-        device=snakemake.params.device,
+        device=snakemake.config["device"],
     )

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from robreg.data import prepare
 from robreg.job import logged
 
 with logged(snakemake.log[0]):
+    from robreg.data import prepare
+
     prepare(
         snakemake.params.spec,
         data_root=Path(snakemake.config["data_root"]),  # where the data lie is not part of what they are: no param

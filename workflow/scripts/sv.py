@@ -11,5 +11,5 @@ with logged(snakemake.log[0]):
         Path(snakemake.input.checkpoint),
         sv=Path(snakemake.output.sv),
         svstd=Path(snakemake.output.svstd),
-        device=snakemake.params.device,
+        device=snakemake.config["device"],
     )

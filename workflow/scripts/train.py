@@ -13,5 +13,5 @@ with logged(snakemake.log[0]):
         load(Path(snakemake.input.data).parent),
         checkpoint=Path(snakemake.output.checkpoint),
         history=Path(snakemake.output.history),
-        device=device(snakemake.params.device, snakemake.params.settings["threads"]),
+        device=device(snakemake.config["device"], snakemake.params.settings["threads"]),
     )
