@@ -205,6 +205,23 @@ def test_one_seed_no_standard_training_two_data_sets(name: str, tmp_path: Path) 
     assert "c10, resnet8" in text
 
 
+@pytest.mark.parametrize("name", FIGURES)
+def test_data_sets_with_other_strengths_and_radii(name: str, tmp_path: Path) -> None:
+    runs = make_runs(tmp_path) + make_runs(tmp_path, [0, 4, 8, 32], dataset="c10")
+    for run in runs[len(STRENGTHS) * len(SEEDS) :]:
+        path = Path(run["folder"]) / "lossvar.parquet"
+        columns = table.read(path).to_pydict()
+        table.write(path, "lossvar", columns | {"eps": [eps / 4 for eps in columns["eps"]]}, META)
+    draw(name, runs, compare=COMPARE, svg=tmp_path / "a.svg", png=tmp_path / "a.png")
+    assert "c10, resnet8" in (tmp_path / "a.svg").read_text()
+
+
+def test_a_setting_with_standard_training_alone_is_kept(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path) + make_runs(tmp_path, [0], dataset="c10")
+    groups = group(runs)
+    assert {name: len(members) for name, members in groups.items()} == {"digits, resnet8": 12, "c10, resnet8": 3}
+
+
 def test_legends_stay_inside(runs: list[dict[str, Any]]) -> None:
     for name in FIGURES:
         figure = compose(name, runs, COMPARE)

@@ -153,6 +153,28 @@ def test_findings_are_computed(tmp_path: Path) -> None:
     assert len(findings(runs)["digits, resnet8"]) == len(listed) - 1
 
 
+def test_findings_are_of_each_data_set_s_own_radii(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path) + make_runs(tmp_path, dataset="c10")
+    rows = study.table1(runs)
+    of_c10 = rows["dataset"] == "c10"
+    rows["loss_variation_mean_eps1"] = rows["loss_variation_mean_eps4"].where(of_c10)
+    rows.loc[of_c10, ["loss_variation_mean_eps4", "loss_variation_mean_eps16"]] = None
+    listed = findings(runs, rows)
+    for name, label in (("digits, resnet8", "eps 16"), ("c10, resnet8", "eps 1")):
+        (found,) = [one for one in listed[name] if one.quantity.label == f"loss variation at {label}, mean"]
+        assert len(found.points) == 4
+
+
+def test_one_seed_is_given_no_verdict() -> None:
+    assert judge(points(3.0, 2.0, 1.0, std=float("nan")), "falls") == "one seed"
+
+
+def test_settings_in_common_are_common(report: Path) -> None:
+    page = text(report)
+    assert "train_attack.steps" in page
+    assert not re.search(r"train_attack\s*<", page)  # the attack that standard training has not
+
+
 def test_table_blocks_follow_settings(tmp_path: Path) -> None:
     runs = make_runs(tmp_path) + make_runs(tmp_path, [0, 8], [0], dataset="c10")
     digits, c10 = blocks(study.summarise(study.table3(runs)).astype({"spectral_norm": "float64"}))

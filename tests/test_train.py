@@ -221,9 +221,7 @@ def test_a_checkpoint_names_the_code_that_it_was_begun_with(source, prepared, tm
 def test_a_network_that_cannot_be_measured_is_refused_before_it_is_trained(prepared, tmp_path):
     odd = copy.copy(prepared)
     object.__setattr__(odd, "train_images", prepared.train_images[:, :, :7, :7])
-    with pytest.raises(
-        ValueError, match=r"layer network\.stages\.1\.0\.conv1: stride 2 does not divide its input size 7"
-    ):
+    with pytest.raises(ValueError, match=r"layer \S+conv1: stride 2 does not divide its input size 7"):
         run(make_settings(), odd, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

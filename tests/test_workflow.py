@@ -313,7 +313,7 @@ def test_a_missing_source_is_refused_with_the_mend(demo):
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-INLINE = re.findall(r"`((?:snakemake|make) [^`…]+)`", README)
+INLINE = [" ".join(text.split()) for text in re.findall(r"`((?:snakemake|make) [^`…]+)`", README)]
 
 
 @pytest.mark.parametrize("script", dict.fromkeys([*BLOCKS, *INLINE]))
