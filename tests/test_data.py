@@ -202,7 +202,7 @@ def test_load_names_the_spoilt_file_and_the_mend(tmp_path: Path, spoil: Callable
     with pytest.raises(DataError) as caught:
         load(folder)
     assert str(caught.value).startswith(f"{folder / named}: ")
-    assert f"delete the folder {folder}" in str(caught.value)
+    assert f"snakemake -c1 --force {folder / 'meta.json'}" in str(caught.value)
 
 
 def test_failure_while_writing_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

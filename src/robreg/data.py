@@ -161,7 +161,7 @@ def _check_range(labels: Tensor, classes: int, path: Path) -> None:
 
 def _unusable(path: Path, reason: str) -> DataError:
     """Make the error for a prepared file that cannot be used."""
-    return DataError(f"{path}: {reason}; delete the folder {path.parent} and run again, it will be made anew")
+    return DataError(f"{path}: {reason}; make it anew: snakemake -c1 --force {path.parent / META}")
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -42,16 +42,7 @@ rule figure:
         runs=lambda wildcards: of_runs(wildcards.study, *FIGURE_NEEDS[wildcards.figure]),
         code=expand(
             "src/robreg/{module}.py",
-            module=[
-                "report",
-                "finding",
-                "provenance",
-                "quantity",
-                "setting",
-                "words",
-                "study",
-                *TRAINING_CODE,
-            ],
+            module=["figure", "panel", "style", "setting", "study"],
         ),
     output:
         multiext("results/studies/{study}/figures/{figure}", svg=".svg", png=".png"),
@@ -114,6 +105,7 @@ rule report:
                 "setting",
                 "words",
                 "study",
+                *TRAINING_CODE,
             ],
         ),
     output:
