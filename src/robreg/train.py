@@ -117,7 +117,8 @@ def _epoch(
     order, generator = _randomness(settings["seed"], epoch, len(images), images.device)
     losses: list[Tensor] = []
     correct = torch.zeros((), dtype=torch.int64, device=images.device)
-    for index in order.split(spec["batch_size"]):
+    batches = order.split(spec["batch_size"])
+    for index in batches:
         if stop.is_set():
             raise Stopped(
                 f"SIGTERM in epoch {epoch}: resume.pt holds epoch {epoch - 1}; start again to go on from there"
@@ -125,9 +126,10 @@ def _epoch(
         x, y = _batch(images[index], labels[index], settings, state.model, generator)
         logits = _step(state, x, y, losses)
         correct += (logits.argmax(1) == y).sum()
-    _refuse_divergence(state.model, torch.stack(losses).cpu(), epoch, lr)
-    sizes = torch.tensor([len(index) for index in order.split(spec["batch_size"])], dtype=torch.float64)
-    loss = float((torch.stack(losses).cpu().double() * sizes).sum() / len(images))
+    means = torch.stack(losses).cpu()  # (batches,)
+    _refuse_divergence(state.model, means, epoch, lr)
+    sizes = torch.tensor([len(index) for index in batches], dtype=torch.float64)
+    loss = float((means.double() * sizes).sum() / len(images))
     return {"epoch": epoch, "lr": lr, "loss": loss, "acc": 100 * int(correct) / len(images), "sigma_max": None}
 
 
