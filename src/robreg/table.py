@@ -11,7 +11,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _KEY = b"robreg"
-_NULLABLE = ("sigma_max", "acc_conditional", "pgd_acc", "spectral_complexity")
+_NULLABLE = (
+    "sigma_max",
+    "acc_conditional",
+    "pgd_acc",
+    "spectral_complexity",
+    "std_zero",
+    "log10_u_min_upper",
+    "log10_sigma_min_product",
+)
+_ATTACKS = pa.schema(
+    [(key, pa.string()) for key in ("attack", "space", "start", "loss")]
+    + [("eps", pa.float64()), ("step", pa.float64())]
+    + [(key, pa.int64()) for key in ("steps", "restarts", "seed")]
+    + [("split", pa.string()), ("n", pa.int64()), ("n_correct", pa.int64()), ("n_robust", pa.int64())]
+    + [("acc_conditional", pa.float64()), ("acc_robust", pa.float64())]
+)
 
 SCHEMAS = {
     "history": pa.schema(
@@ -36,25 +51,8 @@ SCHEMAS = {
             ("loss", pa.float32()),
         ]
     ),
-    "attacks": pa.schema(
-        [
-            ("attack", pa.string()),
-            ("space", pa.string()),
-            ("start", pa.string()),
-            ("loss", pa.string()),
-            ("eps", pa.float64()),
-            ("step", pa.float64()),
-            ("steps", pa.int64()),
-            ("restarts", pa.int64()),
-            ("seed", pa.int64()),
-            ("split", pa.string()),
-            ("n", pa.int64()),
-            ("n_correct", pa.int64()),
-            ("n_robust", pa.int64()),
-            ("acc_conditional", pa.float64()),
-            ("acc_robust", pa.float64()),
-        ]
-    ),
+    "attacks": _ATTACKS,
+    "apgd": _ATTACKS,  # the rows that apgd adds to attacks
     "lossvar": pa.schema(
         [
             ("eps", pa.float64()),
@@ -71,6 +69,35 @@ SCHEMAS = {
         [("layer", pa.int64()), ("name", pa.string()), ("kind", pa.string())]
         + [(key, pa.int64()) for key in ("c_in", "c_out", "kernel", "stride", "height", "width", "n")]
         + [(key, pa.float64()) for key in ("mean", "std", "min", "max")]
+    ),
+    "padding": pa.schema(
+        [("layer", pa.int64()), ("name", pa.string()), ("method", pa.string())]
+        + [(key, pa.float64()) for key in ("std_circular", "std_zero", "max_circular", "max_zero")]
+    ),
+    "spread": pa.schema(
+        [("layer", pa.int64()), ("name", pa.string()), ("perturbation", pa.string()), ("eps", pa.float64())]
+        + [("n", pa.int64()), ("mean", pa.float64()), ("std", pa.float64())]
+    ),
+    "theory": pa.schema(
+        [("n", pa.int64()), ("m", pa.int64())]
+        + [(key, pa.float64()) for key in ("gamma", "eta", "c_x", "k", "eps")]
+        + [("sigma_min_zero_layers", pa.int64())]
+        + [
+            (key, pa.float64())
+            for key in (
+                "log10_sigma_min_product",
+                "w_min",
+                "v_min_upper",
+                "log10_u_min_upper",
+                "first_term_lower",
+                "log10_second_term",
+                "ramp_risk_train",
+                "ramp_risk_test",
+                "ramp_gap",
+            )
+        ]
+        + [("lemma_pairs", pa.int64()), ("lemma_pieces", pa.int64())]
+        + [("lemma_residual", pa.float64()), ("lemma_slack", pa.float64())]
     ),
     "metrics": pa.schema(
         [

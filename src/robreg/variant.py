@@ -1,9 +1,10 @@
 """The grammar of run names: "ar16-resnet110-sn3" <-> Variant. No other module takes such a name apart."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
-ARCHITECTURES = ("resnet8", "resnet56", "resnet110", "wrn50")
+ARCHITECTURES = ("resnet8", "resnet56", "resnet110", "wrn50")  # those of the package; config.yaml may add its own
 GRAMMAR = "ar{strength}[-{architecture}][-fgsm][-sn{bound}][-normspace][-s{seed}]"
 MAX_STRENGTH = 255
 MAX_SEED = 2**32 - 1
@@ -58,15 +59,24 @@ class Variant:
         return "normalised" if self.normspace else "pixel"
 
 
-def parse(text: str, default_arch: str) -> Variant:
-    """Read a run's name; raise VariantError, with the right spelling, for anything but the one right spelling."""
+def is_free(name: str) -> bool:
+    """Tell whether an architecture of the user's may bear a name: it is no part of the grammar and no shipped one."""
+    taken = any(pattern.fullmatch(name) for key, pattern in _PARTS.items() if key != "arch")
+    return not taken and name not in ARCHITECTURES and re.fullmatch(r"[a-z][a-z0-9]*", name) is not None
+
+
+def parse(text: str, default_arch: str, own: Collection[str] = ()) -> Variant:
+    """Read a run's name; raise VariantError, with the right spelling, for anything but the one right spelling.
+
+    default_arch: the data set's, which a name leaves out; own: names of architectures that config.yaml adds.
+    """
     head, *parts = text.split("-")
     strength = re.fullmatch(r"ar(\d+)", head)
     if strength is None:
         raise VariantError(f"{text!r} is not the name of a run: write {GRAMMAR}, for example ar16 or ar8-s1")
     found: dict[str, str] = {}
     for part in parts:
-        key, value = _read_part(part, text)
+        key, value = ("arch", part) if part in own else _read_part(part, text)
         if key in found:
             raise VariantError(f"{text!r} says {key} twice: write {GRAMMAR}")
         found[key] = value
@@ -79,7 +89,7 @@ def parse(text: str, default_arch: str) -> Variant:
         normspace="normspace" in found,
         seed=int(found.get("seed", 0)),
     )
-    _refuse_unknown(variant, text)
+    _refuse_unknown(variant, text, [*ARCHITECTURES, *own])
     right = variant.name(default_arch)
     if text != right:
         raise VariantError(f"{text!r} is spelt {right!r}: a run has exactly one name, without defaults, in fixed order")
@@ -94,9 +104,9 @@ def _read_part(part: str, text: str) -> tuple[str, str]:
     raise VariantError(f"{text!r} is not the name of a run: {part!r} is not part of {GRAMMAR}")
 
 
-def _refuse_unknown(variant: Variant, text: str) -> None:
-    if variant.arch not in ARCHITECTURES:
-        raise VariantError(f"{text!r} names an unknown architecture {variant.arch!r}: use one of {list(ARCHITECTURES)}")
+def _refuse_unknown(variant: Variant, text: str, known: list[str]) -> None:
+    if variant.arch not in known:
+        raise VariantError(f"{text!r} names an unknown architecture {variant.arch!r}: use one of {known}")
     if variant.seed > MAX_SEED:
         raise VariantError(f"{text!r} has seed {variant.seed}: use at most {MAX_SEED}")
     if variant.ar > MAX_STRENGTH:

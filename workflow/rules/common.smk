@@ -6,19 +6,24 @@ from snakemake.settings.types import RerunTrigger
 
 from robreg import config as robreg_config
 from robreg.job import TRAINING_CODE
-from robreg.study import FIGURE_NEEDS, TABLE_NEEDS
+from robreg.item import FIGURES, TABLES, chosen
 
 RULES = [
     "all",
     "prepare",
     "train",
     "margins",
+    "apgd",
     "attacks",
     "lossvar",
     "sv",
+    "spread",
+    "theory",
     "metrics",
     "table",
     "figure",
+    "claims",
+    "comparison",
     "report",
 ]
 
@@ -83,7 +88,16 @@ def runs(study):
 
 def data_spec(wildcards):
     """What a data set's preparation depends on."""
-    keys = ("kind", "source", "max_train", "max_test", "subset_seed", "label_column")
+    keys = (
+        "kind",
+        "source",
+        "incomplete",
+        "crop",
+        "max_train",
+        "max_test",
+        "subset_seed",
+        "label_column",
+    )
     found = block(wildcards)
     return {
         "name": wildcards.dataset,
@@ -94,6 +108,39 @@ def data_spec(wildcards):
 def of_runs(study, *kinds):
     """The files of these kinds of all runs of a study."""
     return [f"{run['folder']}/{kind}.parquet" for run in runs(study) for kind in kinds]
+
+
+def items(study, part):
+    """The "figures" or "tables" of a study, each with the data sets that it is restricted to."""
+    runs(study)
+    return robreg_config.items(config, study, part)
+
+
+def shown(study, item, part):
+    """The runs of a study that one of its figures or tables shows."""
+    listed = items(study, part)
+    if item not in listed:
+        raise WorkflowError(
+            f"config.yaml: studies.{study}.{part}: {item} is not listed; add it, or ask for one of {list(listed)}"
+        )
+    return chosen(item, runs(study), listed[item])
+
+
+def of_item(study, item, part):
+    """The tables that a figure or table of a study is made from."""
+    return [
+        f"{run['folder']}/{kind}.parquet"
+        for run in shown(study, item, part)
+        for kind in {**FIGURES, **TABLES}[item].needs
+    ]
+
+
+def titles(study):
+    """The titles of a study's data sets, by name."""
+    return {
+        run["dataset"]: config["datasets"][run["dataset"]]["title"]
+        for run in runs(study)
+    }
 
 
 def study_files(study):

@@ -28,13 +28,46 @@ rule margins:
         "../scripts/margins.py"
 
 
-rule attacks:
+rule apgd:
     """
-    Attack {wildcards.dataset}/{wildcards.variant}: eps {params.attack[eps]}, {params.attack[steps]} steps of {params.attack[step]}.
+    Attack the first {params.attack[n]} test examples of {wildcards.dataset}/{wildcards.variant} with APGD: {params.attack[steps]} steps.
     """
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         data="data/prepared/{dataset}/meta.json",
+        code=[
+            "src/robreg/apgd.py",
+            "src/robreg/attack.py",
+            "src/robreg/network.py",
+            "src/robreg/data.py",
+        ],
+    output:
+        apgd="results/{dataset}/{variant}/apgd.parquet",
+    log:
+        "logs/apgd/{dataset}/{variant}.log",
+    benchmark:
+        "benchmarks/apgd/{dataset}/{variant}.tsv"
+    conda:
+        "../../envs/conda.yaml"
+    threads: lambda wildcards: settings(wildcards)["threads"]
+    resources:
+        mem_mb=2000,
+        runtime="1h",
+    params:
+        attack=lambda wildcards: settings(wildcards)["strong_attack"],
+        batch=lambda wildcards: block(wildcards)["evaluation_batch"],
+    script:
+        "../scripts/apgd.py"
+
+
+rule attacks:
+    """
+    Attack {wildcards.dataset}/{wildcards.variant}: eps {params.attack[eps]}, {params.attack[steps]} steps of {params.attack[step]}; and gather APGD's rows.
+    """
+    input:
+        checkpoint="results/{dataset}/{variant}/checkpoint.pt",
+        data="data/prepared/{dataset}/meta.json",
+        apgd="results/{dataset}/{variant}/apgd.parquet",
         code=["src/robreg/attack.py", "src/robreg/network.py", "src/robreg/data.py"],
     output:
         attacks="results/{dataset}/{variant}/attacks.parquet",
@@ -89,14 +122,19 @@ rule lossvar:
 
 rule sv:
     """
-    Singular values of every layer of {wildcards.dataset}/{wildcards.variant}, and their spread.
+    Singular values of every layer of {wildcards.dataset}/{wildcards.variant}, and their spread; beside the spectra of the zero-padded operators.
     """
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
-        code=["src/robreg/spectrum.py", "src/robreg/network.py"],
+        code=[
+            "src/robreg/spectrum.py",
+            "src/robreg/padding.py",
+            "src/robreg/network.py",
+        ],
     output:
         sv="results/{dataset}/{variant}/sv.parquet",
         svstd="results/{dataset}/{variant}/svstd.parquet",
+        padding="results/{dataset}/{variant}/padding.parquet",
     log:
         "logs/sv/{dataset}/{variant}.log",
     benchmark:
@@ -107,8 +145,77 @@ rule sv:
     resources:
         mem_mb=2000,
         runtime="1h",
+    params:
+        dense=lambda wildcards: settings(wildcards)["dense_spectrum"],
     script:
         "../scripts/sv.py"
+
+
+rule spread:
+    """
+    How evenly the layers of {wildcards.dataset}/{wildcards.variant} pass perturbations on: eps {params.spec[eps]}.
+    """
+    input:
+        checkpoint="results/{dataset}/{variant}/checkpoint.pt",
+        data="data/prepared/{dataset}/meta.json",
+        code=[
+            "src/robreg/spread.py",
+            "src/robreg/attack.py",
+            "src/robreg/spectrum.py",
+            "src/robreg/network.py",
+            "src/robreg/data.py",
+        ],
+    output:
+        spread="results/{dataset}/{variant}/spread.parquet",
+    log:
+        "logs/spread/{dataset}/{variant}.log",
+    benchmark:
+        "benchmarks/spread/{dataset}/{variant}.tsv"
+    conda:
+        "../../envs/conda.yaml"
+    threads: lambda wildcards: settings(wildcards)["threads"]
+    resources:
+        mem_mb=2000,
+        runtime="1h",
+    params:
+        spec=lambda wildcards: settings(wildcards)["spread"],
+        batch=lambda wildcards: block(wildcards)["evaluation_batch"],
+    script:
+        "../scripts/spread.py"
+
+
+rule theory:
+    """
+    Quantities of Theorem 3.1 and Lemma 3.1 for {wildcards.dataset}/{wildcards.variant}.
+    """
+    input:
+        checkpoint="results/{dataset}/{variant}/checkpoint.pt",
+        data="data/prepared/{dataset}/meta.json",
+        svstd="results/{dataset}/{variant}/svstd.parquet",
+        margins="results/{dataset}/{variant}/margins.parquet",
+        code=[
+            "src/robreg/theory.py",
+            "src/robreg/margin.py",
+            "src/robreg/network.py",
+            "src/robreg/data.py",
+        ],
+    output:
+        theory="results/{dataset}/{variant}/theory.parquet",
+    log:
+        "logs/theory/{dataset}/{variant}.log",
+    benchmark:
+        "benchmarks/theory/{dataset}/{variant}.tsv"
+    conda:
+        "../../envs/conda.yaml"
+    threads: lambda wildcards: settings(wildcards)["threads"]
+    resources:
+        mem_mb=2000,
+        runtime="1h",
+    params:
+        spec=lambda wildcards: settings(wildcards)["theory"],
+        batch=lambda wildcards: block(wildcards)["evaluation_batch"],
+    script:
+        "../scripts/theory.py"
 
 
 rule metrics:

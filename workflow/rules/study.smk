@@ -6,22 +6,28 @@ rule table:
     Make {wildcards.table} of the study {wildcards.study}, one row per run, and its summary over seeds.
     """
     input:
-        runs=lambda wildcards: of_runs(wildcards.study, TABLE_NEEDS[wildcards.table]),
+        runs=lambda wildcards: of_item(wildcards.study, wildcards.table, "tables"),
         code=["src/robreg/study.py"],
     output:
-        multiext(
-            "results/studies/{study}/tables/{table}",
-            parquet=".parquet",
-            csv=".csv",
-            summary_parquet="_summary.parquet",
-            summary_csv="_summary.csv",
+        parquet="results/studies/{study}/tables/{table}.parquet",
+        summary_parquet="results/studies/{study}/tables/{table}_summary.parquet",
+        summary_csv="results/studies/{study}/tables/{table}_summary.csv",
+        csv=report(
+            "results/studies/{study}/tables/{table}.csv",
+            category="Tables",
+            caption="../report/{table}.rst",
+            labels=lambda wildcards: {
+                "table": wildcards.table,
+                "content": TABLES[wildcards.table].title,
+                "study": wildcards.study,
+            },
         ),
     log:
         "logs/table/{study}/{table}.log",
     benchmark:
         "benchmarks/table/{study}/{table}.tsv"
     wildcard_constraints:
-        table="|".join(TABLE_NEEDS),
+        table="|".join(TABLES),
     conda:
         "../../envs/conda.yaml"
     threads: 1
@@ -29,7 +35,7 @@ rule table:
         mem_mb=1000,
         runtime="10m",
     params:
-        runs=lambda wildcards: runs(wildcards.study),
+        runs=lambda wildcards: shown(wildcards.study, wildcards.table, "tables"),
     script:
         "../scripts/table.py"
 
@@ -39,19 +45,91 @@ rule figure:
     Draw {wildcards.figure} of the study {wildcards.study}.
     """
     input:
-        runs=lambda wildcards: of_runs(wildcards.study, *FIGURE_NEEDS[wildcards.figure]),
+        runs=lambda wildcards: of_item(wildcards.study, wildcards.figure, "figures"),
         code=expand(
             "src/robreg/{module}.py",
-            module=["figure", "panel", "style", "setting", "study"],
+            module=["figure", "panel", "style", "setting", "study", "illustration"],
         ),
     output:
-        multiext("results/studies/{study}/figures/{figure}", svg=".svg", png=".png"),
+        svg=report(
+            "results/studies/{study}/figures/{figure}.svg",
+            category="Figures",
+            caption="../report/{figure}.rst",
+            labels=lambda wildcards: {
+                "figure": wildcards.figure,
+                "content": FIGURES[wildcards.figure].title,
+                "study": wildcards.study,
+            },
+        ),
+        png="results/studies/{study}/figures/{figure}.png",
     log:
         "logs/figure/{study}/{figure}.log",
     benchmark:
         "benchmarks/figure/{study}/{figure}.tsv"
     wildcard_constraints:
-        figure="|".join(FIGURE_NEEDS),
+        figure="|".join(FIGURES),
+    conda:
+        "../../envs/conda.yaml"
+    threads: 1
+    resources:
+        mem_mb=1500,
+        runtime="10m",
+    params:
+        runs=lambda wildcards: shown(wildcards.study, wildcards.figure, "figures"),
+        compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
+    script:
+        "../scripts/figure.py"
+
+
+rule claims:
+    """
+    Judge every claim of the paper by the runs of the study {wildcards.study}.
+    """
+    input:
+        runs=lambda wildcards: of_runs(
+            wildcards.study, "metrics", "margins", "svstd", "lossvar", "spread"
+        ),
+        code=expand("src/robreg/{module}.py", module=["claim", "setting", "study"]),
+    output:
+        parquet="results/studies/{study}/claims.parquet",
+        csv="results/studies/{study}/claims.csv",
+    log:
+        "logs/claims/{study}.log",
+    benchmark:
+        "benchmarks/claims/{study}.tsv"
+    conda:
+        "../../envs/conda.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime="10m",
+    params:
+        runs=lambda wildcards: runs(wildcards.study),
+        compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
+    script:
+        "../scripts/claims.py"
+
+
+rule comparison:
+    """
+    Hold every number that the paper prints beside the study {wildcards.study}.
+    """
+    input:
+        runs=lambda wildcards: of_runs(wildcards.study, "metrics", "svstd", "lossvar"),
+        code=expand(
+            "src/robreg/{module}.py",
+            module=["comparison", "reference", "setting", "study", "style"],
+        ),
+        reference="src/robreg/reference.csv",
+    output:
+        parquet="results/studies/{study}/comparison.parquet",
+        csv="results/studies/{study}/comparison.csv",
+        svg="results/studies/{study}/figures/comparison.svg",
+        png="results/studies/{study}/figures/comparison.png",
+    log:
+        "logs/comparison/{study}.log",
+    benchmark:
+        "benchmarks/comparison/{study}.tsv"
     conda:
         "../../envs/conda.yaml"
     threads: 1
@@ -60,9 +138,8 @@ rule figure:
         runtime="10m",
     params:
         runs=lambda wildcards: runs(wildcards.study),
-        compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
     script:
-        "../scripts/figure.py"
+        "../scripts/comparison.py"
 
 
 rule report:
@@ -70,9 +147,7 @@ rule report:
     Write the report of the study {wildcards.study}: one page that opens offline.
     """
     input:
-        runs=lambda wildcards: of_runs(
-            wildcards.study, "history", "metrics", "margins", "svstd"
-        ),
+        runs=lambda wildcards: of_runs(wildcards.study, "history", "metrics"),
         data=lambda wildcards: [
             f"data/prepared/{dataset}/meta.json"
             for dataset in dict.fromkeys(
@@ -81,11 +156,11 @@ rule report:
         ],
         figures=lambda wildcards: [
             f"results/studies/{wildcards.study}/figures/{figure}.svg"
-            for figure in config["studies"][wildcards.study]["figures"]
+            for figure in items(wildcards.study, "figures")
         ],
         tables=lambda wildcards: [
             f"results/studies/{wildcards.study}/tables/{table}{part}.parquet"
-            for table in config["studies"][wildcards.study]["tables"]
+            for table in items(wildcards.study, "tables")
             for part in ("", "_summary")
         ],
         template="workflow/report/report.html.j2",
@@ -93,13 +168,15 @@ rule report:
         captions=lambda wildcards: [
             f"workflow/report/{item}.rst"
             for kind in ("figures", "tables")
-            for item in config["studies"][wildcards.study][kind]
+            for item in items(wildcards.study, kind)
         ],
+        claims="results/studies/{study}/claims.parquet",
+        comparison="results/studies/{study}/comparison.parquet",
+        comparison_plot="results/studies/{study}/figures/comparison.svg",
         code=expand(
             "src/robreg/{module}.py",
             module=[
                 "report",
-                "finding",
                 "provenance",
                 "quantity",
                 "setting",
@@ -128,10 +205,7 @@ rule report:
         title=lambda wildcards: config["studies"][wildcards.study]["title"],
         compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
         runs=lambda wildcards: runs(wildcards.study),
-        titles=lambda wildcards: {
-            run["dataset"]: config["datasets"][run["dataset"]]["title"]
-            for run in runs(wildcards.study)
-        },
+        titles=lambda wildcards: titles(wildcards.study),
         settings=lambda wildcards: {
             f"{run['dataset']}/{run['variant']}": refuse(
                 robreg_config.settings, run["dataset"], run["variant"]

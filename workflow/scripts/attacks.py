@@ -11,6 +11,7 @@ with logged(snakemake.log[0]):
         Path(snakemake.input.checkpoint),
         Path(snakemake.input.data).parent,
         Path(snakemake.output.attacks),
+        apgd=Path(snakemake.input.apgd),
         attack=snakemake.params.attack,
         batch=snakemake.params.batch,
         device=snakemake.config["device"],

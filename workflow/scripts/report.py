@@ -21,4 +21,7 @@ with logged(snakemake.log[0]):
         figures=[Path(path) for path in snakemake.input.figures],
         tables=[Path(path) for path in snakemake.input.tables],
         data=[Path(path) for path in snakemake.input.data],
+        claims=Path(snakemake.input.claims),
+        comparison=Path(snakemake.input.comparison),
+        comparison_plot=Path(snakemake.input.comparison_plot),
     )

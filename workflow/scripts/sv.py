@@ -11,5 +11,7 @@ with logged(snakemake.log[0]):
         Path(snakemake.input.checkpoint),
         sv=Path(snakemake.output.sv),
         svstd=Path(snakemake.output.svstd),
+        padding=Path(snakemake.output.padding),
+        dense=snakemake.params.dense,
         device=snakemake.config["device"],
     )

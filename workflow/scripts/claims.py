@@ -1,0 +1,16 @@
+"""Judge the paper's claims by one study."""
+
+from pathlib import Path
+
+from robreg.job import logged
+
+with logged(snakemake.log[0]):
+    from robreg.claim import record
+
+    record(
+        snakemake.params.runs,
+        compare=snakemake.params.compare,
+        study=snakemake.wildcards.study,
+        parquet=Path(snakemake.output.parquet),
+        csv=Path(snakemake.output.csv),
+    )

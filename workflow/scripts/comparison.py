@@ -1,0 +1,17 @@
+"""Hold the paper's numbers beside one study's."""
+
+from pathlib import Path
+
+from robreg.job import logged
+
+with logged(snakemake.log[0]):
+    from robreg.comparison import record
+
+    record(
+        snakemake.params.runs,
+        study=snakemake.wildcards.study,
+        parquet=Path(snakemake.output.parquet),
+        csv=Path(snakemake.output.csv),
+        svg=Path(snakemake.output.svg),
+        png=Path(snakemake.output.png),
+    )
