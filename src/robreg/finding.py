@@ -7,9 +7,10 @@ from itertools import pairwise
 
 import pandas as pd
 
+from robreg.item import Run
 from robreg.quantity import Quantity, describe
 from robreg.setting import group
-from robreg.study import KEYS, Run, gather
+from robreg.study import KEYS, gather
 
 # Column, its direction in the paper as AR grows (None: differs between data sets), and where the paper says so.
 PAPER: tuple[tuple[str, str | None, str], ...] = (

@@ -1,7 +1,8 @@
 """What a study's runs cost, and what they were made with: from their histories' metadata and Snakemake's benchmarks."""
 
+import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from robreg import job, table
-from robreg.study import Run
+from robreg.item import Run
 
 BENCHMARKS = Path("benchmarks")  # Snakemake's own files, one per job; a run made elsewhere may lack them
 PACKAGES = (
@@ -23,7 +24,20 @@ PACKAGES = (
     "matplotlib",
     "seaborn",
     "jinja2",
+    "foolbox",
 )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """All jobs of one rule that a study is made from: their number, seconds (wall, CPU), and peak memory (MB)."""
+
+    rule: str
+    jobs: int
+    wall_s: float
+    longest_s: float
+    cpu_s: float
+    memory_mb: float
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,30 @@ def account(runs: Sequence[Run]) -> list[Account]:
     return [_account(run, current) for run in runs]
 
 
+def costs(study: str, runs: Sequence[Run], order: Sequence[str]) -> list[Cost]:
+    """Add up the benchmarks of a study's own jobs and of its runs' and data sets', by rule.
+
+    order: of the rules; rules without a benchmark are left out, so that nothing is shown as free.
+    """
+    names = [f"{run['dataset']}/{run['variant']}.tsv" for run in runs]
+    names += [f"{data}.tsv" for data in dict.fromkeys(run["dataset"] for run in runs)]
+    names += [f"{study}.tsv", f"{study}/*.tsv"]
+    spent: dict[str, list[dict[str, float]]] = {}
+    for name in names:
+        for rule, job_costs in _benchmarks(name).items():
+            spent.setdefault(rule, []).extend(job_costs)
+    return [_cost(rule, spent[rule]) for rule in order if rule in spent]
+
+
+def code_hash() -> str:
+    """Hash all of this package's modules, by name and content."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def versions() -> dict[str, str]:
     """List what the report itself was made with; imports nothing."""
     found = {"python": platform.python_version()}
@@ -64,7 +102,7 @@ def _account(run: Run, current: str) -> Account:
     history = Path(run["folder"]) / "history.parquet"
     seconds = table.read(history, ["seconds"]).to_pandas()["seconds"]
     meta = table.metadata(history)
-    jobs = _benchmarks(f"{run['dataset']}/{run['variant']}.tsv")
+    jobs = {rule: spent[0] for rule, spent in _benchmarks(f"{run['dataset']}/{run['variant']}.tsv").items()}
     measures = [spent["s"] for rule, spent in jobs.items() if rule != "train"]
     return Account(
         name=f"{run['dataset']}/{run['variant']}",
@@ -84,10 +122,27 @@ def _code(found: str | None, current: str) -> str:
     return "today's code" if found == current else "older code"
 
 
-def _benchmarks(name: str) -> dict[str, dict[str, float]]:
-    """Read seconds and peak memory (MB) of every rule that left a benchmark of this name."""
-    jobs = {}
+def _cost(rule: str, jobs: Sequence[Mapping[str, float]]) -> Cost:
+    return Cost(
+        rule=rule,
+        jobs=len(jobs),
+        wall_s=sum(spent["s"] for spent in jobs),
+        longest_s=max(spent["s"] for spent in jobs),
+        cpu_s=sum(spent["cpu_time"] for spent in jobs),
+        memory_mb=max(spent["max_rss"] for spent in jobs),
+    )
+
+
+def _benchmarks(name: str) -> dict[str, list[dict[str, float]]]:
+    """Read seconds (wall, CPU) and peak memory (MB) of every rule that left benchmarks of this name or pattern.
+
+    A job too short to be sampled has no CPU time and no memory (NA): they count as 0.
+    """
+    jobs: dict[str, list[dict[str, float]]] = {}
     for path in sorted(BENCHMARKS.glob(f"*/{name}")):
-        row = pd.read_csv(path, sep="\t", na_values="-")[["s", "max_rss"]].astype("float64").max()
-        jobs[path.parents[len(Path(name).parts) - 1].name] = {str(key): float(value) for key, value in row.items()}
+        row = pd.read_csv(path, sep="\t", na_values="-").reindex(columns=["s", "cpu_time", "max_rss"]).astype("float64")
+        values = row.max().fillna(0.0)
+        jobs.setdefault(path.relative_to(BENCHMARKS).parts[0], []).append(
+            {str(key): float(value) for key, value in values.items()}
+        )
     return jobs

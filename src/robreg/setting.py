@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from robreg.study import Run
+from robreg.item import Run
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:

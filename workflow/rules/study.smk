@@ -36,6 +36,7 @@ rule table:
         runtime="10m",
     params:
         runs=lambda wildcards: shown(wildcards.study, wildcards.table, "tables"),
+        compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
     script:
         "../scripts/table.py"
 

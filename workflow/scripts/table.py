@@ -10,6 +10,7 @@ with logged(snakemake.log[0]):
     record(
         snakemake.wildcards.table,
         snakemake.params.runs,
+        compare=snakemake.params.compare,
         folder=Path(snakemake.output.parquet).parent,
         study=snakemake.wildcards.study,
     )
