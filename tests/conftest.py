@@ -20,6 +20,7 @@ META = {
     "version": "0.1.0",
     "settings_hash": "abc",
     "arch": "resnet8",
+    "factory": None,
     "width": 4,
     "threads": 1,
     "shape": [1, 8, 8],

@@ -43,6 +43,7 @@ def test_the_schema_describes_every_key():
     for name, part in schema["$defs"].items():
         walk(part, name)
         assert part.get("type") != "object" or part["additionalProperties"] is False
+    assert set(schema["$defs"]["item"]["additionalProperties"]) == {"type", "minItems", "items"}  # a name's data sets
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,11 @@ def test_the_schema_describes_every_key():
         ("datasets.digits.training.epoch", 3, r"datasets\.digits\.training\.epoch: .*did you mean 'epochs'"),
         ("datasets.digits.evaluation.eps", -3, r"datasets\.digits\.evaluation\.eps: -3 is less than the minimum of 0"),
         ("datasets.digits.training_attack.step", "4/eps", r"datasets\.digits\.training_attack\.step"),
-        ("datasets.digits.architecture", "resnet9", r"datasets\.digits\.architecture: 'resnet9' is not one of"),
+        (
+            "datasets.digits.architecture",
+            "resnet9",
+            r"datasets\.digits\.architecture: .*unknown architecture 'resnet9'",
+        ),
         ("datasets.digits.kind", "mnist", r"datasets\.digits\.kind: 'mnist' is not one of"),
         ("datasets.digits.training.lr", "fast", r"datasets\.digits\.training\.lr: 'fast' is not of type 'number'"),
         ("datasets.digits.training.lr", float("nan"), r"datasets\.digits\.training\.lr: nan is not a finite number"),
@@ -63,9 +68,32 @@ def test_the_schema_describes_every_key():
             r"studies\.demo\.runs: unknown data set 'digit': did you mean 'digits'",
         ),
         ("studies.demo.runs.0.ar", [-8], r"studies\.demo\.runs\.0\.ar\.0: -8 is less than the minimum of 0"),
-        ("studies.demo.figures", ["fig2"], r"studies\.demo\.figures\.0: 'fig2' is not one of"),
+        ("studies.demo.figures", ["fig13"], r"studies\.demo\.figures: unknown figure 'fig13': did you mean 'fig1"),
+        ("studies.demo.tables", [3], r"studies\.demo\.tables\.0: 3 is not of type 'string', 'object'"),
+        ("studies.demo.figures", ["fig7"], r"studies\.demo\.figures: the study has no run for fig7"),
+        ("studies.demo.tables", [{"table3": ["c10"]}], r"studies\.demo\.tables: table3 names \['c10'\], of which"),
+        ("studies.demo.runs.0.arch", ["resnet9"], r"studies\.demo\.runs: .*unknown architecture 'resnet9'"),
+        (
+            "studies.demo.runs.0.spectral_norm",
+            [0],
+            r"studies\.demo\.runs\.0\.spectral_norm\.0: 0 is less than or equal",
+        ),
+        ("architectures", {"s1": {"callable": "a:b"}}, r"architectures\.s1: this name is taken by the grammar"),
+        (
+            "architectures",
+            {"net": {"callable": "torch.nn"}},
+            r"architectures\.net\.callable: 'torch\.nn' does not match",
+        ),
+        ("datasets.digits.crop", 6, r"datasets\.digits\.crop: the size of the crop and .* go together"),
+        ("datasets.tin.crop", None, r"datasets\.tin\.crop: the size of the crop and .* go together"),
+        ("datasets.digits.incomplete", True, r"datasets\.digits\.incomplete: only kind tiny-imagenet"),
+        (
+            "datasets.digits.training.clip_rounds",
+            0,
+            r"datasets\.digits\.training\.clip_rounds: 0 is less than the minimum of 1",
+        ),
         ("studies.demo.compare", [32, 8], r"studies\.demo\.compare: .*the lower one first"),
-        ("studies.demo.compare", [8, 64], r"studies\.demo\.compare: .*two strengths of digits, resnet8"),
+        ("studies.demo.compare", [8, 64], r"studies\.demo\.compare: .*two strengths of one of digits, resnet8"),
         ("runs", {"digits/ar08": {"training": {"epochs": 2}}}, r"runs: digits/ar08: 'ar08' is spelt 'ar8'"),
         ("runs", {"digit/ar8": {"training": {"epochs": 2}}}, r"runs: unknown data set 'digit'"),
         ("runs", {"digits/ar8": {"training": {"epoch": 2}}}, r"runs\.digits/ar8\.training\.epoch: unknown key"),
@@ -81,6 +109,8 @@ def test_the_schema_describes_every_key():
         ("studies", {1: {}}, r"studies: key 1 is not text"),
         ("runs", {"digits/ar0": {"training_attack": {"steps": 3}}}, r"ar0\.training_attack: standard training has no"),
         ("runs", {"digits/ar8-fgsm": {"training_attack": {"start": "random"}}}, r"fgsm\.training_attack: FGSM is one"),
+        ("runs", {"digits/ar8": {"training_attack": {"fgsm": "plain"}}}, r"ar8\.training_attack\.fgsm: .* with PGD"),
+        ("runs", {"digits/ar8": {"training": {"clip_rounds": 1}}}, r"ar8\.training\.clip_rounds: .* no bound"),
         ("devise", "cpu", r"devise: unknown key 'devise': did you mean 'device'"),
     ],
 )
@@ -180,7 +210,7 @@ def test_a_study_lists_its_runs_in_order_and_once(config):
 
 def test_a_study_can_name_every_kind_of_run(config):
     grid = {"dataset": "digits", "ar": [0, 8], "attack": ["pgd", "fgsm"], "space": ["pixel", "normalised"]}
-    config["studies"]["demo"] |= {"runs": [grid], "compare": [0, 8]}
+    config["studies"]["demo"] |= {"runs": [grid], "compare": [0, 8], "figures": ["fig3"], "tables": []}
     robreg_config.check(config, SCHEMA)
     names = ["ar0", "ar8", "ar0-normspace", "ar8-normspace", "ar8-fgsm", "ar8-fgsm-normspace"]
     assert [variant for _, variant in robreg_config.runs(config, "demo")] == names
@@ -189,18 +219,69 @@ def test_a_study_can_name_every_kind_of_run(config):
     assert first[-1] == {"train_attack": "fgsm", "space": "normalised"}
 
 
-def test_the_strengths_to_compare_are_every_data_set_s(config):
+def test_the_strengths_to_compare_are_found_in_one_setting(config):
     config["studies"]["demo"]["runs"].append({"dataset": "c10", "ar": [4, 8]})
-    with pytest.raises(ConfigError, match=r"compare: \[8, 32\] must be two strengths of c10, resnet56 \[4, 8\]"):
+    robreg_config.check(config, SCHEMA)  # digits have them
+    config["studies"]["demo"]["runs"] = [{"dataset": "c10", "ar": [8]}, {"dataset": "digits", "ar": [32]}]
+    config["studies"]["demo"] |= {"figures": ["fig3"], "tables": []}
+    with pytest.raises(
+        ConfigError, match=r"compare: \[8, 32\] must be two strengths of one of c10, resnet56 \[8\]; dig"
+    ):
         robreg_config.check(config, SCHEMA)
 
 
 def test_an_unknown_study_is_refused_with_the_known_ones(config):
-    with pytest.raises(ConfigError, match="no study 'paper'; add its block, or ask for one of: demo"):
-        robreg_config.runs(config, "paper")
+    with pytest.raises(ConfigError, match="no study 'papre'; add its block, or ask for one of: paper,"):
+        robreg_config.runs(config, "papre")
 
 
-@pytest.mark.parametrize(("variant", "missing"), [("ar8-wrn50", "wrn50"), ("ar8-sn3", "spectral norm bound")])
-def test_what_this_version_cannot_compute_is_refused_by_name(config, variant, missing):
-    with pytest.raises(ConfigError, match=f"digits/{variant}: .*{missing}.* missing from this version"):
-        robreg_config.settings(config, "digits", variant)
+def test_the_paper_s_study_is_its_31_runs(config):
+    def names(dataset, *parts):
+        return {(dataset, f"ar{ar}{part}") for part in parts for ar in (4, 8, 16)}
+
+    expected = names("c10", "", "-resnet110", "-sn1", "-sn3", "-sn5", "-fgsm") | names(
+        "c100", "", "-resnet110", "-fgsm"
+    )
+    expected |= names("tin", "") | {("tin", "ar0")}
+    found = robreg_config.runs(config, "paper")
+    assert len(found) == 31
+    assert set(found) == expected
+    assert {run["arch"] for run in robreg_config.study_runs(config, "paper") if run["dataset"] == "tin"} == {"wrn50"}
+
+
+def test_the_conventions_are_runs_of_their_own_names(config):
+    found = dict.fromkeys(robreg_config.runs(config, "conventions"))
+    resolved = [robreg_config.settings(config, *run) for run in found]
+    assert [one["space"] for one in resolved].count("normalised") == 3
+    assert [one["variant"] for one in resolved if one["training"]["weight_decay"] == 1e-4] == ["ar8"]
+    assert {one["variant"] for one in resolved if one["clip_rounds"] == 1} == {"ar4-sn1", "ar8-sn1", "ar16-sn1"}
+    others = [robreg_config.settings(config, "c10", one["variant"]) for one in resolved]
+    for one, paper in zip(resolved, others, strict=True):  # and nothing else differs from the paper's data set
+        differs = {key for key in one if one[key] != paper[key]}
+        assert differs <= {"dataset", "training", "clip_rounds"}
+        assert {key for key, value in one["training"].items() if paper["training"][key] != value} <= {"weight_decay"}
+
+
+def test_a_bound_is_projected_exactly_unless_told_otherwise(config):
+    assert robreg_config.settings(config, "c10", "ar8-sn3")["clip_rounds"] == "exact"
+    assert robreg_config.settings(config, "c10", "ar8")["clip_rounds"] is None
+    config["runs"] = {"c10/ar8-sn3": {"training": {"clip_rounds": 2}}}
+    assert robreg_config.settings(config, "c10", "ar8-sn3")["clip_rounds"] == 2
+
+
+def test_fgsm_with_a_random_start_steps_farther(config):
+    config["runs"] = {"c10/ar8-fgsm": {"training_attack": {"fgsm": "random-start"}}}
+    found = robreg_config.settings(config, "c10", "ar8-fgsm")["train_attack"]
+    assert found == {"attack": "fgsm", "eps": 8.0, "step": 10.0, "steps": 1, "start": "random"}
+
+
+def test_an_architecture_of_one_s_own_is_part_of_the_settings(config):
+    config["architectures"] = {"vgg": {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}}
+    robreg_config.check(config, SCHEMA)
+    found = robreg_config.settings(config, "c10", "ar8-vgg")
+    assert found["factory"] == {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}
+    assert robreg_config.settings(config, "c10", "ar8")["factory"] is None
+    grid = {"dataset": "digits", "arch": ["vgg"], "ar": [8, 32]}
+    config["studies"]["demo"] |= {"runs": [grid], "figures": ["fig7"], "tables": []}
+    robreg_config.check(config, SCHEMA)
+    assert robreg_config.runs(config, "demo") == [("digits", "ar8-vgg"), ("digits", "ar32-vgg")]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robreg.variant import ARCHITECTURES, Variant, VariantError, parse
+from robreg.variant import ARCHITECTURES, Variant, VariantError, is_free, parse
 
 VARIANTS = st.builds(
     Variant,
@@ -75,3 +75,23 @@ def test_what_is_no_name_is_refused_with_the_grammar(text):
 def test_a_contradiction_is_refused_with_its_reason(text, reason):
     with pytest.raises(VariantError, match=reason):
         parse(text, "resnet8")
+
+
+def test_an_architecture_of_one_s_own_is_read_where_it_is_known():
+    variant = Variant(8, "smallvgg", bound=2.0)
+    assert parse(variant.name("resnet8"), "resnet8", ["smallvgg"]) == variant
+    assert parse("ar8", "smallvgg", ["smallvgg"]).arch == "smallvgg"
+    with pytest.raises(VariantError, match="'smallvgg' is not part of"):
+        parse("ar8-smallvgg", "resnet8")
+    with pytest.raises(VariantError, match=r"unknown architecture 'resnet9': use one of .*'smallvgg'"):
+        parse("ar8-resnet9", "resnet8", ["smallvgg"])
+
+
+@pytest.mark.parametrize("name", ["fgsm", "normspace", "s1", "sn3", "resnet8", "wrn50", "Vgg", "my-net", "1net", ""])
+def test_names_that_the_grammar_needs_are_not_free(name):
+    assert not is_free(name)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "sn", "snet", "resnet20", "mlp"])
+def test_other_names_are_free(name):
+    assert is_free(name)

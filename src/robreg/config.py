@@ -64,7 +64,8 @@ def _check_datasets(config: Mapping[str, Any]) -> None:
         cropped = spec["training"]["augmentation"] == "resized-crop-flip"
         if cropped != (spec.get("crop") is not None):
             raise ConfigError(
-                f"{where}.crop: training augmentation resized-crop-flip and crop (the size) go together: give both or none"
+                f"{where}.crop: the size of the crop and training.augmentation resized-crop-flip go together: "
+                "give both or none"
             )
         if "incomplete" in spec and spec["kind"] != "tiny-imagenet":
             raise ConfigError(f"{where}.incomplete: only kind tiny-imagenet has it; remove the key")
@@ -72,22 +73,20 @@ def _check_datasets(config: Mapping[str, Any]) -> None:
 
 def _check_study(config: Mapping[str, Any], study: str) -> None:
     listed = study_runs(config, study)
-    for run in listed:
-        try:
-            settings(config, run["dataset"], run["variant"])
-        except ConfigError as error:
-            raise ConfigError(f"config.yaml: studies.{study}.runs: {error}") from error
-    for part in ("figures", "tables"):
+    for part, known in (("figures", FIGURES), ("tables", TABLES)):
         for name, datasets in items(config, study, part).items():
+            if name not in known:
+                raise ConfigError(f"config.yaml: studies.{study}.{part}: {unknown(part[:-1], name, known)}")
             foreign = set(datasets or ()) - {run["dataset"] for run in listed}
             if foreign:
                 raise ConfigError(
-                    f"config.yaml: studies.{study}.{part}: {name} names {sorted(foreign)}, of which the study has no run"
+                    f"config.yaml: studies.{study}.{part}: {name} names {sorted(foreign)}, "
+                    "of which the study has no run; name data sets of its runs"
                 )
-            item = {**FIGURES, **TABLES}[name]
-            if item.needs and not chosen(name, listed, datasets):
+            if known[name].needs and not chosen(name, listed, datasets):
                 raise ConfigError(
-                    f"config.yaml: studies.{study}.{part}: the study has no run for {name} ({item.title}); leave it out"
+                    f"config.yaml: studies.{study}.{part}: the study has no run for {name} ({known[name].title}); "
+                    "leave it out"
                 )
     _check_compare(config, study, listed)
 
@@ -148,7 +147,10 @@ def study_runs(config: Mapping[str, Any], study: str) -> list[dict[str, Any]]:
     """
     found = []
     for dataset, variant in runs(config, study):
-        run = named(config, dataset, variant)
+        try:
+            run = named(config, dataset, variant)
+        except ConfigError as error:
+            raise ConfigError(f"config.yaml: studies.{study}.runs: {error}") from error
         spec = config["datasets"][dataset]
         found.append(
             {

@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from robreg.network import Classifier
 
 _METADATA = ("dataset", "variant", "seed", "version", "settings_hash")
-TRAINING_CODE = ("archive", "attack", "data", "network", "parquet", "raw", "source", "train")  # decide the weights
+TRAINING_CODE = (  # decide the weights
+    "archive",
+    "attack",
+    "clip",
+    "data",
+    "network",
+    "parquet",
+    "raw",
+    "source",
+    "spectrum",
+    "train",
+)
 
 
 @contextmanager

@@ -18,14 +18,15 @@ from torch.nn import functional
 
 import robreg
 from robreg.attack import draw_noise, frozen, iterates, radius
-from robreg.config import fingerprint
-from robreg.data import Dataset, random_crop_flip, to_float
+from robreg.clip import project
+from robreg.data import Dataset, random_crop_flip, random_resized_crop_flip, to_float
 from robreg.job import code_hash
 from robreg.network import Classifier, build
-from robreg.spectrum import layers
+from robreg.resolve import fingerprint
+from robreg.spectrum import Layer, layers
 from robreg.table import atomic, write
 
-FORMAT = 1  # of resume.pt
+FORMAT = 2  # of resume.pt
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,13 @@ class DivergedError(ArithmeticError):
 class State:
     """A training run between two epochs.
 
-    history: one row of the contract's table per finished epoch; code: the hash of the code that it was begun with.
+    layers: those that a spectral norm bound holds for; history: one row of the contract's table per finished epoch;
+    code: the hash of the code that it was begun with.
     """
 
     model: Classifier
     optimizer: torch.optim.SGD
+    layers: list[Layer]
     history: list[dict[str, Any]]
     code: str
 
@@ -61,12 +64,11 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
     resume = checkpoint.with_name("resume.pt")
     identity = _identity(settings, data)
     state = _start(settings, data, device)
-    layers(state.model, tuple(data.train_images.shape[1:]))  # refuses, before hours of work, what cannot be measured
     if resume.exists():
         _restore(state, resume, identity, device)
     else:
         _save(state, resume, identity)
-    with _sigterm() as stop:
+    with _sigterm() as stop, torch.random.fork_rng([] if device.type == "cpu" else [device]):
         _fit(state, settings, data, resume=resume, identity=identity, stop=stop)
     meta = {**_meta(settings, data, device), "code_hash": state.code}
     with atomic(checkpoint) as temporary:
@@ -130,16 +132,24 @@ def _epoch(
     _refuse_divergence(state.model, means, epoch, lr)
     sizes = torch.tensor([len(index) for index in batches], dtype=torch.float64)
     loss = float((means.double() * sizes).sum() / len(images))
-    return {"epoch": epoch, "lr": lr, "loss": loss, "acc": 100 * int(correct) / len(images), "sigma_max": None}
+    bound = settings["spectral_norm"]
+    norms = None if bound is None else project(state.layers, bound, settings["clip_rounds"])
+    return {"epoch": epoch, "lr": lr, "loss": loss, "acc": 100 * int(correct) / len(images), "sigma_max": norms}
 
 
 def _batch(
     images: Tensor, labels: Tensor, settings: Mapping[str, Any], model: Classifier, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Augment a batch and replace it by its adversarial examples; unchecked, for the data are checked when prepared."""
+    """Augment a batch and replace it by its adversarial examples; unchecked, for the data are checked when prepared.
+
+    The attack runs in eval mode: batch normalisation uses its running statistics, as in every evaluation, and leaves
+    them alone. They are updated by the training pass alone, on the examples that it trains on.
+    """
     spec, attack = settings["training"], settings["train_attack"]
     if spec["augmentation"] == "crop-flip":
         images = random_crop_flip(images, pad=spec["pad"], generator=generator)
+    elif spec["augmentation"] == "resized-crop-flip":
+        images = random_resized_crop_flip(images, size=settings["data"]["crop"], generator=generator)
     x = to_float(images)  # (B, C, H, W)
     if attack is None:
         return x, labels
@@ -170,6 +180,7 @@ def learning_rate(spec: Mapping[str, Any], epoch: int) -> float:
 def _randomness(seed: int, epoch: int, n: int, device: torch.device) -> tuple[Tensor, torch.Generator]:
     """Return an epoch's order of examples and its generator, from (seed, epoch) alone: nothing to save, or to lose."""
     state = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7])
+    torch.manual_seed(state + 2)  # for a user's network that draws in its forward pass, as dropout does
     order = torch.randperm(n, generator=torch.Generator().manual_seed(state))
     return order.to(device), torch.Generator(device).manual_seed(state + 1)
 
@@ -190,17 +201,20 @@ def _refuse_divergence(model: nn.Module, losses: Tensor, epoch: int, lr: float) 
 def _start(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
-        model = build(settings["arch"], width=settings["width"], **_data_meta(data)).to(device)
+        model = build(settings["arch"], width=settings["width"], factory=settings["factory"], **_data_meta(data)).to(
+            device
+        )
+    found = layers(model, data.shape)  # refuses, before hours of work, what cannot be measured
     spec = settings["training"]
     sgd = torch.optim.SGD(
         model.parameters(), lr=spec["lr"], momentum=spec["momentum"], weight_decay=spec["weight_decay"]
     )
-    return State(model, sgd, [], code_hash())
+    return State(model, sgd, found, [], code_hash())
 
 
 def _data_meta(data: Dataset) -> dict[str, Any]:
     return {
-        "shape": list(data.train_images.shape[1:]),
+        "shape": list(data.shape),
         "classes": data.classes,
         "mean": list(data.mean),
         "std": list(data.std),
@@ -210,7 +224,7 @@ def _data_meta(data: Dataset) -> dict[str, Any]:
 def _meta(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> dict[str, Any]:
     """What the checkpoint says of itself: plain values, no dates, so that equal runs are equal files."""
     return {
-        **{key: settings[key] for key in ("dataset", "variant", "seed", "arch", "width", "threads")},
+        **{key: settings[key] for key in ("dataset", "variant", "seed", "arch", "factory", "width", "threads")},
         **_data_meta(data),
         "data_sha256": data.sha256,
         "settings": json.dumps(settings, sort_keys=True),
