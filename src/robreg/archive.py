@@ -1,20 +1,16 @@
-"""The CIFAR archives in their official Python format: downloaded, checked, and read without unpacking to disk."""
+"""The CIFAR archives in their official Python format: checked, and read without unpacking to disk."""
 
-import hashlib
-import logging
-import os
 import pickle
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import numpy as np
 from torchvision import datasets
-from torchvision.datasets.utils import download_url
 
-from robreg.raw import CIFAR_CLASSES, CIFAR_SHAPE, DataError, Images, Labels, Source, from_arrays
+from robreg.download import Remote, check_md5
+from robreg.raw import OFFICIAL, DataError, Images, Labels, Source, from_arrays
 
 MAX_MEMBER = 256 * 2**20  # bytes; the largest genuine member, train of CIFAR-100, has 148 MiB
 PICKLE_GLOBALS = {
@@ -25,39 +21,16 @@ PICKLE_GLOBALS = {
     ("numpy._core.multiarray", "_reconstruct"),
 }
 
-log = logging.getLogger(__name__)
-
 
 def layout(kind: str) -> Any:  # noqa: ANN401  torchvision is untyped
     """Look up torchvision's class, whose attributes know address, checksum and member names of an archive."""
     return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
 
 
-def download(kind: str, folder: Path, where: str) -> Path:
-    """Download the official archive into `folder` unless it is there, and return its path; raises DataError."""
+def remote(kind: str) -> Remote:
+    """Say where the official archive of cifar10 or cifar100 is published."""
     archive = layout(kind)
-    path: Path = folder / archive.filename
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    log.info("downloading %s to %s", archive.url, path)
-    with TemporaryDirectory(dir=folder, prefix=".partial-") as unfinished:
-        try:
-            download_url(archive.url, unfinished, archive.filename)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError
-            mend = f"try again, or put the archive at {path} yourself"
-            raise DataError(f"{where}: cannot download {archive.url} ({error}); {mend}") from error
-        _check_md5(Path(unfinished, archive.filename), archive.tgz_md5, name=f"{where}: the file from {archive.url}")
-        os.replace(Path(unfinished, archive.filename), path)
-    return path
-
-
-def _check_md5(path: Path, expected: str, *, name: str) -> None:
-    """Refuse a file whose MD5 is not `expected`; `name` is what the message calls it."""
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if actual != expected:
-        raise DataError(f"{name} has MD5 {actual}, not {expected}; delete it and download it again")
+    return Remote(archive.url, archive.filename, archive.tgz_md5)
 
 
 class _CifarUnpickler(pickle.Unpickler):
@@ -73,14 +46,16 @@ class _CifarUnpickler(pickle.Unpickler):
 def open_archive(path: Path, kind: str) -> Source:
     """Open an archive in the official Python format, once its MD5 is right; nothing is unpacked to disk."""
     archive = layout(kind)
-    _check_md5(path, archive.tgz_md5, name=str(path))
+    check_md5(path, archive.tgz_md5, name=str(path))
     train = [f"{archive.base_folder}/{name}" for name, _ in archive.train_list]
     test = [f"{archive.base_folder}/{name}" for name, _ in archive.test_list]
     meta = f"{archive.base_folder}/{archive.meta['filename']}"
     found = _unpickle_members(path, {*train, *test, meta})
     names = found[meta].get(archive.meta["key"])
-    if not isinstance(names, list) or len(names) != CIFAR_CLASSES[kind]:
-        raise DataError(f"{path}: {meta} does not name {CIFAR_CLASSES[kind]} classes; delete it and download it again")
+    if not isinstance(names, list) or len(names) != OFFICIAL[kind].classes:
+        raise DataError(
+            f"{path}: {meta} does not name {OFFICIAL[kind].classes} classes; delete it and download it again"
+        )
     field = "fine_labels" if kind == "cifar100" else "labels"
     splits = [_stack([_batch_arrays(found[m], field, f"{path}: {m}") for m in members]) for members in (train, test)]
     return from_arrays(splits[0], splits[1], [str(name) for name in names])
@@ -129,7 +104,7 @@ def _batch_arrays(batch: dict[str, Any], field: str, where: str) -> tuple[Images
         raise DataError(f"{where} holds no uint8 array (N, 3072) named data")
     if not isinstance(labels, list) or len(labels) != len(data) or not all(type(label) is int for label in labels):
         raise DataError(f"{where} holds no list of {len(data)} whole numbers named {field}")
-    return data.reshape(-1, *CIFAR_SHAPE), np.array(labels, dtype=np.int64)
+    return data.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
 
 
 def _stack(batches: Sequence[tuple[Images, Labels]]) -> tuple[Images, Labels]:

@@ -1,13 +1,11 @@
-"""Data sets as uint8 arrays: prepared once on disk, loaded memory-mapped, augmented on the device."""
+"""Data sets as uint8 arrays: prepared once on disk, loaded memory-mapped."""
 
 import hashlib
 import json
 import logging
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,18 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from robreg.raw import Arrays, DataError, Images, Settings, key, size
+from robreg.augment import random_crop_flip, random_resized_crop_flip
+from robreg.raw import DataError, Images, Selection, Settings, Shape, key, size
 from robreg.source import read
 
-__all__ = ["DataError", "Dataset", "load", "prepare", "random_crop_flip", "to_float"]
+__all__ = ["DataError", "Dataset", "load", "prepare", "random_crop_flip", "random_resized_crop_flip", "to_float"]
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-RECORDED = ("kind", "source", "max_train", "max_test", "subset_seed")
+RECORDED = ("kind", "source", "max_train", "max_test", "subset_seed", "crop")
 META = "meta.json"
-CHUNK = 4096  # images
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +33,7 @@ class Dataset:
     """A prepared data set: images uint8 (N, C, H, W) and labels int64 (N,), memory-mapped tensors.
 
     mean and std are per channel, of the training set, in [0, 1] units; sha256 is the fingerprint of the data.
+    crop is the side of the square that networks see of an image, None for all of it; the stored images are whole.
     """
 
     train_images: Tensor
@@ -46,71 +44,108 @@ class Dataset:
     std: tuple[float, ...]
     classes: int
     sha256: str
+    crop: int | None
+
+    @property
+    def shape(self) -> Shape:
+        """The shape (C, H, W) of what networks see."""
+        channels, height, width = self.train_images.shape[1:]
+        return (channels, height, width) if self.crop is None else (channels, self.crop, self.crop)
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return the images and labels of "train" or "test"."""
-        return (self.train_images, self.train_labels) if name == "train" else (self.test_images, self.test_labels)
+        """Return the images (N, *shape) and labels (N,) of "train" or "test": the whole images, or their centres.
+
+        A centre is a view of the mapped images, not a copy; of an odd margin the larger half is right and below (D.1).
+        """
+        images, labels = (
+            (self.train_images, self.train_labels) if name == "train" else (self.test_images, self.test_labels)
+        )
+        (height, width), (full_height, full_width) = self.shape[1:], images.shape[2:]
+        top, left = (full_height - height) // 2, (full_width - width) // 2
+        return images[:, :, top : top + height, left : left + width], labels
 
 
 def prepare(settings: Settings, *, data_root: Path, out: Path) -> None:
     """Read the data set that `settings` describe and write its arrays and meta.json to the folder `out`.
 
-    settings: kind, source, max_train, max_test, subset_seed, optionally label_column and name; a local source is
-    relative to `data_root`. Raises DataError; files get their final names only once all are complete, meta.json last.
+    settings: kind, source, max_train, max_test, subset_seed; optionally crop, incomplete, label_column, name. A local
+    source is relative to `data_root`. The images are never in memory all at once. Raises DataError; files get their
+    final names only once all are complete, meta.json last.
     """
-    arrays = read(settings, data_root=data_root)
-    meta = _describe(arrays, settings)
+    chosen = read(settings, data_root=data_root)
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out, prefix=".partial-") as unfinished:
-        for name in ARRAYS:
-            np.save(Path(unfinished, f"{name}.npy"), getattr(arrays, name))
+        histogram, fingerprint = _write(chosen, Path(unfinished), key(settings, "source"))
+        meta = _describe(chosen, settings, histogram) | {"sha256": fingerprint}
         Path(unfinished, META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         (out / META).unlink(missing_ok=True)  # so that an old one never describes new arrays
         for file in (*(f"{name}.npy" for name in ARRAYS), META):
             os.replace(Path(unfinished, file), out / file)
-    counts = f"{meta['n_train']} training and {meta['n_test']} test images {size(arrays.train_images)}"
-    log.info("prepared %s: %s, %d classes", out, counts, arrays.classes)
+    counts = f"{meta['n_train']} training and {meta['n_test']} test images {size(meta['shape'])}"
+    log.info("prepared %s: %s, %d classes", out, counts, chosen.classes)
 
 
-def _describe(arrays: Arrays, settings: Settings) -> dict[str, Any]:
+def _write(chosen: Selection, folder: Path, where: str) -> tuple[npt.NDArray[np.int64], str]:
+    """Write the four arrays in one pass, a chunk in memory at a time.
+
+    Returns how often each value occurs in each channel of the training images, (C, 256), and the SHA-256 of the bytes
+    of all arrays, in the order of ARRAYS. Written as a plain file and not through a map, whose pages would count as
+    the job's memory, and which a full disk would end with a signal instead of an error.
+    """
+    digest, histogram = hashlib.sha256(), np.zeros((chosen.train_images.shape[0], 256), np.int64)
+    splits = (("train", chosen.train_images, chosen.train_labels), ("test", chosen.test_images, chosen.test_labels))
+    for split, images, labels in splits:
+        shape, n = (len(labels), *images.shape), 0
+        with Path(folder, f"{split}_images.npy").open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for chunk in images.chunks:
+                pixels, n = np.ascontiguousarray(chunk), n + len(chunk)
+                file.write(pixels.data)
+                digest.update(pixels.data)
+                if split == "train":
+                    histogram += _histogram(pixels)
+        if n != len(labels):
+            raise DataError(
+                f"{where}: {n} images for {len(labels)} labels: it changed while it was read; prepare again"
+            )
+        np.save(Path(folder, f"{split}_labels.npy"), labels)
+        digest.update(np.ascontiguousarray(labels).data)
+    return histogram, digest.hexdigest()
+
+
+def _histogram(images: Images) -> npt.NDArray[np.int64]:
+    """Count the values of each channel of images (N, C, H, W): (C, 256)."""
+    channels = np.moveaxis(images, 1, 0)
+    return np.stack([np.bincount(pixels.ravel(), minlength=256) for pixels in channels])
+
+
+def _describe(chosen: Selection, settings: Settings, histogram: npt.NDArray[np.int64]) -> dict[str, Any]:
     """Make the content of meta.json; raises DataError if a channel of the training images is constant."""
-    mean, std = _moments(arrays.train_images)
+    mean, std = _moments(histogram)
     if 0 in std:
         found = f"channel {std.index(0)} of the training images is constant"
         raise DataError(f"{key(settings, 'source')}: {found} and cannot be normalised; give a source where it varies")
     return {
         **{field: settings.get(field) for field in RECORDED},
-        "classes": arrays.classes,
-        "class_names": arrays.class_names,
-        "n_train": len(arrays.train_labels),
-        "n_test": len(arrays.test_labels),
-        "shape": list(arrays.train_images.shape[1:]),
+        "classes": chosen.classes,
+        "class_names": chosen.class_names,
+        "n_train": len(chosen.train_labels),
+        "n_test": len(chosen.test_labels),
+        "shape": list(chosen.train_images.shape),
         "mean": mean,
         "std": std,
-        "sha256": _fingerprint([getattr(arrays, name) for name in ARRAYS]),
     }
 
 
-def _moments(images: Images) -> tuple[list[float], list[float]]:
-    """Compute mean and population standard deviation of each channel, in [0, 1] units, of images (N, C, H, W)."""
-    counts = np.zeros((images.shape[1], 256), np.int64)
-    for start in range(0, len(images), CHUNK):
-        for channel, pixels in enumerate(np.moveaxis(images[start : start + CHUNK], 1, 0)):
-            counts[channel] += np.bincount(pixels.ravel(), minlength=256)
+def _moments(histogram: npt.NDArray[np.int64]) -> tuple[list[float], list[float]]:
+    """Compute mean and population standard deviation of each channel, in [0, 1] units, from its counts (C, 256)."""
     mean, std = [], []
-    for count in counts:  # in whole numbers, so that the same images give the same bits everywhere
+    for count in histogram:  # in whole numbers, so that the same images give the same bits everywhere
         n, total, squares = (int(count @ np.arange(256) ** power) for power in range(3))
         mean.append(total / (255 * n))
         std.append(math.sqrt(n * squares - total**2) / (255 * n))
     return mean, std
-
-
-def _fingerprint(arrays: Sequence[npt.NDArray[Any]]) -> str:
-    """Hash the bytes of the arrays, in order, to hexadecimal SHA-256."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def load(folder: Path) -> Dataset:
@@ -125,7 +160,7 @@ def load(folder: Path) -> Dataset:
             tensors[name] = _load_array(folder / f"{name}.npy", (n,), np.dtype(np.int64))
             _check_range(tensors[name], meta["classes"], folder / f"{name}.npy")
     mean, std = tuple(meta["mean"]), tuple(meta["std"])
-    return Dataset(**tensors, mean=mean, std=std, classes=meta["classes"], sha256=meta["sha256"])
+    return Dataset(**tensors, mean=mean, std=std, classes=meta["classes"], sha256=meta["sha256"], crop=meta["crop"])
 
 
 def _load_meta(folder: Path) -> dict[str, Any]:
@@ -133,7 +168,7 @@ def _load_meta(folder: Path) -> dict[str, Any]:
     path = folder / META
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"n_train", "n_test", "shape", "mean", "std", "classes", "sha256"} - set(meta)
+        missing = {"n_train", "n_test", "shape", "mean", "std", "classes", "sha256", "crop"} - set(meta)
     except (OSError, ValueError, TypeError) as error:
         raise _unusable(path, str(error)) from error
     if missing:
@@ -168,18 +203,3 @@ def to_float(images: Tensor) -> Tensor:
     """Scale uint8 images to float32 in [0, 1], exactly v/255."""
     # A number as divisor would become a factor 1/255 on a GPU, off by a rounding for some v.
     return images.to(torch.float32) / torch.full((), 255, dtype=torch.float32, device=images.device)
-
-
-def random_crop_flip(images: Tensor, *, pad: int, generator: torch.Generator) -> Tensor:
-    """Pad with zeros, crop at a random place to the old size, flip left-right with probability 1/2.
-
-    images (B, C, H, W), any dtype, on the generator's device; every example draws its own place and flip.
-    """
-    batch, _, height, width = images.shape
-    draw = partial(torch.randint, size=(batch,), generator=generator, device=generator.device)
-    top, left, flip = draw(2 * pad + 1), draw(2 * pad + 1), draw(2).bool()
-    windows = (
-        F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
-    )  # (B, C, places, places, H, W)
-    crops = windows[torch.arange(batch, device=generator.device), :, top, left]  # (B, C, H, W)
-    return torch.where(flip[:, None, None, None], crops.flip(3), crops)

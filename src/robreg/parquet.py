@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from robreg.raw import CIFAR_CLASSES, DataError, Images, Labels, Settings, Source, key
+from robreg.raw import OFFICIAL, DataError, Images, Labels, Settings, Source, Stream, key, stream
 
-BATCH_ROWS = 1024  # rows in memory at a time
+BATCH_ROWS = 256  # encoded images in memory at a time
+LOSSLESS = ("cifar10", "cifar100")  # kinds whose official pixels have never been compressed with loss
 LABEL_NAMES = ("label", "fine_label")
 GRAY = ("1", "L", "LA")  # Pillow's modes
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # not EPS: Pillow would run Ghostscript
@@ -30,15 +31,18 @@ def open_folder(folder: Path, settings: Settings) -> Source:
     test = _find_files(folder, ["test", "valid"], key(settings, "source"))
     train_labels, test_labels = _read_labels(train, settings), _read_labels(test, settings)
     kind = settings["kind"]
-    classes = CIFAR_CLASSES[kind] if kind in CIFAR_CLASSES else int(train_labels.max(initial=-1)) + 1
+    classes = OFFICIAL[kind].classes if kind in OFFICIAL else int(train_labels.max(initial=-1)) + 1
 
-    def read(train_rows: Labels, test_rows: Labels) -> tuple[Images, Images]:
-        if kind in CIFAR_CLASSES:
+    def read(train_rows: Labels, test_rows: Labels) -> tuple[Stream, Stream]:
+        if kind in LOSSLESS:
             _refuse_lossy(train, kind, key(settings, "kind"))
-        train_images, train_gray = _decode_rows(train, train_rows)
-        test_images, test_gray = _decode_rows(test, test_rows)
-        channels = 1 if train_gray and test_gray else 3
-        return train_images[:, :channels], test_images[:, :channels]
+        train_size, train_gray = _probe(train, train_rows)
+        test_size, test_gray = _probe(test, test_rows)
+        channels = 1 if train_gray and test_gray and kind != "tiny-imagenet" else 3
+        return (
+            stream(_decode_rows(train, train_rows, train_size, channels), (channels, *train_size)),
+            stream(_decode_rows(test, test_rows, test_size, channels), (channels, *test_size)),
+        )
 
     return Source(train_labels, test_labels, classes, _class_names(train[0], settings, classes), read)
 
@@ -103,18 +107,26 @@ def _class_names(path: Path, settings: Settings, classes: int) -> list[str] | No
     return [str(name) for name in names] if len(names) == classes else None
 
 
-def _decode_rows(files: Sequence[Path], rows: Labels) -> tuple[Images, bool]:
-    """Decode the images of `rows`, sorted and counted over all files, to (len(rows), 3, H, W); also: are all gray?"""
-    images, gray = np.empty((len(rows), 3, 0, 0), np.uint8), True
-    for i, (path, row, encoded) in enumerate(_encoded_images(files, rows)):
-        pixels, is_gray = _decode(encoded, path, row)
-        if i == 0:
-            images = np.empty((len(rows), *pixels.shape), np.uint8)
-        if pixels.shape != images.shape[1:]:
-            sizes = [f"{shape[-1]}x{shape[-2]}" for shape in (pixels.shape, images.shape)]
+def _probe(files: Sequence[Path], rows: Labels) -> tuple[tuple[int, int], bool]:
+    """Look at the headers of the images of `rows`: height and width of the first, and whether all are gray."""
+    shape = None
+    for path, row, encoded in _encoded_images(files, rows):
+        with _opened(encoded, path, row) as image:
+            shape = shape or (image.height, image.width)
+            if image.mode not in GRAY:
+                return shape, False
+    assert shape is not None  # an empty split is refused before
+    return shape, True
+
+
+def _decode_rows(files: Sequence[Path], rows: Labels, shape: tuple[int, int], channels: int) -> Iterator[Images]:
+    """Decode the images of `rows`, sorted and counted over all files, each to (channels, *shape); raises DataError."""
+    for path, row, encoded in _encoded_images(files, rows):
+        pixels = _decode(encoded, path, row)  # (3, H, W)
+        if pixels.shape[1:] != shape:
+            sizes = [f"{width}x{height}" for height, width in (pixels.shape[1:], shape)]
             raise DataError(f"{path}: the image in row {row} is {sizes[0]}, not {sizes[1]}; make all of one size")
-        images[i], gray = pixels, gray and is_gray
-    return images, gray
+        yield pixels[:channels]
 
 
 def _encoded_images(files: Sequence[Path], rows: Labels) -> Iterator[tuple[Path, int, bytes | None]]:
@@ -158,15 +170,22 @@ def _is_image(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded))
 
 
-def _decode(encoded: bytes | None, path: Path, row: int) -> tuple[Images, bool]:
-    """Decode one image to RGB (3, H, W), and tell whether it is gray; raises DataError."""
+@contextmanager
+def _opened(encoded: bytes | None, path: Path, row: int) -> Iterator[Image.Image]:
+    """Open an encoded image; whatever goes wrong with it becomes a DataError that names its place."""
     if encoded is None:
         raise DataError(f"{path}: no image bytes in row {row}; make the file again with the images inside")
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            mode, pixels = image.mode, np.asarray(image.convert("RGB"))
+            yield image
     except Exception as error:  # Pillow's decoders raise many kinds at a corrupt image
         raise DataError(f"{path}: the image in row {row} cannot be decoded ({error}); copy the file again") from error
+
+
+def _decode(encoded: bytes | None, path: Path, row: int) -> Images:
+    """Decode one image to RGB (3, H, W); raises DataError."""
+    with _opened(encoded, path, row) as image:
+        mode, pixels = image.mode, np.asarray(image.convert("RGB"))
     if mode.startswith(DEEP):
         raise DataError(f"{path}: the image in row {row} has more than 8 bits (mode {mode}); convert it to 8")
-    return pixels.transpose(2, 0, 1), mode in GRAY
+    return pixels.transpose(2, 0, 1)

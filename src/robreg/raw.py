@@ -1,19 +1,36 @@
-"""What reading a source deals in: arrays of images and labels, an opened source, an error that names the mend."""
+"""What reading a source deals in: streams of images, an opened source, an error that names the mend."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Images = npt.NDArray[np.uint8]  # (N, C, H, W)
+Images = npt.NDArray[np.uint8]  # (N, C, H, W), or one image (C, H, W)
 Labels = npt.NDArray[np.int64]  # (N,)
 Settings = Mapping[str, Any]
+Shape = tuple[int, int, int]  # C, H, W
 
-CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
-CIFAR_COUNTS = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000)}  # training, test
-CIFAR_SHAPE = (3, 32, 32)
+CHUNK = 2**22  # bytes of images in memory at a time
+
+
+class Official(NamedTuple):
+    """The size of a published data set: numbers of classes, training and test images, and the shape of an image."""
+
+    classes: int
+    train: int
+    test: int
+    shape: Shape
+
+
+OFFICIAL = {
+    "cifar10": Official(10, 50_000, 10_000, (3, 32, 32)),
+    "cifar100": Official(100, 50_000, 10_000, (3, 32, 32)),
+    "tiny-imagenet": Official(200, 100_000, 10_000, (3, 64, 64)),
+}
 
 
 class DataError(ValueError):
@@ -21,26 +38,37 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
-class Source:
-    """An opened source: the labels of all examples (N,), and `read`, which fetches the images of chosen rows.
+class Stream:
+    """Images of one shape (C, H, W), read while they are asked for: `chunks` are uint8 arrays (n, C, H, W), in order.
 
-    `read(train_rows, test_rows)` returns two arrays of images, uint8 (len(rows), C, H, W).
+    It can be read once. A chunk has about CHUNK bytes, so that a set of any size passes through bounded memory.
+    """
+
+    shape: Shape
+    chunks: Iterator[Images]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source: the labels of all examples (N,), and `read`, which streams the images of chosen rows.
+
+    `read(train_rows, test_rows)` returns the two streams; rows are sorted.
     """
 
     train_labels: Labels
     test_labels: Labels
     classes: int
     class_names: list[str] | None
-    read: Callable[[Labels, Labels], tuple[Images, Images]]
+    read: Callable[[Labels, Labels], tuple[Stream, Stream]]
 
 
 @dataclass(frozen=True)
-class Arrays:
-    """A data set in memory: images uint8 (N, C, H, W), labels int64 (N,) in 0..classes-1."""
+class Selection:
+    """The examples chosen from a source: their images, as many as there are labels, int64 (N,) in 0..classes-1."""
 
-    train_images: Images
+    train_images: Stream
     train_labels: Labels
-    test_images: Images
+    test_images: Stream
     test_labels: Labels
     classes: int
     class_names: list[str] | None
@@ -51,11 +79,26 @@ def key(settings: Settings, field: str) -> str:
     return f"datasets.{settings['name']}.{field}" if settings.get("name") else field
 
 
-def size(images: Images) -> str:
-    """Write the size of one image for a message: 3x32x32."""
-    return "x".join(map(str, images.shape[1:]))
+def size(shape: Sequence[int]) -> str:
+    """Write the shape of an image for a message: 3x32x32."""
+    return "x".join(map(str, shape))
+
+
+def stream(images: Iterable[Images], shape: Shape) -> Stream:
+    """Make a stream of single images, each (C, H, W)."""
+    return Stream(shape, _chunks(iter(images), max(1, CHUNK // math.prod(shape))))
+
+
+def _chunks(images: Iterator[Images], n: int) -> Iterator[Images]:
+    """Stack up to n images at a time."""
+    while chunk := list(islice(images, n)):
+        yield np.stack(chunk)
 
 
 def from_arrays(train: tuple[Images, Labels], test: tuple[Images, Labels], names: Sequence[str]) -> Source:
     """Make a source of (images, labels) that are in memory already."""
-    return Source(train[1], test[1], len(names), list(names), lambda a, b: (train[0][a], test[0][b]))
+
+    def pick(images: Images, rows: Labels) -> Stream:
+        return stream((images[row] for row in rows), images.shape[1:])
+
+    return Source(train[1], test[1], len(names), list(names), lambda a, b: (pick(train[0], a), pick(test[0], b)))

@@ -1,40 +1,42 @@
-"""Open a source (bundled digits, a CIFAR archive, a folder of Parquet files), check it and choose the subset."""
+"""Open a source (bundled digits, an archive, a folder), check it and choose the subset."""
 
 from pathlib import Path
 
 import numpy as np
 
-from robreg.raw import (
-    CIFAR_CLASSES,
-    CIFAR_COUNTS,
-    CIFAR_SHAPE,
-    Arrays,
-    DataError,
-    Labels,
-    Settings,
-    Source,
-    from_arrays,
-    key,
-    size,
-)
+from robreg.raw import OFFICIAL, DataError, Labels, Selection, Settings, Source, Stream, from_arrays, key, size
 
 DIGITS_TEST = 500
+KINDS = ("digits", *OFFICIAL, "parquet")
 
 
-def read(settings: Settings, *, data_root: Path) -> Arrays:
-    """Read the data set that `settings` describe, subset included; raises DataError."""
+def read(settings: Settings, *, data_root: Path) -> Selection:
+    """Open the data set that `settings` describe and choose its subset; the images are yet to be read.
+
+    Raises DataError, as reading the images does.
+    """
     source = _open_source(settings, data_root)
     _check_labels(source, settings)
     train_rows = _choose(source.train_labels, settings, "max_train")
     test_rows = _choose(source.test_labels, settings, "max_test")
     train, test = source.read(train_rows, test_rows)
-    where, kind = key(settings, "source"), settings["kind"]
-    if train.shape[1:] != test.shape[1:]:
-        raise DataError(f"{where}: training images are {size(train)}, test images {size(test)}; make all of one size")
-    if kind in CIFAR_CLASSES and train.shape[1:] != CIFAR_SHAPE:
-        raise DataError(f"{where}: images of kind {kind} are 3x32x32, not {size(train)}; give kind parquet")
+    _check_shapes(train, test, settings)
     labels = source.train_labels[train_rows], source.test_labels[test_rows]
-    return Arrays(train, labels[0], test, labels[1], source.classes, source.class_names)
+    return Selection(train, labels[0], test, labels[1], source.classes, source.class_names)
+
+
+def _check_shapes(train: Stream, test: Stream, settings: Settings) -> None:
+    """Refuse splits of two sizes, images that are not of the kind's shape, and a crop that does not fit into them."""
+    where, kind, crop = key(settings, "source"), settings["kind"], settings.get("crop")
+    found = size(train.shape)
+    if train.shape != test.shape:
+        raise DataError(f"{where}: training images are {found}, test images {size(test.shape)}; make all of one size")
+    if kind in OFFICIAL and train.shape != OFFICIAL[kind].shape:
+        expected = size(OFFICIAL[kind].shape)
+        raise DataError(f"{where}: images of kind {kind} are {expected}, not {found}; give kind parquet")
+    if crop is not None and not 1 <= crop <= min(train.shape[1:]):
+        mend = f"give 1 to {min(train.shape[1:])}, or null for the whole image"
+        raise DataError(f"{key(settings, 'crop')}: {crop} does not fit into images {found}; {mend}")
 
 
 def _choose(labels: Labels, settings: Settings, field: str) -> Labels:
@@ -74,23 +76,30 @@ def _check_labels(source: Source, settings: Settings) -> None:
             raise DataError(f"{where}: {found} is outside 0..{source.classes - 1}; correct the labels of the source")
     if source.classes < 2:
         raise DataError(f"{where}: all training labels are 0; give a source with two classes or more")
-    counts = len(source.train_labels), len(source.test_labels)
-    if kind in CIFAR_COUNTS and counts != CIFAR_COUNTS[kind]:
-        raise DataError(
-            f"{where}: {kind} has {CIFAR_COUNTS[kind]} training and test images, not {counts}; give kind parquet"
-        )
+    if kind in OFFICIAL:
+        _check_official(source, settings)
+
+
+def _check_official(source: Source, settings: Settings) -> None:
+    """Refuse a published data set that is not complete, unless its settings say so, and one that lacks a class."""
+    where, kind = key(settings, "source"), settings["kind"]
+    counts, official = (len(source.train_labels), len(source.test_labels)), OFFICIAL[kind]
+    expected = official.train, official.test
+    incomplete = settings.get("incomplete") and counts[0] <= expected[0] and counts[1] <= expected[1]
+    if counts != expected and not incomplete:
+        raise DataError(f"{where}: {kind} has {expected} training and test images, not {counts}; give kind parquet")
     present = len(np.unique(source.train_labels))
-    if kind in CIFAR_CLASSES and present != CIFAR_CLASSES[kind]:
+    if present != official.classes:
         raise DataError(
-            f"{where}: {kind} has {CIFAR_CLASSES[kind]} classes, the training labels have {present}; give kind parquet"
+            f"{where}: {kind} has {official.classes} classes, the training labels have {present}; give kind parquet"
         )
 
 
 def _open_source(settings: Settings, data_root: Path) -> Source:
     """Open the source that `settings` name, its images not yet read; raises DataError."""
     kind, source, where = settings["kind"], settings.get("source"), key(settings, "source")
-    if kind not in ("digits", "parquet", *CIFAR_CLASSES):
-        raise DataError(f"{key(settings, 'kind')}: unknown kind {kind!r}; give digits, cifar10, cifar100 or parquet")
+    if kind not in KINDS:
+        raise DataError(f"{key(settings, 'kind')}: unknown kind {kind!r}; give one of {', '.join(KINDS)}")
     if kind == "digits":
         if source is not None:
             raise DataError(f"{where}: kind digits is bundled with scikit-learn; leave source out, or null")
@@ -98,27 +107,56 @@ def _open_source(settings: Settings, data_root: Path) -> Source:
     if not source or (source == "download" and kind == "parquet"):
         raise DataError(f"{where}: {source!r} is no source for kind {kind}; give a path relative to data_root")
     if source == "download":
-        from robreg import archive  # noqa: PLC0415  torchvision: three seconds that no other source needs
-
-        return archive.open_archive(archive.download(kind, data_root / "download", where), kind)
-    return _open_local(data_root / source, settings)
-
-
-def _open_local(path: Path, settings: Settings) -> Source:
-    """Open a folder of Parquet files, or an archive of a CIFAR, that lies under `data_root`."""
-    kind, where = settings["kind"], key(settings, "source")
+        return _open_download(settings, data_root / "download")
+    path = data_root / source
     if not path.exists():
-        mend = f"put it there or pass --config data_root=<folder that holds {settings['source']}>"
+        mend = f"put it there or pass --config data_root=<folder that holds {source}>"
         raise DataError(f"{where}: no folder or file {path}; {mend}")
-    if path.is_dir():
-        from robreg import parquet  # noqa: PLC0415  what a job does not use it does not import
+    return _open_folder(path, settings) if path.is_dir() else _open_file(path, settings)
 
-        return parquet.open_folder(path, settings)
+
+# Modules are imported where they are needed: what a job does not use costs it no time.
+
+
+def _open_download(settings: Settings, folder: Path) -> Source:
+    """Open the official archive of the kind, downloaded into `folder` unless it is there."""
+    from robreg.download import fetch  # noqa: PLC0415
+
+    kind, where = settings["kind"], key(settings, "source")
+    if kind == "tiny-imagenet":
+        from robreg import tiny  # noqa: PLC0415
+
+        return tiny.open_layout(fetch(tiny.ARCHIVE, folder, where), settings)
+    from robreg import archive  # noqa: PLC0415
+
+    return archive.open_archive(fetch(archive.remote(kind), folder, where), kind)
+
+
+def _open_file(path: Path, settings: Settings) -> Source:
+    """Open an archive that lies under `data_root`."""
+    kind = settings["kind"]
     if kind == "parquet":
-        raise DataError(f"{where}: {path} is a file; kind parquet wants the folder that holds the .parquet files")
-    from robreg import archive  # noqa: PLC0415  as above
+        raise DataError(
+            f"{key(settings, 'source')}: {path} is a file; kind parquet wants the folder that holds the .parquet files"
+        )
+    if kind == "tiny-imagenet":
+        from robreg import tiny  # noqa: PLC0415
+
+        return tiny.open_layout(path, settings)
+    from robreg import archive  # noqa: PLC0415
 
     return archive.open_archive(path, kind)
+
+
+def _open_folder(path: Path, settings: Settings) -> Source:
+    """Open a folder of Parquet files, or Tiny-ImageNet unpacked."""
+    if settings["kind"] == "tiny-imagenet" and not any(path.rglob("*.parquet")):
+        from robreg import tiny  # noqa: PLC0415
+
+        return tiny.open_layout(path, settings)
+    from robreg import parquet  # noqa: PLC0415
+
+    return parquet.open_folder(path, settings)
 
 
 def _open_digits() -> Source:
