@@ -6,12 +6,10 @@ import json
 import os
 import pickle
 import tarfile
-import threading
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,10 +20,12 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from server import Server, serving
 from sklearn.datasets import load_digits
+from torchvision.transforms.functional import center_crop
 
-from robreg import source
-from robreg.data import DataError, Dataset, load, prepare, random_crop_flip, to_float
+from robreg import parquet, source
+from robreg.data import DataError, Dataset, load, prepare, to_float
 from robreg.source import stratified
 
 C10_JPEG = Path(__file__).parents[2] / "shared/data/c10-jpeg"
@@ -180,6 +180,12 @@ def spoil_meta_keys(folder: Path) -> None:
     (folder / "meta.json").write_text('{"mean": 0}')
 
 
+def spoil_crop(folder: Path) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["crop"]  # as prepared by a version that did not know it
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
 def spoil_presence(folder: Path) -> None:
     (folder / "meta.json").unlink()
 
@@ -193,6 +199,7 @@ def spoil_presence(folder: Path) -> None:
         (spoil_length, "train_images.npy"),
         (spoil_meta, "meta.json"),
         (spoil_meta_keys, "meta.json"),
+        (spoil_crop, "meta.json"),
         (spoil_presence, "meta.json"),
     ],
 )
@@ -243,6 +250,52 @@ def test_failure_while_renaming_leaves_no_meta(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "prepared/meta.json").exists()
 
 
+def test_memory_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk, shades = 2**18, [encode(np.full((64, 64, 3), shade, np.uint8)) for shade in range(10)]
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"set/{split}.parquet", shades * 100, [*range(10)] * 100)
+    monkeypatch.setattr("robreg.raw.CHUNK", chunk)
+    make(tmp_path / "first", kind="digits")  # what is imported and cached once does not count
+    tracemalloc.start()
+    prepare(SETTINGS | {"kind": "parquet", "source": "set"}, data_root=tmp_path, out=tmp_path / "prepared")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "prepared/train_images.npy").stat().st_size > 1000 * 3 * 64 * 64 > 40 * chunk
+    assert peak < 12 * chunk  # counting works in 64 bits
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "set", colours(6), np.arange(6) % 2)
+    whole = parquet._encoded_images
+    monkeypatch.setattr(parquet, "_encoded_images", lambda *args: islice(whole(*args), 5))
+    assert "datasets.d.source: 5 images for 6 labels" in refused(tmp_path, kind="parquet", source="set")
+
+
+# Crops
+
+
+@pytest.mark.parametrize(("full", "crop", "offset"), [(64, 56, 4), (8, 8, 0), (9, 6, 1), (9, 1, 4)])
+def test_networks_see_the_centre(tmp_path: Path, full: int, crop: int, offset: int) -> None:
+    write_folder(tmp_path / "set", colours(6, full), np.arange(6) % 2)
+    data = make(tmp_path, kind="parquet", source="set", crop=crop)
+    assert json.loads((tmp_path / "prepared/meta.json").read_text())["crop"] == crop
+    assert data.train_images.shape == (6, 3, full, full)
+    assert (data.crop, data.shape) == (crop, (3, crop, crop))
+    for split, whole in (("train", data.train_images), ("test", data.test_images)):
+        images, _ = data.split(split)
+        assert images.shape == (6, *data.shape)
+        assert images.equal(whole[:, :, offset : offset + crop, offset : offset + crop])
+        assert images.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()  # a view: mapped, not copied
+    if (full - crop) % 2 == 0:
+        assert data.split("test")[0].equal(center_crop(data.test_images, [crop, crop]))
+
+
+@pytest.mark.parametrize("crop", [0, 9])
+def test_a_crop_that_does_not_fit_is_refused(tmp_path: Path, crop: int) -> None:
+    message = refused(tmp_path, kind="digits", crop=crop)
+    assert message.startswith(f"datasets.d.crop: {crop} does not fit into images 1x8x8; give 1 to 8, or null")
+
+
 def test_constant_channel_is_refused(tmp_path: Path) -> None:
     images = RNG.integers(0, 256, (20, 4, 4, 3), np.uint8)
     images[..., 1] = 77
@@ -287,7 +340,9 @@ def batch(kind: str, n: int, offset: int = 0) -> dict[str, Any]:
     data = RNG.integers(0, 256, (n, 3072), np.uint8)
     if kind == "cifar10":
         return {"batch_label": "b", "labels": labels, "data": data, "filenames": ["x.png"] * n}
-    return {"fine_labels": labels, "coarse_labels": [0] * n, "data": data}
+    coarse = [7 * label % 20 for label in labels]  # 20 groups of 5 classes
+    names = ["x_s_000001.png"] * n
+    return {"filenames": names, "batch_label": "b", "fine_labels": labels, "coarse_labels": coarse, "data": data}
 
 
 def cifar_members(kind: str) -> dict[str, Any]:
@@ -298,7 +353,8 @@ def cifar_members(kind: str) -> dict[str, Any]:
         members["cifar-10-batches-py/batches.meta"] = {"label_names": [f"class{i}" for i in range(10)]}
     else:
         members = {"cifar-100-python/train": batch(kind, 200), "cifar-100-python/test": batch(kind, 100)}
-        members["cifar-100-python/meta"] = {"fine_label_names": [f"class{i}" for i in range(100)]}
+        names = {"coarse_label_names": [f"group{i}" for i in range(20)]}
+        members["cifar-100-python/meta"] = {"fine_label_names": [f"class{i}" for i in range(100)]} | names
     return members
 
 
@@ -323,34 +379,11 @@ def bless(monkeypatch: pytest.MonkeyPatch, kind: str, path: Path) -> None:
     shrink(monkeypatch, kind, *{"cifar10": (40, 8), "cifar100": (200, 100)}[kind])
 
 
-class Server(ThreadingHTTPServer):
-    """Serves a folder and counts the requests."""
-
-    requests = 0
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """Serves files silently."""
-
-    def do_GET(self) -> None:
-        self.server.requests += 1
-        with suppress(BrokenPipeError):  # torchvision hangs up on its first request, made to follow redirections
-            super().do_GET()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """Serve the folder tmp_path/served on this machine."""
-    (tmp_path / "served").mkdir()
-    with Server(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "served"))) as http:
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(tmp_path / "served") as http:
         yield http
-        http.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -378,7 +411,7 @@ def test_download(kind: str, server: Server, tmp_path: Path, root: Path, monkeyp
     served = tmp_path / "served" / official.filename
     write_archive(served, members)
     bless(monkeypatch, kind, served)
-    monkeypatch.setattr(official, "url", f"http://127.0.0.1:{server.server_port}/{official.filename}")
+    monkeypatch.setattr(official, "url", server.url(official.filename))
     data = make(root, kind=kind, source="download")
     train, test, field = (
         ([f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)], "cifar-10-batches-py/test_batch", "labels")
@@ -399,18 +432,30 @@ def test_download(kind: str, server: Server, tmp_path: Path, root: Path, monkeyp
     assert make(root, kind=kind, source=f"download/{official.filename}").sha256 == data.sha256
 
 
+def test_the_fine_labels_of_cifar100_are_taken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = cifar_members("cifar100")
+    for name in ("train", "test"):
+        batch = members[f"cifar-100-python/{name}"]
+        batch["coarse_labels"] = batch["fine_labels"][::-1]  # they would be accepted
+    write_archive(root / "c.tar.gz", members)
+    bless(monkeypatch, "cifar100", root / "c.tar.gz")
+    data = make(root, kind="cifar100", source="c.tar.gz")
+    assert data.train_labels.tolist() == [*range(100)] * 2
+    assert data.test_labels.tolist() == [*range(100)]
+
+
 def test_a_wrong_download_gets_no_final_name(
     server: Server, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     official = torchvision.datasets.CIFAR10
     (tmp_path / "served" / official.filename).write_bytes(b"half")
-    monkeypatch.setattr(official, "url", f"http://127.0.0.1:{server.server_port}/{official.filename}")
+    monkeypatch.setattr(official, "url", server.url(official.filename))
     message = refused(root, kind="cifar10", source="download")
     assert official.url in message
     assert hashlib.md5(b"half").hexdigest() in message
     assert official.tgz_md5 in message
     assert os.listdir(root / "download") == []
-    monkeypatch.setattr(official, "url", f"http://127.0.0.1:{server.server_port}/nothing")
+    monkeypatch.setattr(official, "url", server.url("nothing"))
     message = refused(root, kind="cifar10", source="download")
     assert "datasets.d.source: cannot download" in message
     assert str(root / "download" / official.filename) in message
@@ -571,6 +616,37 @@ def test_a_gray_set_keeps_one_channel_and_a_mixed_one_becomes_rgb(tmp_path: Path
     assert data.test_images.shape == (3, 3, 5, 7)
 
 
+@pytest.mark.parametrize("shape", [(40, 40), (5, 9), (64, 48)])
+def test_images_of_any_shape(tmp_path: Path, shape: tuple[int, int]) -> None:
+    images = RNG.integers(0, 256, (12, *shape, 3), np.uint8)
+    write_folder(tmp_path / "set", images, np.arange(12) % 4)
+    data = make(tmp_path, kind="parquet", source="set", crop=5)
+    np.testing.assert_array_equal(data.train_images, images.transpose(0, 3, 1, 2))
+    top, left = (shape[0] - 5) // 2, (shape[1] - 5) // 2
+    np.testing.assert_array_equal(data.split("test")[0], data.test_images[:, :, top : top + 5, left : left + 5])
+    assert data.shape == (3, 5, 5)
+    assert make(tmp_path, kind="parquet", source="set").shape == (3, *shape)
+
+
+def test_cifar100_in_hugging_faces_layout_has_its_fine_labels(tmp_path: Path) -> None:
+    images = [encode(image) for image in colours(4)]
+    for split in ("train", "test"):
+        path = tmp_path / f"set/{split}.parquet"
+        write_parquet(path, images, [3, 2, 1, 0], coarse_label=[0, 1, 0, 1])
+        pq.write_table(pq.read_table(path).rename_columns({"image": "img", "label": "fine_label"}), path)
+    assert make(tmp_path, kind="parquet", source="set").train_labels.tolist() == [3, 2, 1, 0]
+    data = make(tmp_path, kind="parquet", source="set", label_column="coarse_label")
+    assert data.train_labels.tolist() == [0, 1, 0, 1]
+
+
+def test_labels_in_words_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"set/{split}.parquet", GOOD, ["cat", "dog", "cat", "dog"])
+    message = refused(tmp_path, kind="parquet", source="set", label_column="label")
+    assert "label (string)" in message
+    assert "name one of whole numbers in datasets.d.label_column" in message
+
+
 def test_class_names_from_hugging_face_metadata(tmp_path: Path) -> None:
     write_folder(tmp_path / "set", colours(6), np.arange(6) % 2)
     path = tmp_path / "set/train.parquet"
@@ -725,49 +801,8 @@ def test_a_subset_of_real_images(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.std, [0.247, 0.243, 0.262], atol=0.02)
 
 
-# Augmentation
-
-
 def test_to_float_is_exact() -> None:
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     x = to_float(images)
     assert x.dtype == torch.float32
     np.testing.assert_array_equal(x.numpy().ravel(), np.arange(256, dtype=np.float32) / np.float32(255))
-
-
-def naive_crop_flip(images: np.ndarray, pad: int, generator: torch.Generator) -> np.ndarray:
-    """Crop and flip one example after the other; the draws come in the order top, left, flip."""
-    top, left = (torch.randint(2 * pad + 1, (len(images),), generator=generator).tolist() for _ in range(2))
-    flip = torch.randint(2, (len(images),), generator=generator).tolist()
-    result = np.empty_like(images)
-    for i, image in enumerate(images):
-        padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))
-        crop = padded[:, top[i] : top[i] + image.shape[1], left[i] : left[i] + image.shape[2]]
-        result[i] = crop[:, :, ::-1] if flip[i] else crop
-    return result
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize(("pad", "shape"), [(4, (3, 32, 32)), (1, (1, 5, 9)), (0, (2, 4, 3))])
-def test_augmentation_equals_the_naive_loop(dtype: type, pad: int, shape: tuple[int, int, int]) -> None:
-    images = RNG.integers(1, 256, (64, *shape)).astype(dtype)
-    before = images.copy()
-    new = random_crop_flip(torch.from_numpy(images), pad=pad, generator=torch.Generator().manual_seed(pad))
-    expected = naive_crop_flip(images, pad, torch.Generator().manual_seed(pad))
-    assert new.numpy().dtype == dtype
-    np.testing.assert_array_equal(new, expected)
-    np.testing.assert_array_equal(images, before)
-
-
-def test_augmentation_draws_every_place_and_flip_equally_often() -> None:
-    n, pad = 18_000, 1
-    images = torch.arange(1, 10, dtype=torch.uint8).reshape(1, 1, 3, 3).expand(n, 1, 3, 3)
-    generator = torch.Generator().manual_seed(0)
-    outcomes, counts = (
-        random_crop_flip(images, pad=pad, generator=generator).flatten(1).unique(dim=0, return_counts=True)
-    )
-    assert len(outcomes) == 2 * (2 * pad + 1) ** 2
-    chi2 = float(((counts - n / 18) ** 2 / (n / 18)).sum())
-    assert chi2 < 40.8  # the 99.9 % point at 17 degrees of freedom
-    again = random_crop_flip(images, pad=pad, generator=generator)
-    assert not again.equal(random_crop_flip(images, pad=pad, generator=generator))
