@@ -19,6 +19,12 @@ _NULLABLE = (
     "std_zero",
     "log10_u_min_upper",
     "log10_sigma_min_product",
+    "w_min",
+    "v_min_upper",
+    "first_term_lower",
+    "lemma_share",
+    "lemma_residual",
+    "lemma_slack",
 )
 _ATTACKS = pa.schema(
     [(key, pa.string()) for key in ("attack", "space", "start", "loss")]
@@ -97,7 +103,7 @@ SCHEMAS = {
             )
         ]
         + [("lemma_pairs", pa.int64()), ("lemma_pieces", pa.int64())]
-        + [("lemma_residual", pa.float64()), ("lemma_slack", pa.float64())]
+        + [("lemma_share", pa.float64()), ("lemma_residual", pa.float64()), ("lemma_slack", pa.float64())]
     ),
     "metrics": pa.schema(
         [
