@@ -49,7 +49,8 @@ rule figure:
         runs=lambda wildcards: of_item(wildcards.study, wildcards.figure, "figures"),
         code=expand(
             "src/robreg/{module}.py",
-            module=["figure", "panel", "style", "setting", "study", "illustration"],
+            module=["figure", "grid", "panel", "style", "setting", "study"]
+            + ["illustration"],
         ),
     output:
         svg=report(
@@ -90,7 +91,20 @@ rule claims:
         runs=lambda wildcards: of_runs(
             wildcards.study, "metrics", "margins", "svstd", "lossvar", "spread"
         ),
-        code=expand("src/robreg/{module}.py", module=["claim", "setting", "study"]),
+        code=expand(
+            "src/robreg/{module}.py",
+            module=[
+                "claim",
+                "registry",
+                "assertion",
+                "confidence",
+                "smoothing",
+                "contrast",
+                "measured",
+                "statistic",
+                "setting",
+            ],
+        ),
     output:
         parquet="results/studies/{study}/claims.parquet",
         csv="results/studies/{study}/claims.csv",

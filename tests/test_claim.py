@@ -1,0 +1,429 @@
+"""Claims: their intervals against SciPy and by their coverage, their verdicts on networks whose tables are made."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import yaml
+
+from robreg import claim, config, measured, statistic, table
+from robreg.assertion import FALLS, RISES
+from robreg.registry import CLAIMS
+
+ROOT = Path(__file__).parents[1]
+VERDICTS = {"holds", "fails", "undecided", "not run"}
+CONTRACT = ["id", "claim", "source", "dataset", "statistic", "effect", "ci_low", "ci_high", "ci_over", "n_seeds"]
+SIZES = {"train": 400, "test": 300}
+# The claims that the issue lists, each by the id that judges it.
+LISTED = {
+    "GE gap falls with AR": "ge-gap-falls",
+    "training loss rises": "train-loss-rises",
+    "test loss falls on c10/c100": "test-loss-falls",
+    "and not on tin": "test-loss-rises-tin",
+    "test accuracy falls": "test-acc-falls",
+    "adversarial accuracy rises": "adv-acc-rises",
+    "the error gap rises on c10 uncontrolled": "error-gap-rises",
+    "and falls with sn 1": "error-gap-falls-bound-1",
+    "falls on c100 and tin": "error-gap-falls",
+    "margins concentrate: std falls": "margin-std-falls",
+    "mode moves to 0": "margin-mode-to-zero",
+    "c10 training margins are skewed": "margin-skewed-c10",
+    "c100's less": "margin-skewed-less-c100",
+    "probability mass moves to the middle": "prob-middle-rises",
+    "svstd falls in most layers": "svstd-falls-in-most-layers",
+    "and the accumulated decrease is about ten times the increase": "svstd-decrease-tenfold",
+    "loss variation falls in mean": "loss-variation-mean-falls",
+    "and std": "loss-variation-std-falls",
+    "large test losses become fewer": "prob-large-losses-fewer",
+    "confident wrong predictions become fewer": "margin-confident-errors-fewer",
+    "the std of the loss variation is of the size of its mean": "loss-variation-std-like-mean",
+    "most svstd are around 1": "svstd-around-1",
+    "the svstd reduction is smaller on c100 than on c10": "svstd-less-on-c100",
+    "the error gap turns from rising to falling as the bound shrinks": "error-gap-turns",
+    "layers pass perturbations on more evenly": "layers-even-out-pgd",
+    "and of the margins' change": "logits-move-less-pgd",
+}
+BEYOND = {  # kind of networks: the claims that the paper repeats for it
+    "FGSM": {"ge-gap-falls", "test-acc-falls", "margin-std-falls", "margin-mode-to-zero", "prob-middle-rises"}
+    | {"margin-std-train-falls", "prob-large-losses-fewer", "margin-confident-errors-fewer"}
+    | {"margin-indecisive-errors-more", "svstd-falls-in-most-layers", "svstd-falls-overall"},
+    "deeper": {"ge-gap-falls", "train-loss-rises", "test-loss-falls", "error-gap-rises", "error-gap-falls"}
+    | {"test-acc-falls", "adv-acc-rises"},
+    "bounded": {"ge-gap-falls", "error-gap-falls-bound-1", "error-gap-turns"},
+}
+
+
+def make_tables(folder: Path, ar: int, seed: int, *, softness: float, skewed: bool) -> None:
+    """Tables of a network that behaves as the paper says; the softer, the more so. 16 is as soft as AR 16."""
+    draw = np.random.default_rng([ar, seed])
+    shared = np.random.default_rng(7)  # what the examples bring along, whatever the network
+    margins: dict[str, list[Any]] = {name: [] for name in table.SCHEMAS["margins"].names}
+    for split, n in SIZES.items():
+        kind = shared.gamma(2.0, size=n) / 2 if skewed and split == "train" else shared.normal(1.0, 0.8, size=n)
+        shift = 0.6 if split == "train" else -0.05 * softness / 16
+        margin = (kind + shift + draw.normal(0, 0.05, n)) * (14 - 0.3 * softness)
+        loss = np.log1p(np.exp(-margin))
+        columns = {"split": [split] * n, "index": range(n), "label": [0] * n, "prediction": (margin < 0).astype(int)}
+        columns |= {"margin": margin, "prob": np.exp(-loss), "loss": loss}
+        for name, values in columns.items():
+            margins[name] += list(values)
+    table.write(folder / "margins.parquet", "margins", margins, {})
+    numbers = dict.fromkeys(table.SCHEMAS["metrics"].names, 1.0) | {"pgd_acc": 40.0 + 2 * softness}
+    table.write(folder / "metrics.parquet", "metrics", {key: [value] for key, value in numbers.items()}, {})
+    n = SIZES["test"]
+    variation = shared.gamma(0.5, size=(2, n)) * [[1.0], [2.0]] / (5 + softness)
+    rows = {"eps": [1.0] * n + [2.0] * n, "index": [*range(n)] * 2, "loss_clean": [1.0] * 2 * n}
+    rows |= {"loss_adv": 1 + variation.ravel(), "variation": variation.ravel()}
+    table.write(folder / "lossvar.parquet", "lossvar", rows, {})
+    make_layers(folder, softness, draw)
+
+
+def make_layers(folder: Path, softness: float, draw: np.random.Generator) -> None:
+    layers = 12
+    std = np.linspace(0.8, 1.4, layers) - 0.015 * softness * np.where(np.arange(layers) == 4, -0.4, 1.0)
+    rows: dict[str, Any] = {"layer": range(1, layers + 1), "name": [f"layer{index}" for index in range(layers)]}
+    rows |= {"kind": ["conv"] * (layers - 1) + ["linear"]}
+    rows |= {name: [1] * layers for name in table.SCHEMAS["svstd"].names[3:10]}
+    rows |= {"mean": [1.0] * layers, "std": std + draw.normal(0, 0.001, layers), "min": [0.0] * layers, "max": std}
+    table.write(folder / "svstd.parquet", "svstd", rows, {})
+    found = pd.DataFrame(
+        [
+            {"layer": layer, "name": f"layer{layer}", "perturbation": name, "eps": 8.0, "n": 100}
+            | {"mean": 2 - 0.05 * softness + draw.normal(0, 0.01), "std": 0.5 - 0.02 * softness + draw.normal(0, 0.01)}
+            for name in ("random", "pgd")
+            for layer in range(layers + 1)
+        ]
+    )
+    table.write(folder / "spread.parquet", "spread", found.to_dict("list"), {})
+
+
+def make(root: Path, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Make the tables of runs."""
+    for run in runs:
+        folder = root / run["folder"]
+        softness = run["ar"] / 2 if run["paper"] == "c100" else run["ar"]  # c100 concentrates less
+        make_tables(folder, run["ar"], run["seed"], softness=softness, skewed=run["paper"] == "c10")
+        run["folder"] = str(folder)
+    return runs
+
+
+def study(name: str) -> list[dict[str, Any]]:
+    return config.study_runs(yaml.safe_load((ROOT / "config.yaml").read_text()), name)
+
+
+def judged(runs: list[dict[str, Any]], low: int = 4, high: int = 16) -> pd.DataFrame:
+    return pd.DataFrame(claim.judge_all(claim.settings(runs), low, high))
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return make(tmp_path_factory.mktemp("paper"), study("paper"))
+
+
+@pytest.fixture(scope="module")
+def verdicts(paper: list[dict[str, Any]]) -> pd.DataFrame:
+    return judged(paper)
+
+
+def run(dataset: str, ar: int, seed: int = 0, **more: Any) -> dict[str, Any]:
+    plain = {"arch": "resnet8", "train_attack": "pgd", "space": "pixel", "spectral_norm": None, "paper": None}
+    own = {**plain, "default_arch": "resnet8", **more, "dataset": dataset, "ar": ar, "seed": seed}
+    parts = [own[key] for key in ("dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "seed")]
+    return {**own, "folder": "/".join(map(str, parts)), "variant": f"ar{ar}-s{seed}"}
+
+
+# The registry.
+
+
+def test_every_claim_has_its_own_id_and_a_direction():
+    assert Counter(entry.id for entry in CLAIMS).most_common(1)[0][1] == 1
+    assert {entry.sign for entry in CLAIMS} == {RISES, FALLS}
+    assert all(place.source and place.datasets for entry in CLAIMS for place in entry.places)
+
+
+@pytest.mark.parametrize("words", LISTED)
+def test_every_claim_that_the_issue_lists_is_registered(words):
+    assert LISTED[words] in {entry.id for entry in CLAIMS}
+
+
+@pytest.mark.parametrize("kind", BEYOND)
+def test_the_paper_repeats_these_claims_and_no_others(kind):
+    assert {entry.id for entry in CLAIMS if any(place.kind == kind for place in entry.places)} == BEYOND[kind]
+
+
+# Settings and rows.
+
+
+def test_the_paper_s_study_judges_every_claim_in_every_setting_of_the_paper(verdicts):
+    assert set(verdicts["verdict"]) <= VERDICTS
+    assert set(verdicts["id"]) == {entry.id for entry in CLAIMS}
+    assert not (verdicts["verdict"] == "not run").any()
+    assert not verdicts.duplicated(["id", "dataset", "arch", "train_attack", "space", "spectral_norm"]).any()
+    own = verdicts[verdicts["source"] != "extension"]
+    gap = own[own["id"] == "ge-gap-falls"]
+    assert len(gap) == 10  # 3 plain, 2 ResNet-110, 3 bounds, 2 FGSM
+    assert set(gap[gap["spectral_norm"].notna()]["source"]) == {"B.4.2, Figure 6, Table 6"}
+    assert set(own[own["id"] == "margin-std-falls"]["dataset"]) == {"c10", "c100"}
+    assert own[own["id"] == "error-gap-falls-bound-1"]["spectral_norm"].tolist() == [1.0]
+    assert set(verdicts[verdicts["id"].str.startswith("l") & verdicts["id"].str.contains("pgd")]["source"]) == {
+        "extension"
+    }
+    assert "extension" in set(
+        verdicts[(verdicts["id"] == "margin-std-falls") & (verdicts["dataset"] == "tin")]["source"]
+    )
+
+
+def test_claims_hold_for_networks_that_behave_as_the_paper_says(verdicts):
+    plain = verdicts[(verdicts["dataset"] == "c10") & (verdicts["arch"] == "resnet56")]
+    plain = plain[(plain["train_attack"] == "pgd") & plain["spectral_norm"].isna()].set_index("id")["verdict"]
+    made = {"ge-gap-falls", "train-loss-rises", "adv-acc-rises", "margin-std-falls", "margin-mode-to-zero"}
+    made |= {"margin-std-train-falls", "margin-skewed-c10", "margin-skewed-train", "margin-skewed-less-c100"}
+    made |= {"prob-middle-rises", "svstd-falls-in-most-layers", "svstd-falls-overall", "svstd-decrease-exceeds"}
+    made |= {"svstd-decrease-tenfold", "svstd-around-1", "svstd-less-on-c100", "loss-variation-mean-falls"}
+    made |= {"test-loss-falls", "prob-large-losses-fewer", "margin-indecisive-errors-more", "prob-mostly-at-ends"}
+    made |= {"loss-variation-std-falls", "loss-variation-std-like-mean", "margin-less-on-c100", "test-acc-falls"}
+    made |= {entry.id for entry in CLAIMS if not entry.places}
+    assert {key: plain[key] for key in made if plain[key] != "holds"} == {}
+
+
+def test_the_reverse_turns_what_holds_into_what_fails(paper, verdicts):
+    other = {4: 16, 8: 8, 16: 4, 0: 0}
+    key = ("dataset", "arch", "train_attack", "space", "spectral_norm")
+    folders = {(*(run[name] for name in key), run["ar"]): run["folder"] for run in paper}
+    swapped = [{**run, "folder": folders[(*(run[name] for name in key), other[run["ar"]])]} for run in paper]
+    both = verdicts.merge(judged(swapped), on=["id", *key], suffixes=("", "_back"))
+    changes = both[both["statistic"].str.contains("minus AR")]
+    turned = {"holds": "fails", "fails": "holds", "undecided": "undecided"}
+    assert (changes["verdict"] == "holds").sum() > 100
+    assert changes["verdict"].map(turned).tolist() == changes["verdict_back"].tolist()
+    np.testing.assert_allclose(changes["effect"], -changes["effect_back"])
+    pairs = both[both["statistic"].str.contains("AR 4 to AR 16")]
+    assert set(pairs["verdict"]) == {"holds"}
+    assert set(pairs["verdict_back"]) == {"fails"}
+
+
+def test_a_study_of_other_data_judges_the_general_claims_and_lists_the_others_as_not_run(tmp_path):
+    runs = [run("digits", ar, seed) for ar in (0, 8, 32) for seed in (0, 1, 2)]
+    runs += [run("digits", 16, train_attack="fgsm"), run("digits", 32, space="normalised")]
+    frame = judged(make(tmp_path, runs), 8, 32)
+    assert set(frame["id"]) == {entry.id for entry in CLAIMS}
+    ran = frame[frame["verdict"] != "not run"]
+    assert set(ran["dataset"]) == {"digits"}
+    assert set(ran["id"]) == {entry.id for entry in CLAIMS if entry.general}
+    seeds = ran[ran["space"] == "pixel"]
+    assert (set(seeds["ci_over"]), set(seeds["n_seeds"])) == ({"seeds"}, {3})
+    rest = frame[frame["verdict"] == "not run"]
+    assert rest[rest["id"] == "error-gap-rises"][["dataset", "arch"]].to_numpy().tolist() == [
+        ["c10", "resnet56"],
+        ["c10", "resnet110"],
+    ]
+    fgsm = rest[(rest["id"] == "ge-gap-falls") & (rest["train_attack"] == "fgsm")]
+    assert fgsm["dataset"].tolist() == ["digits"]
+    assert rest[["effect", "ci_low", "ci_high", "ci_over", "n_seeds"]].isna().all(axis=None)
+
+
+def test_standard_training_is_the_lower_strength_of_every_attack_where_it_is_compared(tmp_path):
+    runs = [run("digits", 0), run("digits", 16), run("digits", 16, train_attack="fgsm")]
+    frame = judged(make(tmp_path, runs), 0, 16)
+    gap = frame[(frame["id"] == "ge-gap-falls") & (frame["dataset"] == "digits")]
+    assert dict(zip(gap["train_attack"], gap["verdict"], strict=True)) == {"pgd": "holds", "fgsm": "holds"}
+
+
+def test_examples_in_another_order_are_still_compared_one_by_one(tmp_path):
+    runs = make(tmp_path, [run("digits", 4), run("digits", 16)])
+    before = judged(runs)
+    for kind in ("margins", "lossvar"):
+        path = Path(runs[1]["folder"]) / f"{kind}.parquet"
+        content = table.read(path)
+        shuffled = content.take(np.random.default_rng(0).permutation(len(content)))
+        table.write_frame(path, shuffled, {})
+    pd.testing.assert_frame_equal(before, judged(runs), rtol=1e-9)
+
+
+def test_networks_measured_on_other_examples_are_refused(tmp_path):
+    runs = make(tmp_path, [run("digits", 4), run("digits", 16)])
+    path = Path(runs[1]["folder"]) / "margins.parquet"
+    table.write_frame(path, table.read(path).slice(10), {})
+    with pytest.raises(ValueError, match=r"digits train examples: one network has 390 of them and the other 400"):
+        judged(runs)
+
+
+def test_a_network_that_gets_nothing_right_leaves_its_adversarial_accuracy_undecided(tmp_path):
+    runs = make(tmp_path, [run("digits", 4), run("digits", 16)])
+    path = Path(runs[0]["folder"]) / "metrics.parquet"
+    columns = {**table.read(path).to_pydict(), "pgd_acc": [None]}
+    table.write(path, "metrics", columns, {})
+    rows = claim.judge_all(claim.settings(runs), 4, 16)
+    row = next(row for row in rows if (row["id"], row["dataset"]) == ("adv-acc-rises", "digits"))
+    assert (row["verdict"], row["effect"], row["ci_low"]) == ("undecided", None, None)
+
+
+def test_the_record_has_the_contract_s_columns_and_is_the_same_when_made_again(paper, tmp_path):
+    for name in ("one", "two"):
+        claim.record(
+            paper, compare=[4, 16], study="paper", parquet=tmp_path / f"{name}.parquet", csv=tmp_path / f"{name}.csv"
+        )
+    columns = table.read(tmp_path / "one.parquet").column_names
+    assert [name for name in columns if name in CONTRACT] == CONTRACT
+    assert columns[:4] == CONTRACT[:4]
+    assert columns[-1] == "verdict"
+    assert table.metadata(tmp_path / "one.parquet") == {"study": "paper"}
+    for kind in ("parquet", "csv"):
+        assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()
+    frame = pd.read_csv(tmp_path / "one.csv")
+    assert frame["n_seeds"].dtype.kind == "i"
+
+
+# Verdicts and intervals.
+
+
+@pytest.mark.parametrize(
+    ("bounds", "sign", "expected"),
+    [
+        ((0.1, 0.3), RISES, "holds"),
+        ((0.1, 0.3), FALLS, "fails"),
+        ((-0.3, -0.1), FALLS, "holds"),
+        ((-0.3, -0.1), RISES, "fails"),
+        ((-0.1, 0.3), RISES, "undecided"),
+        ((0.0, 0.0), RISES, "undecided"),
+        ((np.nan, np.nan), RISES, "undecided"),
+    ],
+)
+def test_a_verdict_is_where_the_interval_lies(bounds, sign, expected):
+    assert claim.verdict(statistic.Estimate(0.1, "seeds", bounds=bounds), sign) == expected
+
+
+def test_over_seeds_the_interval_is_welch_s():
+    first, second = [1.0, 1.3, 0.8], [2.0, 2.9, 2.2, 2.6]
+    difference = statistic.over_seeds(second) - statistic.over_seeds(first)
+    expected = scipy.stats.ttest_ind(second, first, equal_var=False).confidence_interval()
+    np.testing.assert_allclose(difference.interval(), expected)
+    alone = scipy.stats.ttest_1samp(first, 0).confidence_interval()
+    np.testing.assert_allclose(statistic.over_seeds(first).interval(), alone)
+
+
+def test_means_over_the_same_examples_are_compared_in_pairs_and_over_others_not():
+    draw = np.random.default_rng(0)
+    first = draw.normal(size=50)
+    second = first + draw.normal(0.1, 0.1, size=50)
+    paired = statistic.mean(second, "test") - statistic.mean(first, "test")
+    np.testing.assert_allclose(paired.interval(), scipy.stats.ttest_rel(second, first).confidence_interval())
+    apart = statistic.mean(second, "c10") - statistic.mean(first, "c100")
+    welch = scipy.stats.ttest_ind(second, first, equal_var=False).confidence_interval()
+    np.testing.assert_allclose(apart.interval(), welch)
+
+
+def test_a_share_has_wilson_s_interval():
+    chosen = np.array([True] * 9 + [False])
+    expected = scipy.stats.binomtest(9, 10).proportion_ci(method="wilson")
+    np.testing.assert_allclose(statistic.share(chosen, "layers").interval(), expected)
+    low, high = statistic.share(chosen, "layers").scaled(-1, 0.5).interval()
+    np.testing.assert_allclose((low, high), (0.5 - expected.high, 0.5 - expected.low))
+
+
+def test_a_share_is_not_certain_because_every_layer_agrees():
+    assert statistic.share(np.array([True] * 2), "layers").interval()[0] < 0.5
+    assert statistic.share(np.array([True] * 8), "layers").interval()[0] > 0.5
+
+
+ESTIMATORS = {
+    "std": (statistic.std, lambda x: x.std()),
+    "skewness": (statistic.skewness, scipy.stats.skew),
+    "mode": (statistic.mode, None),
+    "log10_ratio": (
+        lambda x, name: statistic.log10_ratio(statistic.std(x, name), statistic.mean(x, name)),
+        lambda x: np.log10(x.std() / x.mean()),
+    ),
+    "balance": (
+        lambda x, name: statistic.balance((3 - x).clip(0), (x - 3).clip(0), name),
+        lambda x: (3 - x).clip(0).sum() / np.abs(x - 3).sum(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_influence_is_the_derivative_by_an_example_s_weight(name):
+    estimator, plain = ESTIMATORS[name]
+    values = np.random.default_rng(1).gamma(2.0, size=400)
+    found = estimator(values, "test")
+    if plain is not None:
+        assert found.value == pytest.approx(plain(values))
+        n, drop = len(values), [3, 50, 399]
+        left = np.array([estimator(np.delete(values, index), "test").value for index in drop])
+        np.testing.assert_allclose(found.samples["test"][drop], (n - 1) * (found.value - left), rtol=0.05, atol=0.02)
+    assert np.mean(found.samples["test"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_mode_is_that_of_scipy_s_density():
+    values = np.random.default_rng(1).gamma(3.0, size=500)
+    quartiles = np.percentile(values, [25, 75])
+    width = 1.2 * min(values.std(ddof=1), (quartiles[1] - quartiles[0]) / 1.349) * 500 ** (-1 / 7)
+    density = scipy.stats.gaussian_kde(values, bw_method=width / values.std(ddof=1))
+    grid = np.linspace(0, 10, 20001)
+    assert statistic.mode(values, "test").value == pytest.approx(grid[density(grid).argmax()], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "truth"),
+    [("std", 500, np.sqrt(5)), ("skewness", 2000, 2 / np.sqrt(5)), ("log10_ratio", 500, np.log10(5**-0.5))],
+)
+def test_intervals_cover_the_truth_about_95_times_of_100(name, n, truth):
+    draw = np.random.default_rng(2)
+    intervals = [ESTIMATORS[name][0](draw.gamma(5.0, size=n), "test").interval() for _ in range(400)]
+    covered = np.mean([low < truth < high for low, high in intervals])
+    assert 0.91 <= covered <= 0.98
+
+
+def test_the_interval_of_a_paired_difference_of_modes_covers_it():
+    draw, hits = np.random.default_rng(3), 0
+    for _ in range(200):
+        first = draw.normal(1.0, 1.0, size=400)
+        second = 0.5 * first + draw.normal(0.0, 0.3, size=400)
+        low, high = (statistic.mode(second, "test") - statistic.mode(first, "test")).interval()
+        hits += low < -0.5 < high
+    assert 0.91 <= hits / 200 <= 0.98
+
+
+def test_adversarial_accuracies_are_two_proportions():
+    apart = statistic.proportion(60, 100) - statistic.proportion(45, 90)
+    assert apart.value == pytest.approx(10)
+    low, high = apart.interval()
+    rates = [(61, 102), (46, 92)]
+    half = 100 * 1.959964 * np.sqrt(sum(k / n * (1 - k / n) / n for k, n in rates))
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-5)
+    assert (low + high) / 2 == pytest.approx(10)
+    sure = statistic.proportion(0, 50).interval()
+    assert sure[1] > 0
+
+
+def test_quantities_agree_with_the_tables(paper):
+    network = measured.Network("c10", Path(paper[0]["folder"]))
+    frame = table.read(network.folder / "margins.parquet").to_pandas()
+    test, train = (frame[frame["split"] == split] for split in ("test", "train"))
+    loss = {name: part["loss"].astype("float64").mean() for name, part in (("test", test), ("train", train))}
+    error = {n: 100 * (p["label"] != p["prediction"]).mean() for n, p in (("test", test), ("train", train))}
+    assert measured.loss_gap(network).value == pytest.approx(loss["test"] - loss["train"])
+    assert measured.error_gap(network).value == pytest.approx(error["test"] - error["train"])
+    assert measured.middle(network).value == pytest.approx(test["prob"].between(0.1, 0.9).mean())
+    assert measured.large_losses(network).value == pytest.approx((test["prob"] < 0.01).mean())
+    wrong = measured.confident_errors(network).value + measured.indecisive_errors(network).value
+    assert 100 * wrong == pytest.approx(error["test"])
+    variation = table.read(network.folder / "lossvar.parquet").to_pandas().query("eps == 2.0")["variation"]
+    assert measured.variation_mean(network).value == pytest.approx(variation.astype("float64").mean())
+    assert measured.adversarial_accuracy(network).value == pytest.approx(48.0)
+
+
+def test_b2_s_balance_is_over_convolutions_and_ten_to_one_is_the_paper_s(paper):
+    low, high = (measured.Network("c10", Path(run["folder"])) for run in (paper[0], paper[2]))
+    change = np.array(high.svstd["std"] - low.svstd["std"])[:-1]  # the last layer is linear
+    decrease, increase = -change[change < 0].sum(), change[change > 0].sum()
+    assert increase > 0
+    found = measured.svstd_balance(low, high, ratio=1)
+    assert found.value == pytest.approx(decrease / (decrease + increase) - 0.5)
+    assert len(found.samples["layers"]) == 11
+    of_paper = statistic.balance(np.array([4.7465, 0.0]), np.array([0.0, 0.4372]), "layers").value
+    assert of_paper == pytest.approx(0.916, abs=5e-4)
