@@ -1,6 +1,7 @@
-"""The paper's figures, drawn from the tables of a study's runs: panels per setting, letters per quantity."""
+"""The paper's figures, drawn from the tables of a study's runs: a panel per setting, sections as in the paper."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,30 +10,41 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robreg import panel, style
+from robreg import grid, illustration, panel, style
+from robreg.grid import Section
+from robreg.item import Run
 from robreg.setting import group, strengths
-from robreg.study import KEYS, Run, gather
+from robreg.study import KEYS, gather
 from robreg.style import Look
 
 PROBABILITY = np.linspace(0, 1, 11)
 LOSS_BIN = 0.25  # nats
 MIDDLE = {"prob": slice(1, -1), "loss": slice(1, 10)}  # of the bins' edges: 0.1 to 0.9, and 0.25 to 2.25
+MADRY = (8, 50.0, "Madry et al. 2018 (CIFAR-10)")  # AR, accuracy on all test examples (percent); quoted in appendix A
 
+_DASHED = (0, (4, 2))
+LOSS_GAP = {"loss_gap": Look("loss gap", style.LOSS, "solid", "D")}
+ERROR_GAP = {"acc_gap": Look("error gap", style.ERROR, _DASHED, "^")}
+LOSS = {
+    "train_loss": Look("train loss", style.LOSS, _DASHED, "s", filled=False),
+    "test_loss": Look("test loss", style.LOSS),
+}
+ERROR = {
+    "train_error": Look("train error", style.ERROR, _DASHED, "D", filled=False),
+    "test_error": Look("test error", style.ERROR, "solid", "^"),
+}
 ACCURACIES = {
     "test_acc": Look("standard", "#3d3d3d"),
-    "pgd_acc": Look("adversarial", "#3d3d3d", (0, (4, 2)), "s", filled=False),
+    "pgd_acc": Look("adversarial", "#3d3d3d", _DASHED, "s", filled=False),
 }
-ADVERSARIAL = {
-    "pgd_acc": Look("of those correct when clean", "#3d3d3d"),
-    "robust_acc": Look("of all test examples", "#9a9a9a", (0, (4, 2)), "s", filled=False),
-}
+Looks = Mapping[int, Look]  # by strength
 
 
 def draw(name: str, runs: Sequence[Run], *, compare: Sequence[int], svg: Path, png: Path) -> None:
     """Draw a figure, bearing the paper's name for it ("fig1"), and write it as SVG and PNG.
 
-    runs: config.study_runs; compare: the two strengths (1/255) at which spectra are shown. Equal tables give equal
-    bytes.
+    runs: those that it shows (item.chosen); compare: the two strengths (1/255) at which layers are shown. Equal tables
+    give equal bytes.
     """
     style.save(compose(name, runs, compare), svg, png)
 
@@ -43,91 +55,124 @@ def compose(name: str, runs: Sequence[Run], compare: Sequence[int]) -> Figure:
         return FIGURES[name](runs, compare, style.by_strength(strengths(runs)))
 
 
-def fig1(runs: Sequence[Run], compare: Sequence[int], looks: Mapping[int, Look]) -> Figure:
+def fig1(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
     """(a) Spread of singular values per layer, (b) test margins, (c) standard and adversarial accuracy."""
-    settings = group(runs)
-    figure, axes = _grid(len(settings), 3, height=2.5)
-    for row, (name, members) in zip(axes, settings.items(), strict=True):
-        panel.spectra(row[0], members, compare, looks)
-        panel.margins(row[1], members, "test", looks)
-        panel.metric(row[2], _metrics(members), ACCURACIES, ylabel="accuracy (%)")
-        _title(row, "abc", name)
-    style.legend(figure, [*looks.values(), *ACCURACIES.values()])
+    sections = [
+        Section("(a) singular values", lambda ax, members: panel.spectra(ax, members, compare, looks), shared=True),
+        Section("(b) margins, test set", lambda ax, members: panel.margins(ax, members, "test", looks)),
+        Section("(c) accuracy", _accuracy, over_strength=True),
+    ]
+    return grid.arrange(group(runs), [sections], [*looks.values(), *ACCURACIES.values()])[0]
+
+
+def fig3(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
+    """(a) Gaps of loss and error, (b) loss and error on train and test, against AR (also Figure 7)."""
+    return grid.arrange(group(runs), [_gaps_and_levels(shared=False)])[0]
+
+
+def fig4(runs: Sequence[Run], _compare: Sequence[int], looks: Looks) -> Figure:
+    """Margins on train and test at every strength (also Figure 10)."""
+    sections = [
+        Section("training set", lambda ax, members: panel.margins(ax, members, "train", looks)),
+        Section("test set", lambda ax, members: panel.margins(ax, members, "test", looks)),
+    ]
+    figure, panels = grid.arrange(group(runs), [sections], [replace(look, marker="") for look in looks.values()])
+    for pair in zip(*panels, strict=True):
+        grid.share(pair)
     return figure
 
 
-def fig3(runs: Sequence[Run], compare: Sequence[int], looks: Mapping[int, Look]) -> Figure:
-    """(a) Gaps of loss and error, (b) loss and error on train and test, against AR."""
-    settings = group(runs)
-    figure, axes = _grid(2 * len(settings), 2, height=2.3)
-    for pair, (name, members) in zip(axes.reshape(-1, 2, 2), settings.items(), strict=True):
-        frame = _metrics(members)
-        panel.metric(pair[0, 0], frame, {"loss_gap": style.GAP}, ylabel="loss gap (nats)")
-        panel.metric(pair[0, 1], frame, {"acc_gap": style.GAP}, ylabel="error gap (% points)")
-        panel.metric(pair[1, 0], frame, {"train_loss": style.TRAIN, "test_loss": style.TEST}, ylabel="loss (nats)")
-        panel.metric(pair[1, 1], frame, {"train_error": style.TRAIN, "test_error": style.TEST}, ylabel="error (%)")
-        _title(pair.ravel(), "aabb", name)
-    style.legend(figure, [style.GAP, style.TRAIN, style.TEST])
-    return figure
+def fig5(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
+    """(a) Probability and (b) loss of test examples, middle range inset; (c) spread per layer (also Figure 11)."""
+    histograms = [
+        Section("(a) estimated probability of the label, test set", _histogram("prob", looks), height=2.5),
+        Section("(b) loss, test set", _histogram("loss", looks), height=2.5),
+    ]
+    spectra = Section(
+        "(c) spread of singular values per layer",
+        lambda ax, members: panel.spectra(ax, members, compare, looks),
+        wide=True,
+        shared=True,
+    )
+    return grid.arrange(group(runs), [histograms, [spectra]], list(looks.values()))[0]
 
 
-def fig4(runs: Sequence[Run], compare: Sequence[int], looks: Mapping[int, Look]) -> Figure:
-    """Margins on train and test at every strength."""
-    settings = group(runs)
-    figure, axes = _grid(len(settings), 2, height=2.6)
-    for row, (name, members) in zip(axes, settings.items(), strict=True):
-        for ax, split in zip(row, ("train", "test"), strict=True):
-            panel.margins(ax, members, split, looks)
-            ax.set_title(f"{name}, {split} set")
-        _share_y(row)
-    style.legend(figure, list(looks.values()), markers=False)
-    return figure
+def fig6(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
+    """As Figure 3, by bound on the spectral norm: the complexity falls from the first panel to the last."""
+    settings = sorted(group(runs).items(), key=lambda item: (_network(item[1][0]), -_bound(item[1][0])))
+    named = {name if _bound(members[0]) < np.inf else f"{name}, no bound": members for name, members in settings}
+    return grid.arrange(named, [_gaps_and_levels(shared=True)])[0]
 
 
-def fig5(runs: Sequence[Run], compare: Sequence[int], looks: Mapping[int, Look]) -> Figure:
-    """(a) Estimated probability and (b) loss of test examples, middle range inset; (c) spread of singular values."""
-    settings = group(runs)
-    figure = Figure(figsize=(style.WIDTH, 5.2 * len(settings)), layout="constrained")
-    axes = figure.subplot_mosaic([[f"{row}{letter}" for letter in pair] for row in settings for pair in ("ab", "cc")])
-    for name, members in settings.items():
-        frame = gather(members, "margins", ["split", "prob", "loss"]).query("split == 'test'")
-        row = [axes[f"{name}{letter}"] for letter in "abc"]
-        _histograms(row[0], row[1], frame, looks)
-        panel.spectra(row[2], members, compare, looks)
-        _title(row, "abc", name)
-    style.legend(figure, list(looks.values()))
-    return figure
-
-
-def fig8(runs: Sequence[Run], compare: Sequence[int], looks: Mapping[int, Look]) -> Figure:
+def fig8(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
     """Maximal loss variation within eps of a test example, against AR."""
     radii = style.by_radius(gather(runs, "lossvar", ["eps"])["eps"].unique().tolist())
-    figure, axes = _row(group(runs))
-    for ax, (name, members) in zip(axes, group(runs).items(), strict=True):
-        panel.variation(ax, members, radii)
-        ax.set_title(name)
-    style.legend(figure, list(radii.values()), title="radius of the perturbation (1/255)")
+    section = Section("", lambda ax, members: panel.variation(ax, members, radii), height=2.5, over_strength=True)
+    return grid.arrange(group(runs), [[section]], list(radii.values()))[0]
+
+
+def fig9(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
+    """(a) Loss gap and (b) error on train and test, against AR."""
+    sections = [
+        _metric("(a) loss gap: test \N{MINUS SIGN} train", LOSS_GAP, "loss gap (nats)"),
+        _metric("(b) error on train and test", ERROR, "error (%)"),
+    ]
+    return grid.arrange(group(runs), [sections])[0]
+
+
+def fig12(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
+    """Accuracy under the evaluation attack against AR, (a) as in the paper, (b) of all test examples; all settings."""
+    settings = group(runs)
+    looks = style.by_setting(list(settings))
+    figure = Figure(figsize=(style.WIDTH, 2.9 + 0.1 * len(settings)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for name, members in settings.items():
+        for ax, column in ((left, "pgd_acc"), (right, "robust_acc")):
+            panel.metric(ax, _metrics(members), {column: looks[name]}, ylabel="adversarial accuracy (%)")
+    for ax, title in ((left, "(a) of those correct when clean"), (right, "(b) of all test examples")):
+        ax.set_title(title, loc="left", fontweight="bold")
+        ax.set(ylim=(0, 100), xticks=strengths(runs))
+    published = [panel.reference(right, *MADRY)] if any(run["paper"] == "c10" for run in runs) else []
+    style.legend(figure, [*looks.values(), *published])
     return figure
 
 
-def fig12(runs: Sequence[Run], compare: Sequence[int], looks: Mapping[int, Look]) -> Figure:
-    """Accuracy under the evaluation attack against AR."""
-    figure, axes = _row(group(runs))
-    for ax, (name, members) in zip(axes, group(runs).items(), strict=True):
-        panel.metric(ax, _metrics(members), ADVERSARIAL, ylabel="adversarial accuracy (%)")
-        ax.set_ylim(top=100)
-        ax.set_title(name)
-    style.legend(figure, list(ADVERSARIAL.values()))
+def spread(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
+    """How strongly layers pass perturbations on, random and PGD: mean and std over examples, and of the margin."""
+    settings = {name: panel.at(members, compare) for name, members in group(runs).items()}
+    figure = Figure(figsize=(style.WIDTH, 2.4 * len(settings) + 0.4), layout="constrained")
+    parts = figure.subfigures(len(settings), 1, squeeze=False).ravel()
+    for part, (name, members) in zip(parts, settings.items(), strict=True):
+        frame = gather(members, "spread")
+        *wide, narrow = part.subplots(1, 3, width_ratios=(3, 3, 1.7))
+        for ax, (kind, title) in zip(wide, panel.KINDS.items(), strict=True):
+            panel.passed(ax, frame[frame["perturbation"] == kind], looks)
+            ax.set_title(f"{title} perturbations")
+        grid.share(wide)
+        wide[1].set_ylabel("")
+        panel.margin_change(narrow, frame[frame["layer"] == 0], looks)
+        narrow.set_title("margin")
+        part.suptitle(name, x=0.008, ha="left", fontsize=9, fontweight="bold")
+    shown = strengths([run for members in settings.values() for run in members])
+    statistics = [Look("mean over examples", "#3d3d3d"), panel.std_look(Look("std over examples", "#3d3d3d"))]
+    style.legend(figure, [*(panel.solid(looks[ar]) for ar in shown), *statistics])
     return figure
 
 
-FIGURES: dict[str, Callable[[Sequence[Run], Sequence[int], Mapping[int, Look]], Figure]] = {
+FIGURES: dict[str, Callable[[Sequence[Run], Sequence[int], Looks], Figure]] = {
     "fig1": fig1,
+    "fig2": lambda *_: illustration.fig2(),
     "fig3": fig3,
     "fig4": fig4,
     "fig5": fig5,
+    "fig6": fig6,
+    "fig7": fig3,
     "fig8": fig8,
+    "fig9": fig9,
+    "fig10": fig4,
+    "fig11": fig5,
     "fig12": fig12,
+    "spread": spread,
 }
 
 
@@ -139,44 +184,58 @@ def _metrics(runs: Sequence[Run]) -> pd.DataFrame:
     return frame[KEYS].join(numbers.assign(**errors))
 
 
-def _histograms(left: Axes, right: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> None:
-    """Histograms of probability and loss; each has its middle range as an inset in its empty half."""
-    last = max(frame["loss"].max(), 10 * LOSS_BIN)
-    loss = np.arange(0, last + LOSS_BIN, LOSS_BIN)
-    for ax, column, bins in ((left, "prob", PROBABILITY), (right, "loss", loss)):
+def _metric(heading: str, looks: Mapping[str, Look], ylabel: str) -> Section:
+    def fill(ax: Axes, members: Sequence[Run]) -> None:
+        panel.metric(ax, _metrics(members), looks, ylabel=ylabel)
+
+    return Section(heading, fill, list(looks.values()), over_strength=True)
+
+
+def _accuracy(ax: Axes, members: Sequence[Run]) -> None:
+    panel.metric(ax, _metrics(members), ACCURACIES, ylabel="accuracy (%)")
+    ax.set_ylim(0, 100)
+
+
+def _gaps_and_levels(*, shared: bool) -> list[Section]:
+    """Sections (a) gaps and (b) their parts: losses on the left axis, errors on the right one."""
+    return [
+        _twins("(a) gap: test \N{MINUS SIGN} train", LOSS_GAP, ERROR_GAP, label=" gap", shared=shared),
+        _twins("(b) train and test", LOSS, ERROR, label="", shared=shared),
+    ]
+
+
+def _twins(heading: str, left: Mapping[str, Look], right: Mapping[str, Look], *, label: str, shared: bool) -> Section:
+    def fill(ax: Axes, members: Sequence[Run]) -> Axes:
+        return panel.twins(ax, _metrics(members), left, right, label)
+
+    return Section(heading, fill, [*left.values(), *right.values()], shared=shared, over_strength=True)
+
+
+def _histogram(column: str, looks: Looks) -> Callable[[Axes, Sequence[Run]], None]:
+    """Fill a panel with a histogram of test examples; its middle range is an inset in its empty part."""
+
+    def fill(ax: Axes, members: Sequence[Run]) -> None:
+        frame = gather(members, "margins", ["split", column]).query("split == 'test'")
+        bins = PROBABILITY if column == "prob" else _loss_bins(frame["loss"].max())
         panel.histogram(ax, frame, column, bins, looks)
-        inset = ax.inset_axes((0.16, 0.3, 0.7, 0.66) if ax is left else (0.26, 0.3, 0.7, 0.66))
+        inset = ax.inset_axes((0.2, 0.36, 0.67, 0.54) if column == "prob" else (0.26, 0.36, 0.7, 0.54))
         panel.histogram(inset, frame, column, bins[MIDDLE[column]], looks)
-        ax.indicate_inset_zoom(inset, edgecolor="#555555")
+        inset.set_title("middle range", fontsize=8)
+        (left, right), (bottom, top) = inset.get_xlim(), inset.get_ylim()
+        ax.indicate_inset((left, bottom, right - left, top - bottom), edgecolor="#555555")
         ax.set_ylabel("test examples in a bin (%)")
-    left.set_xlabel("estimated probability of the label")
-    right.set_xlabel("loss (nats)")
+        ax.set_xlabel("estimated probability of the label" if column == "prob" else "loss (nats)")
+
+    return fill
 
 
-def _grid(rows: int, columns: int, *, height: float) -> tuple[Figure, np.ndarray]:
-    """Make a figure of the full width with rows x columns panels; height of a row in inches."""
-    figure = Figure(figsize=(style.WIDTH, rows * height + 0.3), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+def _loss_bins(largest: float) -> np.ndarray:
+    return np.arange(0, max(largest, 10 * LOSS_BIN) + LOSS_BIN, LOSS_BIN)
 
 
-def _row(settings: Mapping[str, Sequence[Run]]) -> tuple[Figure, np.ndarray]:
-    """Make a figure with one panel per setting, two in a row; panels that stay empty are not drawn."""
-    columns = min(2, len(settings))
-    rows = -(-len(settings) // columns)
-    figure = Figure(figsize=(style.SINGLE if columns == 1 else style.WIDTH, 2.7 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes[len(settings) :]:
-        ax.remove()
-    return figure, axes[: len(settings)]
+def _network(run: Run) -> tuple[str, str, str]:
+    return run["dataset"], run["arch"], run["space"]
 
 
-def _title(axes: Iterable[Axes], letters: str, name: str) -> None:
-    for ax, letter in zip(axes, letters, strict=True):
-        ax.set_title(f"({letter}) {name}")
-
-
-def _share_y(axes: Iterable[Axes]) -> None:
-    """Give panels side by side the same vertical range."""
-    top = max(ax.get_ylim()[1] for ax in axes)
-    for ax in axes:
-        ax.set_ylim(top=top)
+def _bound(run: Run) -> float:
+    return np.inf if run["spectral_norm"] is None else float(run["spectral_norm"])

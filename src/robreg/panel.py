@@ -1,6 +1,7 @@
 """What one panel of a figure shows, of the runs of one setting. Bars and bands are std over seeds, with ddof 1."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,15 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from robreg import style
+from robreg.item import Run
 from robreg.setting import strengths
-from robreg.study import Run, gather
+from robreg.study import gather
 from robreg.style import Look
 
+KINDS = {"random": "random", "pgd": "PGD"}  # perturbations of spread.parquet
 STRENGTH = "AR strength (1/255)"
+_MARKED = 30  # layers up to which each has its marker
 _GRID = 240  # points of a density's curve
 _SHOWN = np.array([0.001, 0.999])  # quantiles of a split's margins between which their densities are drawn
 
@@ -27,17 +32,51 @@ def metric(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, Look], *, ylabel: 
             frame, x="ar", y=name, errorbar="sd", err_style="bars", ax=ax, err_kws={"elinewidth": 1}, **look.marked
         )
     ax.set(xlabel=STRENGTH, ylabel=ylabel, xticks=sorted(frame["ar"].unique()))
-    ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+    low, high = min(0, ax.dataLim.y0), ax.dataLim.y1
+    room = 0.05 * ((high - low) or 1)  # that no marker is cut
+    ax.set_ylim(low - room, high + room)
+
+
+def twins(ax: Axes, frame: pd.DataFrame, left: Mapping[str, Look], right: Mapping[str, Look], labels: str) -> Axes:
+    """Draw losses against the left axis and errors against the right one, each axis in its lines' colour.
+
+    labels: what they are, "gap" or "", said behind loss and error. Returns the right axis.
+    """
+    other = ax.twinx()
+    other.grid(visible=False)
+    other.spines["right"].set_visible(True)
+    metric(ax, frame, left, ylabel=f"loss{labels} (nats)")
+    metric(other, frame, right, ylabel=f"error{labels} (% points)" if labels else "error (%)")
+    for axis, color, side in ((ax, style.LOSS, "left"), (other, style.ERROR, "right")):
+        axis.tick_params(axis="y", colors=color)
+        axis.yaxis.label.set_color(color)
+        axis.spines[side].set_color(color)
+    return other
 
 
 def spectra(ax: Axes, runs: Sequence[Run], compare: Sequence[int], looks: Mapping[int, Look]) -> None:
-    """Draw the std of every layer's singular values at the strengths of compare: mean over seeds, band of one std."""
-    frame = gather([run for run in runs if run["ar"] in compare], "svstd", ["layer", "std"])
+    """Draw the std of every layer's singular values at the strengths of compare: mean over seeds, band of one std.
+
+    Of a setting that has neither strength, those that it has.
+    """
+    frame = gather(at(runs, compare), "svstd", ["layer", "std"])
     for part, look in _parts(frame, looks):
-        sns.lineplot(part, x="layer", y="std", errorbar="sd", ax=ax, err_kws={"linewidth": 0}, **look.marked)
+        layers(ax, part, "std", look)
     ax.set(xlabel="layer (input to output)", ylabel="std of singular values")
+    _from_zero(ax)
+
+
+def layers(ax: Axes, frame: pd.DataFrame, column: str, look: Look) -> None:
+    """Draw a column of frame, with layer and seed, against the layer: mean over seeds, band of one std."""
+    keywords = look.marked if frame["layer"].nunique() <= _MARKED else look.line
+    sns.lineplot(frame, x="layer", y=column, errorbar="sd", ax=ax, err_kws={"linewidth": 0}, **keywords)
+    ax.set_xlim(0.5, frame["layer"].max() + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-    ax.set_ylim(bottom=0)
+
+
+def at(runs: Sequence[Run], compare: Sequence[int]) -> Sequence[Run]:
+    """Choose the runs at the strengths of compare; all of them if there is none."""
+    return [run for run in runs if run["ar"] in compare] or runs
 
 
 def margins(ax: Axes, runs: Sequence[Run], split: str, looks: Mapping[int, Look]) -> None:
@@ -89,7 +128,7 @@ def variation(ax: Axes, runs: Sequence[Run], looks: Mapping[float, Look]) -> Non
     frame = gather(runs, "lossvar", ["eps", "variation"]).astype({"variation": "float64"})
     each = frame.groupby(["eps", "ar", "seed"])["variation"].agg(mean="mean", spread=lambda values: values.std(ddof=0))
     places = strengths(runs)
-    shift = 0.12 * min(np.diff(places), default=1.0)
+    shift = min(0.12 * min(np.diff(places), default=1.0), 0.05 * (places[-1] - places[0] or 8))
     for index, (eps, look) in enumerate(looks.items()):
         if eps not in each.index:  # another data set's radius
             continue
@@ -100,6 +139,58 @@ def variation(ax: Axes, runs: Sequence[Run], looks: Mapping[float, Look]) -> Non
         ax.errorbar(x, mean, over["mean", "std"].fillna(0), fmt="none", ecolor=look.color, elinewidth=3, capsize=0)
     ax.set(xlabel=STRENGTH, ylabel="loss variation (nats)", xticks=places)
     ax.set_ylim(bottom=0)
+
+
+def passed(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> None:
+    """Draw mean and std over examples of the layers' |change of output| / |change of input|, at every strength.
+
+    frame: rows of spread.parquet with ar and seed; layer 0, the margin, is left out. Bands are std over seeds.
+    """
+    for part, look in _parts(frame[frame["layer"] > 0], looks):
+        layers(ax, part, "mean", solid(look))
+        layers(ax, part, "std", std_look(look))
+    ax.set(xlabel="layer (input to output)", ylabel="‖δ out‖ / ‖δ in‖")
+    _from_zero(ax)
+
+
+def margin_change(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> None:
+    """Draw the same of the margin, layer 0 of spread.parquet, for random and PGD; bars of one std over seeds."""
+    parts = list(_parts(frame, looks))
+    for index, (part, look) in enumerate(parts):
+        shift = 0.36 * (index - (len(parts) - 1) / 2) / max(len(parts) - 1, 1)
+        for place, kind in enumerate(KINDS):
+            for column, one in (("mean", solid(look)), ("std", std_look(look))):
+                values = part.loc[part["perturbation"] == kind, column].to_numpy()
+                error = _std(values[:, None])
+                ax.errorbar(place + shift, values.mean(), error, elinewidth=1, **one.marked)
+    ax.set(ylabel="|margin change| / ‖δ in‖")
+    ax.set(xticks=range(len(KINDS)), xticklabels=KINDS.values(), xlim=(-0.5, 1.5))
+    _from_zero(ax)
+
+
+def solid(look: Look) -> Look:
+    """Give a strength's mean over examples its look."""
+    return replace(look, dashes="solid", marker="o", filled=True)
+
+
+def std_look(look: Look) -> Look:
+    """Give a strength's std over examples its look."""
+    return replace(look, dashes=(0, (3, 1.5)), marker="s", filled=False)
+
+
+def reference(ax: Axes, ar: float, value: float, label: str) -> Look:
+    """Mark a published accuracy (percent) by a star where dotted lines meet; return its look for the legend."""
+    look = Look(label, "#3d3d3d", (0, (1, 1.5)), "*")
+    edge, _ = limits = ax.get_xlim()
+    ax.plot([edge, ar, ar], [value, value, ax.get_ylim()[0]], linewidth=1, **look.line)
+    ax.plot(ar, value, markersize=11, **look.marked)
+    ax.set_xlim(limits)
+    return look
+
+
+def _from_zero(ax: Axes) -> None:
+    """Let the vertical axis begin at 0, with room for markers at its upper end."""
+    ax.set_ylim(0, 1.06 * ax.dataLim.y1)
 
 
 def _parts(frame: pd.DataFrame, looks: Mapping[int, Look]) -> Iterator[tuple[pd.DataFrame, Look]]:

@@ -91,7 +91,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
 
     Text columns, and ar_high, tell rows apart as SETTING does.
     """
-    own = [name for name in frame if name not in KEYS]
+    own = [name for name in frame.columns if name not in KEYS]
     metrics = [name for name in own if name != "ar_high" and pd.api.types.is_numeric_dtype(frame[name])]
     groups = frame.groupby([*SETTING, *(name for name in own if name not in metrics)], dropna=False, sort=False)
     parts = {f"{name}_mean": groups[name].mean() for name in metrics}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from robreg.table import atomic
@@ -66,9 +66,8 @@ class Look:
         return {**self.line, "marker": self.marker, "markerfacecolor": face, "markeredgecolor": self.color}
 
 
-TRAIN = Look("train", "#3d3d3d", (0, (4, 2)), "s", filled=False)
-TEST = Look("test", "#3d3d3d")
-GAP = Look("gap", "#3d3d3d", "solid", "D")
+LOSS, ERROR = "#0060a8", "#c04a00"  # of lines and of their axes; told apart by colour-blind readers and in grey
+_SETTINGS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00")  # after Okabe and Ito
 
 
 def by_strength(strengths: Sequence[int]) -> dict[int, Look]:
@@ -88,16 +87,29 @@ def by_radius(radii: Sequence[float]) -> dict[float, Look]:
     ordered = sorted(set(radii), reverse=True)
     shades = _shades("inferno", len(ordered), dark=0.2, light=0.72)
     looks = [
-        _look(f"eps {eps:g}", shade, index) for index, (eps, shade) in enumerate(zip(ordered, shades, strict=True))
+        _look(f"radius {eps:g}/255", shade, index)
+        for index, (eps, shade) in enumerate(zip(ordered, shades, strict=True))
     ]
     return dict(sorted(zip(ordered, looks, strict=True)))
 
 
-def legend(figure: Figure, looks: Sequence[Look], *, title: str | None = None, markers: bool = True) -> None:
+def by_setting(names: Sequence[str]) -> dict[str, Look]:
+    """Give every setting its look, where one panel shows them all; colours come again after six, dashes after five."""
+    return {name: _look(name, _SETTINGS[index % len(_SETTINGS)], index) for index, name in enumerate(names)}
+
+
+def legend(figure: Figure | SubFigure, looks: Sequence[Look], *, title: str | None = None, right: bool = False) -> None:
     """Put a legend above a figure's panels, never over data, in as few rows as its width allows."""
-    handles = [Line2D([], [], label=look.label, **(look.marked if markers else look.line)) for look in looks]
-    columns = _columns([_HANDLE + _LETTER * len(look.label) for look in looks], figure.get_figwidth())
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=title, columnspacing=1.4)
+    handles = [Line2D([], [], label=look.label, **look.marked) for look in looks]
+    columns = _columns([_HANDLE + _LETTER * len(look.label) for look in looks], figure.bbox.width / figure.dpi)
+    figure.legend(
+        handles=handles,
+        loc="outside upper right" if right else "outside upper center",
+        ncols=columns,
+        title=title,
+        title_fontproperties={"weight": "bold"},
+        columnspacing=1.4,
+    )
 
 
 def save(figure: Figure, svg: Path, png: Path) -> None:
