@@ -1,198 +1,305 @@
-"""The report: right numbers, honest verdicts, hostile text made harmless, and a page that a browser shows offline."""
+"""The report: right numbers, every claim and its verdict, hostile text made harmless, a page that opens offline."""
 
-import json
-import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import docutils.core
+import made
 import numpy as np
+import pandas as pd
 import pytest
-import yaml
 from docutils.utils import Reporter
 from playwright.sync_api import Page
-from test_figure import COMPARE, META, make_runs
 
-from robreg import config, job, provenance, study, table
-from robreg.figure import FIGURES, draw
-from robreg.finding import Point, findings, judge
+from robreg import beside, embed, flow, job, provenance, report, study, table, verdict
+from robreg.crosstab import apart, blocks
+from robreg.item import FIGURES
 from robreg.quantity import cell, describe, duration
-from robreg.report import blocks, caption, write
+from robreg.report import caption
+from robreg.shared import shared
+from robreg.words import cautions
+from workflow import copy_tree, snakemake
 
-ROOT = Path(__file__).parents[1]
-CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
-TEMPLATE = ROOT / "workflow/report/report.html.j2"
 HOSTILE = "<script>alert(1)</script> \"quoted\" & 'more' {{ 7 * 7 }}"
 
 
-def make_report(folder: Path, title: str, seeds: tuple[int, ...] = (0, 1, 2), figures: Iterable[str] = FIGURES) -> Path:
-    """Make a study's figures, tables and report below folder."""
-    runs = make_runs(folder / "results", seeds=seeds)
-    out = folder / "results/studies/demo"
-    for name in figures:
-        draw(name, runs, compare=COMPARE, svg=out / f"figures/{name}.svg", png=out / f"figures/{name}.png")
-    for name in ("table1", "table3"):
-        study.record(name, runs, folder=out / "tables", study="demo")
-    meta = folder / "data/prepared/digits/meta.json"
-    meta.parent.mkdir(parents=True)
-    meta.write_text(json.dumps({"n_train": 1297, "n_test": 500, "shape": [1, 8, 8], "classes": 10}))
-    described = {"name": "demo", "title": title, "runs": runs, "compare": list(COMPARE), "titles": {"digits": title}}
-    described["settings"] = {
-        f"digits/{run['variant']}": config.settings(CONFIG, "digits", run["variant"]) for run in runs
-    }
-    drawn, made = sorted(out.glob("figures/*.svg")), sorted(out.glob("tables/*.parquet"))
-    for name in ("report.html", "again.html"):
-        write(out / name, described, template=TEMPLATE, figures=drawn, tables=made, data=[meta])
-    return out / "report.html"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder to work in, with the reports of the studies demo, whose title is hostile, and paper."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("report"))
+        for rule, run, seconds in (("train", "digits/ar8", 125.2), ("sv", "digits/ar8", 5), ("figure", "demo/fig1", 3)):
+            spent = Path(f"benchmarks/{rule}/{run}.tsv")
+            spent.parent.mkdir(parents=True)
+            spent.write_text(f"s\th:m:s\tmax_rss\tcpu_time\n{seconds}\t0:02:05\t512.00\t{2 * seconds}\n")
+        made.page("demo", HOSTILE)
+        made.page("paper", "The paper")
+        yield Path.cwd()
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    spent = folder / "benchmarks/train/digits/ar8.tsv"
-    spent.parent.mkdir(parents=True)
-    spent.write_text("s\th:m:s\tmax_rss\n125.2\t0:02:05\t512.00\n")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        return make_report(folder, HOSTILE)
-    finally:
-        os.chdir(before)
+def demo(folder: Path) -> Path:
+    return folder / "results/studies/demo/report.html"
 
 
-def text(report: Path) -> str:
-    return report.read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def paper(folder: Path) -> Path:
+    return folder / "results/studies/paper/report.html"
+
+
+def text(path: Path) -> str:
+    return " ".join(path.read_text(encoding="utf-8").split())
 
 
 # Content
 
 
-def test_hostile_text_is_escaped(report: Path) -> None:
-    page = text(report)
+def test_hostile_text_is_escaped(demo: Path) -> None:
+    page = text(demo)
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &#34;quoted&#34; &amp; &#39;more&#39; {{ 7 * 7 }}" in page
 
 
-def test_nothing_is_loaded_from_elsewhere(report: Path) -> None:
-    page = text(report)
-    assert not re.search(r"https?://|src=\"(?!data:)|@import|url\(", page)
+def test_hostile_claims_are_escaped(here: Path) -> None:
+    described, files = made.make("demo", "t")
+    frame = made.claims(described["runs"]).assign(claim=HOSTILE, source=HOSTILE, statistic=HOSTILE, arch=HOSTILE)
+    made.write_frame(files.claims, frame)
+    out = here / "hostile.html"
+    report.write(out, described, files, template=made.template())
+    assert "<script" not in text(out)
+    assert text(out).count("&lt;script&gt;") > 4 * len(made.CLAIMS)
+
+
+@pytest.mark.parametrize("name", ["demo", "paper"])
+def test_nothing_is_loaded_from_elsewhere(name: str, folder: Path) -> None:
+    path = folder / f"results/studies/{name}/report.html"
+    page = text(path)
+    assert not re.search(r"https?://|src=\"(?!data:)|@import|url\((?!#)", page)
     assert "default-src 'none'" in page
+    anchors = set(re.findall(r' id="([^"]+)"', page))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= anchors
     for link in re.findall(r'href="([^#"]+)"', page):
-        assert (report.parent / link).exists()
+        assert (path.parent / link).exists()
 
 
-def test_figures_and_tables_are_in_the_papers_order(report: Path) -> None:
-    found = re.findall(r'<figure id="(\w+)"', text(report))
-    assert found == ["fig1", "fig3", "table3", "fig4", "fig5", "fig8", "table1", "fig12"]
+def test_figures_and_tables_are_in_the_papers_order(paper: Path) -> None:
+    found = re.findall(r'<figure id="(\w+)"', text(paper))
+    first = ["fig1", "fig2", "fig3", "table3", "table4", "table5", "fig4", "fig5", "b2", "fig6", "table6", "fig7"]
+    then = ["fig8", "table1", "fig9", "fig10", "fig11", "table2", "fig12", "spread", "attacks", "padding", "theory"]
+    assert found == [*first, *then, "comparison"]
 
 
-def test_numbers_come_from_the_tables(report: Path) -> None:
-    page = " ".join(text(report).split())
-    assert "the loss gap goes from 0.1100 to 0.0460 nats" in page  # 0.1 - ar / 500 + seed / 100, mean over seeds
-    assert "<span>0.1100</span> <span><small>± 0.0100</small></span>" in page
+def test_what_no_section_names_comes_last() -> None:
+    drawn = {name: name for name in ("new", *FIGURES)}
+    assert [section["title"] for section in report.sections(drawn, {})][-1] == "Further results"
+    named = {name for _, figures, tables in report.SECTIONS for name in (*figures, *tables)}
+    assert named == {*FIGURES, *study.MAKERS, "b2"}
+
+
+def test_numbers_come_from_the_tables(demo: Path) -> None:
+    page = text(demo)
+    assert "<span>0.1100</span> <span><small>± 0.0100</small></span>" in page  # 0.1 - ar / 500 + seed / 100
     assert "1297 training and 500 test images" in page
-    assert "PGD, random start, 10 steps of 1/4 of the strength (none at AR 0)" in page
-    assert "PGD, radius 32/255, 10 steps of 8/255, random start" in page
-    assert "over 3 seeds" in page
+    assert "15 networks, trained" in page
 
 
-def test_times_come_from_histories_and_benchmarks(report: Path) -> None:
-    page = text(report)
-    assert "networks were trained in 42 s of epochs" in page  # 12 runs of 3.5 s
-    assert "2 min 05 s" in page
-    assert "512 MB" in page
+def test_settings_are_told_in_words(demo: Path, paper: Path) -> None:
+    for words in (
+        "PGD, random start, 10 steps of 1/4 of the strength; FGSM, from the clean image, 1 step of 16/255 (none at",
+        "at most 1 in every layer, projected after every epoch: rounds of clipping and cropping, then a rescaling",
+        "every radius and step is multiplied by the channel&#39;s standard deviation",
+        "PGD, radius 32/255, 10 steps of 8/255, random start",
+        "APGD with cross entropy and with the difference of logits ratio, radius 32/255, 50 steps, 1 restart each",
+    ):
+        assert words in text(demo)
+    for words in ("random resized crop", "with batch normalisation: attacks use its running statistics"):
+        assert words in text(paper)
+        assert words not in text(demo)
 
 
-def test_one_seed_has_no_std(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    page = text(make_report(tmp_path, "one", seeds=(0,), figures=["fig3", "fig8"]))
+def test_times_come_from_histories_and_benchmarks(demo: Path) -> None:
+    page = text(demo)
+    assert (
+        "15 networks were trained in 52 s of epochs; all 3 jobs together took 2 min 13 s (4 min 26 s of CPU time)"
+        in page
+    )
+    assert "<td>512 MB</td>" in page
+
+
+def test_one_seed_has_no_std(here: Path) -> None:
+    described, files = made.make("demo", "one", seeds=(0,))
+    report.write(here / "one.html", described, files, template=made.template())
+    page = re.sub(r"base64,[^\"]*", "", text(here / "one.html"))
     assert "±" not in page
-    assert "One seed" in page
-    assert "nan" not in re.sub(r"base64,[^\"]*", "", page)
+    assert "one seed per setting" in page
+    assert not re.search(r">\s*(nan|None|inf)\s*<", page)
 
 
-def test_equal_input_gives_equal_bytes(report: Path) -> None:
-    assert report.with_name("again.html").read_bytes() == report.read_bytes()
+def test_equal_input_gives_equal_bytes(here: Path, demo: Path) -> None:
+    described, files = made.make("demo", HOSTILE)
+    report.write(here / "again.html", described, files, template=made.template())
+    assert (here / "again.html").read_bytes() == demo.read_bytes()
 
 
-# Findings
+# Size
 
 
-def points(*means: float, std: float = 0.1) -> list[Point]:
-    return [Point(8 * index, mean, std) for index, mean in enumerate(means)]
+def test_a_page_that_is_too_large_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described, files = made.make("demo", "large")
+    monkeypatch.setattr(report, "LIMIT", 1000)
+    with pytest.raises(ValueError, match="list fewer figures"):
+        report.write(here / "large.html", described, files, template=made.template())
+    assert not (here / "large.html").exists()
 
 
-@pytest.mark.parametrize(
-    ("means", "wanted", "verdict"),
-    [
-        ((3, 2, 1), "falls", "agrees"),
-        ((3, 1, 2), "falls", "partly"),
-        ((1, 2, 3), "falls", "differs"),
-        ((1, 2, 3), "rises", "agrees"),
-        ((1.0, 5, 1.1), "rises", "unclear"),
-        ((1, 2), None, "rises"),
-        ((2, 1), None, "falls"),
-        ((2,), "falls", "single"),
-    ],
-)
-def test_verdict(means: tuple[float, ...], wanted: str | None, verdict: str) -> None:
-    assert judge(points(*means), wanted) == verdict
+@pytest.mark.parametrize(("large", "budget"), [(100, 10_000), (10_000, 500)], ids=["one", "all together"])
+def test_a_large_svg_gives_way_to_its_png(
+    large: int, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("small", 60), ("wide", 400)):
+        (tmp_path / f"{name}.svg").write_text('<svg width="500pt">' + " " * size)
+        (tmp_path / f"{name}.png").write_bytes(b"png")
+    monkeypatch.setattr(embed, "_LARGE", large)
+    monkeypatch.setattr(embed, "_ALL", budget)
+    found = embed.embed([tmp_path / "small.svg", tmp_path / "wide.svg"])
+    assert {name: one.raster for name, one in found.items()} == {"small": False, "wide": True}
+    assert found["wide"].uri == "data:image/png;base64,cG5n"
+    assert not found["wide"].narrow
 
 
-def test_findings_are_computed(tmp_path: Path) -> None:
-    runs = make_runs(tmp_path)
-    (listed,) = findings(runs, study.table1(runs)).values()
-    by_label = {finding.quantity.label: finding for finding in listed}
-    assert by_label["loss gap"].verdict == "agrees"
-    assert by_label["test accuracy"].verdict == "agrees"
-    assert by_label["train loss"].verdict == "unclear"  # the same everywhere
-    assert by_label["std of singular values, summed over layers"].points[0].mean == pytest.approx(3.9)
-    assert by_label["std of singular values, summed over layers"].points[0].std == pytest.approx(0.3)
-    assert "loss variation at eps 16, mean" in by_label
-    assert len(findings(runs)["digits, resnet8"]) == len(listed) - 1
+# Claims
 
 
-def test_findings_are_of_each_data_set_s_own_radii(tmp_path: Path) -> None:
-    runs = make_runs(tmp_path) + make_runs(tmp_path, dataset="c10")
-    rows = study.table1(runs)
-    of_c10 = rows["dataset"] == "c10"
-    rows["loss_variation_mean_eps1"] = rows["loss_variation_mean_eps4"].where(of_c10)
-    rows.loc[of_c10, ["loss_variation_mean_eps4", "loss_variation_mean_eps16"]] = None
-    listed = findings(runs, rows)
-    for name, label in (("digits, resnet8", "eps 16"), ("c10, resnet8", "eps 1")):
-        (found,) = [one for one in listed[name] if one.quantity.label == f"loss variation at {label}, mean"]
-        assert len(found.points) == 4
+def test_claims_come_first_and_each_has_a_verdict(paper: Path) -> None:
+    page = text(paper)
+    assert page.index('id="claims"') < page.index('id="figures"') < page.index('id="comparison"')
+    assert page.index('id="comparison"') < page.index('id="deviations"') < page.index('id="made"')
+    for _, claim, *_ in made.CLAIMS:
+        assert claim in page
 
 
-def test_one_seed_is_given_no_verdict() -> None:
-    assert judge(points(3.0, 2.0, 1.0, std=float("nan")), "falls") == "one seed"
+def test_claims_are_grouped_and_counted(here: Path) -> None:
+    frame = made.claims(made.make("paper", "t")[0]["runs"])
+    groups = verdict.grouped(frame)
+    assert [group.title for group in groups] == [
+        "Generalisation",
+        "Margins and confidence",
+        "Spectra of the layers",
+        "Loss variation",
+        "FGSM training",
+        "ResNet-110",
+        "Bound on the spectral norm",
+        "Extensions",
+    ]
+    for key in verdict.VERDICTS:
+        assert sum(group.counts[key] for group in groups) == (frame["verdict"] == key).sum() > 0
+    rows = [one for group in groups for claim in group.claims for one in claim.judged]
+    assert len(rows) == (frame["verdict"] != "not run").sum()
+    assert (
+        "5 claims of the paper, 5 were tested. Counted in every setting: 7 hold, 7 fail" in verdict.headline(frame)[0]
+    )
 
 
-def test_settings_in_common_are_common(report: Path) -> None:
-    page = text(report)
-    assert "train_attack.steps" in page
-    assert not re.search(r"train_attack\s*<", page)  # the attack that standard training has not
+def test_an_effect_has_the_decimals_of_its_interval() -> None:
+    row = {"id": "svstd", "claim": "c", "source": "s", "dataset": "c10", "statistic": "t", "ci_over": "seeds"}
+    row |= {"n_seeds": 2, "verdict": "holds", "effect": -0.12345, "ci_low": -0.1334, "ci_high": -0.1134}
+    frame = pd.DataFrame([row, row | {"effect": 41.0, "ci_low": None, "ci_high": None, "verdict": "undecided"}])
+    (claim,) = verdict.grouped(frame)[0].claims
+    first, second = claim.judged
+    minus = "\N{MINUS SIGN}"
+    assert (first.effect, first.interval) == (f"{minus}0.123", f"{minus}0.133 to {minus}0.113")
+    assert (second.effect, second.interval, second.n_seeds) == ("41", "", "2")
 
 
-def test_table_blocks_follow_settings(tmp_path: Path) -> None:
-    runs = make_runs(tmp_path) + make_runs(tmp_path, [0, 8], [0], dataset="c10")
-    digits, c10 = blocks(study.summarise(study.table3(runs)).astype({"spectral_norm": "float64"}))
-    assert (digits["name"], digits["strengths"]) == ("digits, resnet8", [0, 8, 16, 32])
-    assert (c10["name"], c10["strengths"]) == ("c10, resnet8", [0, 8])
-    assert [row["quantity"].label for row in digits["rows"]][:3] == ["train accuracy", "test accuracy", "error gap"]
-    assert c10["rows"][0]["cells"][0].std == ""
+def test_claims_without_any_run_are_folded(demo: Path) -> None:
+    page = text(demo)
+    (part,) = re.findall(r"<section id=\"claims-6\"> <h3>ResNet-110</h3>.*?</section>", page)
+    assert "<table" not in part
+    assert "<summary>5 not run</summary>" in part
+
+
+def test_unknown_verdicts_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown verdict maybe"):
+        verdict.counts([{"verdict": "maybe"}])
+
+
+# Cautions
+
+
+def test_failed_trainings_are_named(paper: Path, demo: Path) -> None:
+    assert "c100/ar16-fgsm has collapsed: trained with FGSM, it withstands no PGD (0.5 %)" in text(paper)
+    assert "collapsed" not in text(demo)
+    row = {"dataset": "d", "variant": "ar64", "train_attack": "pgd", "ar": 64, "train_acc": 10.2, "pgd_acc": None}
+    assert cautions([row], {"d": 10}) == ["d/ar64 hardly learnt: 10.2 % of its training images, guessing 10.0 %."]
+    assert cautions([row | {"train_acc": 90.0}], {"d": 10}) == []
+
+
+# Comparison
+
+
+def test_every_number_of_the_paper_stands_in_the_page(paper: Path, demo: Path, here: Path) -> None:
+    frame = made.comparison(made.make("paper", "t")[0]["runs"])
+    found = beside.blocks(frame)
+    assert sum(block.cells for block in found) == len(frame)
+    assert "36 of the 36 numbers" in text(paper)
+    assert '<span class="paper">65.52†</span>' in text(paper)
+    assert "† probable misprint" in text(paper)
+    assert f"None of the {len(frame)} numbers" in text(demo)
+    assert f"<summary>{len(frame)} numbers of the paper whose networks are not in this study" in text(demo)
+
+
+def test_a_pair_shows_ours_the_papers_and_the_difference() -> None:
+    row = {"table": "B.2", "dataset": "c10", "run_dataset": "c10wd", "arch": "resnet56", "train_attack": "pgd"}
+    row |= {"space": "pixel", "spectral_norm": None, "ar": 4, "ar_high": 16, "metric": "test_acc", "paper": 80.0}
+    row |= {"ours_mean": 81.25, "ours_std": 0.5, "n_seeds": 2, "difference": 1.25, "status": "", "note": None}
+    (block,) = beside.blocks(pd.DataFrame([row]))
+    assert block.setting == "c10, resnet56; ours: c10wd"
+    assert (block.strengths, block.n_seeds, block.run) == (("4 → 16",), (2,), True)
+    assert block.rows[0][1] == (beside.Pair("81.25", "0.50", "80.00", "+1.25", ""),)
+
+
+# Tables
+
+
+def test_table_blocks_follow_settings(here: Path) -> None:
+    runs = made.make("demo", "t")[0]["runs"]
+    summary = table.read(Path("results/studies/demo/tables/table3_summary.parquet")).to_pandas()
+    found = {block["name"]: block for block in blocks(summary)}
+    assert list(found) == ["digits, resnet8", "digits, resnet8, normalised space"]
+    assert found["digits, resnet8"]["columns"] == ["0", "8", "16", "32"]
+    assert {run["ar"] for run in runs} == {0, 8, 16, 32}
+    rows = found["digits, resnet8"]["rows"]
+    assert [row["quantity"].label for row in rows][:3] == ["train accuracy", "test accuracy", "error gap"]
+    assert found["digits, resnet8, normalised space"]["rows"][0]["cells"][0].std == ""
+
+
+def test_columns_tell_rows_of_one_strength_apart(here: Path) -> None:
+    summary = table.read(Path("results/studies/demo/tables/b2_summary.parquet")).to_pandas()
+    assert blocks(summary)[0]["columns"] == ["8 → 32, convolutions", "8 → 32, all"]
+
+
+def test_what_is_equal_everywhere_stands_apart() -> None:
+    keys = {"dataset": "d", "arch": "a", "train_attack": "pgd", "space": "pixel", "spectral_norm": None, "n_seeds": 1}
+    values = {"eta_mean": 0.05, "eta_std": None, "w_min_std": None}
+    summary = pd.DataFrame([keys | values | {"ar": ar, "w_min_mean": ar} for ar in (4, 8)])
+    left, same = apart(summary)
+    assert same == [f"{describe('eta').label} 0.05"]
+    assert [name for name in left.columns if name.endswith("_mean")] == ["w_min_mean"]
+    assert apart(summary[:1])[1] == []
 
 
 def test_cells_and_durations() -> None:
     assert cell(describe("loss_gap"), -0.01234, 0.5).mean == "\N{MINUS SIGN}0.0123"
-    assert cell(describe("pgd_acc"), float("nan"), float("nan")).mean == "\N{EN DASH}"
-    assert [duration(seconds) for seconds in (None, 41.4, 185, 7800)] == [
-        "\N{EN DASH}",
-        "41 s",
-        "3 min 05 s",
-        "2 h 10 min",
-    ]
+    dash = "\N{EN DASH}"
+    assert cell(describe("pgd_acc"), float("nan"), float("nan")).mean == dash
+    assert [duration(seconds) for seconds in (None, 41.4, 185, 7800)] == [dash, "41 s", "3 min 05 s", "2 h 10 min"]
 
 
 # Provenance
@@ -205,9 +312,9 @@ def test_cells_and_durations() -> None:
 )
 def test_code_of_the_training(found: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (run,) = make_runs(tmp_path, [8], [0])
+    run = made.make("demo", "t", seeds=(0,))[0]["runs"][1]
     path = Path(run["folder"]) / "history.parquet"
-    meta = META | ({"code_hash": found, "torch": "2.14.0", "device": "cpu"} if found else {})
+    meta = made.META | ({"code_hash": found, "torch": "2.14.0", "device": "cpu"} if found else {})
     table.write(path, "history", table.read(path).to_pydict(), meta)
     (account,) = provenance.account([run])
     assert account.code == said
@@ -215,18 +322,56 @@ def test_code_of_the_training(found: str | None, said: str, tmp_path: Path, monk
     assert (account.epochs, account.epochs_s, account.train_s) == (2, 3.5, None)
 
 
+def test_costs_are_sums_over_jobs(here: Path) -> None:
+    run = {"dataset": "digits", "variant": "ar8"}
+    costs = {one.rule: one for one in provenance.costs("demo", [run], ["prepare", "train", "sv", "figure"])}
+    assert list(costs) == ["train", "sv", "figure"]
+    assert costs["train"] == provenance.Cost("train", 1, 125.2, 125.2, 250.4, 512.0)
+
+
+def test_the_drawn_rules_are_the_workflows(tmp_path: Path) -> None:
+    dot = snakemake(copy_tree(tmp_path / "tree"), "--rulegraph", "dot", "--", "demo")
+    names = dict(re.findall(r'(\d+)\[label = "(\w+)"', dot))
+    real: dict[str, set[str]] = {name: set() for name in names.values()}
+    for source, rule in re.findall(r"(\d+) -> (\d+)", dot):
+        real[names[rule]].add(names[source])
+    implied = {rule: {one for source in real[rule] for one in _above(real, source)} for rule in real}
+    least = {rule: real[rule] - implied[rule] for rule in real if rule != "demo"}
+    assert {rule: set(sources) for rule, sources in flow.READS.items()} == least
+    boxes = {box["name"]: box for box in flow.drawing()["boxes"]}
+    assert all(boxes[source]["y"] < boxes[name]["y"] for name, sources in flow.READS.items() for source in sources)
+
+
+def _above(graph: dict[str, set[str]], rule: str) -> set[str]:
+    return graph[rule] | {one for source in graph[rule] for one in _above(graph, source)}
+
+
+def test_settings_in_common_are_common() -> None:
+    settings = {"a": {"ar": 0, "attack": None}, "b": {"ar": 8, "attack": {"steps": 10, "eps": 8.0}}}
+    found = shared({run: {"width": 16, "variant": run, **one} for run, one in settings.items()})
+    assert found.common == {"width": "16"}
+    assert found.differing == ("ar", "attack.steps", "attack.eps")
+    assert found.by_run == {"a": ("0", "none", "none"), "b": ("8", "10", "8")}
+
+
 # Captions
 
 
 def test_captions_are_prose_with_and_without_variables() -> None:
-    captions = sorted(TEMPLATE.parent.glob("*.rst"))
-    assert {f"{name}.rst" for name in (*FIGURES, *study.TABLE_NEEDS)} <= {path.name for path in captions}
+    captions = sorted(made.PAGES.glob("*.rst"))
+    assert {f"{name}.rst" for name in (*FIGURES, *study.MAKERS, "b2", "comparison")} <= {path.name for path in captions}
     for path in captions:
-        for variables in ({}, {"n_seeds": 1}, {"n_seeds": 3, "compare": [8, 32], "attack": "PGD"}):
+        for variables in ({}, {"n_seeds": "1"}, {"n_seeds": "3", "compare": [8, 32], "attack": "PGD"}):
             lines = caption(path, variables)
-            assert lines
             assert not any("{" in line for line in lines)
             docutils.core.publish_string("\n\n".join(lines), settings_overrides={"halt_level": Reporter.WARNING_LEVEL})
+
+
+def test_an_empty_caption_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fig1.rst"
+    path.write_text("{% if n_seeds is defined %}{% endif %}\n")
+    with pytest.raises(ValueError, match=r"fig1\.rst: the caption is empty"):
+        caption(path, {})
 
 
 # Browser
@@ -252,6 +397,9 @@ def assert_works_offline(page: Page, path: Path, *, width: int, figures: int) ->
 
 
 @pytest.mark.parametrize("width", [375, 1280])
-def test_page_works_offline(page: Page, report: Path, width: int) -> None:
-    assert_works_offline(page, report, width=width, figures=len(FIGURES))
-    assert page.title() == HOSTILE
+@pytest.mark.parametrize("name", ["demo", "paper"])
+def test_page_works_offline(page: Page, name: str, width: int, folder: Path) -> None:
+    listed = len(made.CONFIG["studies"][name]["figures"])
+    path = folder / f"results/studies/{name}/report.html"
+    assert_works_offline(page, path, width=width, figures=listed + (name == "paper"))
+    assert page.title() == {"demo": HOSTILE, "paper": "The paper"}[name]

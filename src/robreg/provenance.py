@@ -72,13 +72,13 @@ def costs(study: str, runs: Sequence[Run], order: Sequence[str]) -> list[Cost]:
     names += [f"{data}.tsv" for data in dict.fromkeys(run["dataset"] for run in runs)]
     names += [f"{study}.tsv", f"{study}/*.tsv"]
     spent: dict[str, list[dict[str, float]]] = {}
-    for name in names:
+    for name in dict.fromkeys(names):
         for rule, job_costs in _benchmarks(name).items():
             spent.setdefault(rule, []).extend(job_costs)
     return [_cost(rule, spent[rule]) for rule in order if rule in spent]
 
 
-def code_hash() -> str:
+def package_hash() -> str:
     """Hash all of this package's modules, by name and content."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()

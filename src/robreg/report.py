@@ -1,53 +1,71 @@
-"""A study's report: one HTML file that opens offline, in the paper's order, with every number computed from tables."""
+"""A study's report: one HTML file that opens offline; claims first, then figures and tables in the paper's order."""
 
-import base64
 import json
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 
-from robreg import provenance, table
-from robreg.finding import VERDICTS, Finding, findings
-from robreg.quantity import Cell, cell, describe, duration, memory
-from robreg.setting import group
+from robreg import beside, flow, job, provenance, table, verdict
+from robreg.crosstab import apart, blocks
+from robreg.deviation import deviations
+from robreg.embed import Embedded, embed
+from robreg.quantity import duration, memory
+from robreg.shared import shared
 from robreg.study import SETTING
-from robreg.words import attack_words, data_words, limits, span
+from robreg.words import attack_words, cautions, data_words, limits, listed, span
 
-SECTIONS = (  # the paper's order: title, figures, tables
+SECTIONS = (  # the paper's order: title, figures, tables; then what goes beyond it
     ("Layers, margins and accuracy (paper, Figure 1)", ("fig1",), ()),
-    ("Gaps, losses and errors (paper, section 4.1)", ("fig3",), ("table3",)),
+    ("Margins in instance space and linear regions (paper, section 3)", ("fig2",), ()),
+    ("Gaps, losses and errors (paper, section 4.1)", ("fig3",), ("table3", "table4", "table5")),
     ("Margins (paper, section 4.2.1)", ("fig4",), ()),
-    ("Confidence and singular values (paper, section 4.2)", ("fig5",), ()),
+    ("Confidence and singular values (paper, section 4.2 and appendix B.2)", ("fig5",), ("b2",)),
+    ("A bound on the spectral norm (paper, appendix B.4.2)", ("fig6",), ("table6",)),
+    ("A deeper network (paper, appendix B.4.1)", ("fig7",), ()),
     ("Loss variation (paper, appendix B.5)", ("fig8",), ("table1",)),
+    ("Training with FGSM (paper, appendix B.6)", ("fig9", "fig10", "fig11"), ("table2",)),
     ("Adversarial accuracy (paper, appendix D.2)", ("fig12",), ()),
+    ("How evenly layers pass perturbations on (extension)", ("spread",), ()),
+    ("A stronger attack (extension)", (), ("attacks",)),
+    ("Zero padding (extension)", (), ("padding",)),
+    ("Theorem 3.1 and Lemma 3.1, measured (paper, section 3; extension)", (), ("theory",)),
 )
-_NAMED = ("dataset", "variant")  # what a run's name says
-_NARROW = 380  # CSS pixels: a figure that a phone shows unscaled
-_PX_PER_PT = 96 / 72
+_OWN = ("attacks", "padding", "theory")  # tables that the paper has not
+_MANY = 4  # blocks of a table that are shown without a click
+LIMIT = 15_000_000  # bytes of the page
 
 
-def write(
-    out: Path,
-    study: Mapping[str, Any],
-    *,
-    template: Path,
-    figures: Sequence[Path],
-    tables: Sequence[Path],
-    data: Sequence[Path],
-) -> None:
+@dataclass(frozen=True)
+class Files:
+    """What a study has made.
+
+    figures: SVG files, each beside its PNG; tables: the Parquet files of rule table, per run and summary; data:
+    meta.json of every prepared data set; claims, comparison: their Parquet files; plot: the comparison's SVG.
+    """
+
+    figures: Sequence[Path]
+    tables: Sequence[Path]
+    data: Sequence[Path]
+    claims: Path
+    comparison: Path
+    plot: Path
+
+
+def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> None:
     """Write a study's report.
 
     study: name, title, runs (config.study_runs), compare, titles (of data sets, by name) and settings (resolved, by
-    "dataset/variant"). template stands beside the captions, {figure or table}.rst. figures: SVG files; tables: the
-    Parquet files of rule table, per run and summary; data: meta.json of every prepared data set.
+    "dataset/variant"). template stands beside the captions, {figure, table or comparison}.rst.
+    Raises ValueError if the page is larger than LIMIT.
     """
-    context = _study(study, data)
-    context |= _results(study, template.parent, figures, tables, context["n_seeds"]) | _making(study)
+    context = _study(study, files.data)
+    variables = _variables(study, context["n_seeds"])
+    context |= _judged(files.claims) | _results(files, template.parent, variables)
+    context |= _compared(files, template.parent, variables) | _making(study)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         autoescape=True,
@@ -60,142 +78,137 @@ def write(
         "memory": memory,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
     }
-    page = environment.get_template(template.name).render(context, cell=cell, verdicts=VERDICTS)
+    page = environment.get_template(template.name).render(context).encode()
+    if len(page) > LIMIT:
+        raise ValueError(f"{out} would have {len(page):,} bytes, more than {LIMIT:,}; list fewer figures in the study")
     with table.atomic(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_bytes(page)
 
 
 def caption(path: Path, variables: Mapping[str, Any]) -> list[str]:
-    """Render a caption, prose in reStructuredText and Jinja2, and return its lines, one paragraph each."""
+    """Render a caption, prose in reStructuredText and Jinja2, and return its lines, one paragraph each.
+
+    Raises ValueError if there is none.
+    """
     text = jinja2.Template(path.read_text(encoding="utf-8")).render(variables)
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path}: the caption is empty; write at least one sentence")
+    return lines
 
 
-def blocks(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """Turn a study's summary into blocks, one per setting: its strengths, and a row of cells for every metric."""
-    metrics = [name.removesuffix("_mean") for name in summary.columns if name.endswith("_mean")]
-    found = []
-    records: list[Any] = summary.astype(object).where(summary.notna(), None).to_dict("records")
-    for name, rows in group(records).items():
-        lines = [{"quantity": describe(key), "cells": [_cell(key, row) for row in rows]} for key in metrics]
-        found.append({"name": name, "strengths": [row["ar"] for row in rows], "rows": lines})
-    return found
-
-
-def headline(found: Mapping[str, Sequence[Finding]]) -> str:
-    """Sum up all findings in words, and give the numbers of the first two that the paper has a direction for."""
-    verdicts = [finding.verdict for listed in found.values() for finding in listed if finding.paper_direction]
-    told = {"agrees": "found at every step", "partly": "found from end to end only", "differs": "reversed"}
-    told |= {"unclear": "lost in the spread over seeds", "single": "not to be seen with one strength"}
-    told |= {"one seed": "not to be judged by one seed"}
-    counts = [f"{verdicts.count(key)} {words}" for key, words in told.items() if key in verdicts]
-    return f"Of {len(verdicts)} trends that the paper reports: {', '.join(counts)}. {_example(found)}".strip()
-
-
-def _example(found: Mapping[str, Sequence[Finding]]) -> str:
-    name, listed = next(iter(found.items()))
-    said = []
-    for finding in listed:
-        if finding.quantity in (describe("loss_gap"), describe("pgd_acc")) and len(finding.points) > 1:
-            first, last = finding.points[0], finding.points[-1]
-            ends = f"{finding.quantity.text(first.mean)} to {finding.quantity.text(last.mean)} {finding.quantity.unit}"
-            said.append(f"the {finding.quantity.label} goes from {ends}")
-    return f"From AR {first.ar} to {last.ar} ({name}), {' and '.join(said)}." if said else ""
+def _variables(study: Mapping[str, Any], n_seeds: str) -> dict[str, Any]:
+    """What captions may speak of."""
+    attacks = dict.fromkeys(attack_words(one["evaluation"]) for one in study["settings"].values())
+    return {"n_seeds": n_seeds, "compare": study["compare"], "attack": "; ".join(attacks)}
 
 
 def _study(study: Mapping[str, Any], data: Sequence[Path]) -> dict[str, Any]:
     """What was run."""
     metas = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in data}
-    counts = pd.DataFrame(study["runs"]).drop(columns=["folder", "variant"]).groupby(SETTING, dropna=False).size()
+    counts = pd.DataFrame(study["runs"]).groupby(SETTING, dropna=False).size().tolist()
+    settings = list(study["settings"].values())
     return {
         "study": study,
         "datasets": [_dataset(study, name, meta) for name, meta in metas.items()],
-        "limits": limits(list(study["settings"].values()), study["titles"], counts.tolist()),
-        "n_seeds": span(counts.tolist()),
+        "cautions": cautions([_outcome(run) for run in study["runs"]], _classes(metas)),
+        "limits": limits(settings, study["titles"], counts),
+        "deviations": deviations(settings),
+        "n_seeds": span(counts),
     }
+
+
+def _classes(metas: Mapping[str, Any]) -> dict[str, int]:
+    return {name: meta["classes"] for name, meta in metas.items()}
+
+
+def _outcome(run: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run came out: its own columns, and its accuracies."""
+    (row,) = table.read(Path(run["folder"]) / "metrics.parquet", ["train_acc", "pgd_acc"]).to_pylist()
+    return {**run, **row}
 
 
 def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """One data set's part: what was run on it, the settings that its runs share, and those by which they differ."""
+    """One data set's part: what was run on it, and its runs' settings."""
     own = {key: settings for key, settings in study["settings"].items() if settings["dataset"] == name}
-    flat = {
-        key: _flat({part: settings[part] for part in settings if part not in _NAMED}) for key, settings in own.items()
-    }
-    keys = list(dict.fromkeys(key for settings in flat.values() for key in settings))
-    keys = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]  # none beside its parts
-    texts = {key: [_setting(settings.get(key)) for settings in flat.values()] for key in keys}
-    differing = [key for key in keys if len(set(texts[key])) > 1]
-    return {
-        "name": name,
-        "title": study["titles"][name],
-        "terms": data_words(meta, list(own.values())),
-        "n_runs": len(own),
-        "common": {key: texts[key][0] for key in keys if key not in differing},
-        "differing": differing,
-        "by_run": {run: [texts[key][index] for key in differing] for index, run in enumerate(flat)},
-    }
+    terms = data_words(meta, list(own.values()))
+    return {"name": name, "title": study["titles"][name], "terms": terms, "n_runs": len(own), "shared": shared(own)}
 
 
-def _results(
-    study: Mapping[str, Any], captions: Path, figures: Sequence[Path], tables: Sequence[Path], n_seeds: str
-) -> dict[str, Any]:
-    """What came out: findings, and the figures and tables with their captions, in sections."""
-    by_name = {path.stem: path for path in tables}
-    variables = {
-        "n_seeds": n_seeds,
-        "compare": study["compare"],
-        "attack": "; ".join(dict.fromkeys(attack_words(one["evaluation"]) for one in study["settings"].values())),
-    }
-    found = findings(study["runs"], table.read(by_name["table1"]).to_pandas() if "table1" in by_name else None)
+def _judged(claims: Path) -> dict[str, Any]:
+    """The claims, in groups, and in one sentence."""
+    frame = table.read(claims).to_pandas()
+    return {"groups": verdict.grouped(frame), "headline": verdict.headline(frame), "verdicts": verdict.VERDICTS}
+
+
+def _results(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures and tables with their captions, in sections."""
+    summaries = {path.stem.removesuffix("_summary"): path for path in files.tables if path.stem.endswith("_summary")}
     drawn = {
-        path.stem: _figure(path) | {"caption": caption(captions / f"{path.stem}.rst", variables)} for path in figures
+        name: {"file": figure, "caption": caption(captions / f"{name}.rst", variables)}
+        for name, figure in embed(files.figures).items()
     }
     made = {
-        name: {"name": name, "blocks": blocks(table.read(path).to_pandas())}
-        | {"caption": caption(captions / f"{name}.rst", variables)}
-        for name, path in (
-            (stem.removesuffix("_summary"), path) for stem, path in by_name.items() if stem.endswith("_summary")
-        )
+        name: _table(name, path) | {"caption": caption(captions / f"{name}.rst", variables)}
+        for name, path in summaries.items()
     }
-    return {"findings": found, "headline": headline(found), "sections": list(_sections(drawn, made))}
+    return {"sections": list(sections(drawn, made))}
 
 
-def _sections(drawn: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _table(name: str, path: Path) -> dict[str, Any]:
+    """A table as blocks; of our own tables, what is the same everywhere stands apart."""
+    summary, same = table.read(path).to_pandas(), list[str]()
+    if name in _OWN:
+        summary, same = apart(summary)
+    found = blocks(summary)
+    shown = len(found) if len(found) <= _MANY else _MANY // 2
+    return {"name": name, "blocks": found[:shown], "more": found[shown:], "same": same}
+
+
+def sections(drawn: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Put figures and tables into the paper's order; what no section names comes last, and nothing is left out."""
     named = {name for _, figures, tables in SECTIONS for name in (*figures, *tables)}
-    rest = ("Further results", tuple(drawn.keys() - named), tuple(made.keys() - named))
+    rest = ("Further results", sorted(drawn.keys() - named), sorted(made.keys() - named))
     for title, figures, tables in (*SECTIONS, rest):
         section = {
             "title": title,
-            "figures": [drawn[name] for name in sorted(figures) if name in drawn],
-            "tables": [made[name] for name in sorted(tables) if name in made],
+            "figures": [drawn[name] for name in figures if name in drawn],
+            "tables": [made[name] for name in tables if name in made],
         }
         if section["figures"] or section["tables"]:
             yield section
 
 
-def _figure(path: Path) -> dict[str, Any]:
-    """A figure as a data URI, and whether it is narrow enough for a phone as it is."""
-    content = path.read_bytes()
-    width = re.search(rb'<svg[^>]*? width="([\d.]+)pt"', content)
-    uri = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
-    return {"name": path.stem, "uri": uri, "narrow": width is not None and float(width[1]) * _PX_PER_PT < _NARROW}
+def _compared(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The paper's numbers beside ours: the plot, blocks with and without ours, and what they amount to."""
+    frame = table.read(files.comparison).to_pandas()
+    listed_blocks = beside.blocks(frame)
+    plot: Embedded = embed([files.plot])[files.plot.stem]
+    return {
+        "plot": {"file": plot, "caption": caption(captions / "comparison.rst", variables)},
+        "counted": beside.counted(frame),
+        "nearer": "",
+        "compared": [block for block in listed_blocks if block.run],
+        "uncompared": [block for block in listed_blocks if not block.run],
+    }
 
 
 def _making(study: Mapping[str, Any]) -> dict[str, Any]:
     """Times and provenance."""
     accounts = provenance.account(study["runs"])
-    jobs = [seconds for one in accounts for seconds in (one.train_s, one.measures_s) if seconds is not None]
+    costs = provenance.costs(study["name"], study["runs"], list(flow.READS))
     total = f"The {len(accounts)} networks were trained in {duration(sum(one.epochs_s for one in accounts))} of epochs"
-    measured = f"; with start-up and all measures their jobs took {duration(sum(jobs))}." if jobs else "."
-    used = {
-        key: ", ".join(dict.fromkeys(getattr(one, key) for one in accounts)) for key in ("version", "torch", "device")
-    }
+    wall, cpu = (duration(sum(getattr(one, key) for one in costs)) for key in ("wall_s", "cpu_s"))
+    measured = f"; all {sum(one.jobs for one in costs)} jobs together took {wall} ({cpu} of CPU time)."
+    used = {key: listed(getattr(one, key) for one in accounts) for key in ("version", "torch", "device")}
     return {
+        "flow": flow.drawing(),
         "accounts": accounts,
-        "times": total + measured,
+        "costs": costs,
+        "times": total + (measured if costs else "."),
         "used": used,
         "code": _code(accounts),
+        "hashes": {"the package": provenance.package_hash(), "what decides the weights": job.code_hash()},
         "versions": provenance.versions(),
     }
 
@@ -212,26 +225,3 @@ def _code(accounts: Sequence[provenance.Account]) -> str:
             f"For {len(names['not recorded'])} of {len(accounts)} runs the code that trained them is not recorded."
         )
     return " ".join(said) or "The code that decides the weights has not changed since."
-
-
-def _cell(key: str, row: Mapping[str, Any]) -> Cell:
-    mean, std = (
-        math.nan if row[f"{key}_{statistic}"] is None else row[f"{key}_{statistic}"] for statistic in ("mean", "std")
-    )
-    return cell(describe(key), mean, std)
-
-
-def _setting(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list):
-        return ", ".join(map(_setting, value))
-    return "none" if value is None else str(value)
-
-
-def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Turn nested settings into one level with dotted keys."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return leaves

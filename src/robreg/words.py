@@ -1,6 +1,6 @@
 """Settings and data sets in words, for readers who have not seen config.yaml."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Settings = Mapping[str, Any]  # of a run: config.settings
@@ -8,27 +8,61 @@ Settings = Mapping[str, Any]  # of a run: config.settings
 _PAPER_DATA = ("cifar10", "cifar100", "tiny-imagenet")
 _PAPER_NETWORKS = ("resnet56", "resnet110", "wrn50")
 _ALWAYS = (
-    "Adversarial accuracy is an upper estimate: a stronger attack than this one may find more adversarial examples.",
+    "Adversarial accuracy is an upper estimate: a stronger attack than this one may find more adversarial examples. "
+    "APGD, in the table of attacks, is such a stronger attack, on fewer examples.",
     "It is conditional on being correct when clean, as in the paper, so networks are compared on different examples.",
     "Spectra are of circular convolutions, as in the paper; the networks pad with zeros.",
 )
+_NORMALISED = (
+    "runs named normspace: every radius and step is multiplied by the channel's standard deviation, "
+    "in training and in every attack"
+)
+_BATCH_NORM = (
+    " (with batch normalisation: attacks use its running statistics, which only the training pass on adversarial "
+    "batches updates)"
+)
+_AUGMENTATION = {
+    "none": "none",
+    "crop-flip": "random crop after padding by {pad}, horizontal flip",
+    "resized-crop-flip": "random resized crop, horizontal flip; one centre crop in testing",
+}
+_MIN_ROBUST, _BARELY = 5.0, 2.0  # percent; times the accuracy of guessing
 
 
 def data_words(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict[str, str]:
     """Say what was run on one data set: meta is its meta.json, settings are its runs' (at least one)."""
     first = next((one for one in settings if one["train_attack"]), settings[0])
     channels, height, width = meta["shape"]
-    listed = {key: ", ".join(map(str, sorted({one[key] for one in settings}))) for key in ("ar", "seed")}
+    given = {key: ", ".join(map(str, sorted({one[key] for one in settings}))) for key in ("ar", "seed")}
     return {
         "Data": f"{meta['n_train']} training and {meta['n_test']} test images, {height} x {width} pixels, "
-        f"{channels} channel{'s' if channels > 1 else ''}, {meta['classes']} classes",
-        "Networks": f"{', '.join(dict.fromkeys(one['arch'] for one in settings))}, width {first['width']}",
-        "AR strengths": f"{listed['ar']} (1/255); seeds {listed['seed']}",
-        "Training": training_words(first["training"]),
+        f"{channels} channel{'s' if channels > 1 else ''}, {meta['classes']} classes"
+        + (f", of which {crop} x {crop} are seen" if (crop := first["data"]["crop"]) not in (None, height) else ""),
+        "Networks": network_words(settings),
+        "AR strengths": f"{given['ar']} (1/255); seeds {given['seed']}",
+        "Training": "; or ".join(dict.fromkeys(training_words(one["training"]) for one in settings)),
         "Training attack": train_attack_words(settings),
+        **({"Spectral norm": bound_words(settings)} if any(one["spectral_norm"] for one in settings) else {}),
+        **({"Space": _NORMALISED} if any(one["space"] == "normalised" for one in settings) else {}),
         "Evaluation attack": attack_words(first["evaluation"]),
+        "Stronger attack": strong_words(first["strong_attack"]),
         "Loss variation": variation_words(first["loss_variation"]),
+        "Spread in the layers": spread_words(first["spread"]),
+        "Theory": theory_words(first["theory"]),
+        "Spectra": "circular convolutions, exact; zero-padded operators of at most "
+        f"{first['dense_spectrum']} rows or columns exactly too",
     }
+
+
+def network_words(settings: Sequence[Settings]) -> str:
+    """Name the networks, with what is particular to them."""
+    said = []
+    for name in dict.fromkeys(one["arch"] for one in settings):
+        factory = next(one["factory"] for one in settings if one["arch"] == name)
+        width = next(one["width"] for one in settings if one["arch"] == name)
+        said.append(f"{name}, made by {factory['callable']}" if factory else f"{name}, width {width}")
+        said[-1] += _BATCH_NORM if name == "wrn50" else ""
+    return "; ".join(said)
 
 
 def training_words(spec: Mapping[str, Any]) -> str:
@@ -38,8 +72,20 @@ def training_words(spec: Mapping[str, Any]) -> str:
     return (
         f"{spec['epochs']} epochs, batches of {spec['batch_size']}, SGD with momentum {spec['momentum']:g}, "
         f"learning rate {spec['lr']:g}{falls}, weight decay {spec['weight_decay']:g}, "
-        f"augmentation: {spec['augmentation']}"
+        f"augmentation: {_AUGMENTATION.get(spec['augmentation'], spec['augmentation']).format(**spec)}"
     )
+
+
+def bound_words(settings: Sequence[Settings]) -> str:
+    """Put the bounds on the layers' spectral norm into words, and how they are kept."""
+    bounds = ", ".join(f"{bound:g}" for bound in sorted({one["spectral_norm"] for one in settings} - {None}))
+    rounds = dict.fromkeys(one["clip_rounds"] for one in settings if one["spectral_norm"])
+    how = {
+        "exact": "rounds of clipping and cropping, then a rescaling, so that the bound holds",
+        1: "one round, as in the paper: the norm stays above the bound",
+    }
+    said = " or ".join(how.get(count, f"{count} rounds of clipping and cropping") for count in rounds)
+    return f"at most {bounds} in every layer, projected after every epoch: {said}"
 
 
 def train_attack_words(settings: Sequence[Settings]) -> str:
@@ -54,7 +100,7 @@ def train_attack_words(settings: Sequence[Settings]) -> str:
         step = (
             f"{steps.pop():g}/255" if len(steps) == 1 else f"{_part(same[0]['step'] / same[0]['eps'])} of the strength"
         )
-        said.append(f"{kind.upper()}, {same[0]['start']} start, {_steps(same[0]['steps'])} of {step}")
+        said.append(f"{kind.upper()}, {_start(same[0]['start'])}, {_steps(same[0]['steps'])} of {step}")
     return "; ".join(said) + (" (none at AR 0)" if len(attacks) < len(settings) else "")
 
 
@@ -63,7 +109,16 @@ def attack_words(spec: Mapping[str, Any]) -> str:
     restarts = f", {spec['restarts']} restarts" if spec["restarts"] > 1 else ""
     return (
         f"{spec['attack'].upper()}, radius {spec['eps']:g}/255, {_steps(spec['steps'])} of {spec['step']:g}/255, "
-        f"{spec['start']} start{restarts}{_space(spec)}"
+        f"{_start(spec['start'])}{restarts}"
+    )
+
+
+def strong_words(spec: Mapping[str, Any]) -> str:
+    """Put the stronger evaluation attack into words."""
+    restarts = f"{spec['restarts']} restart{'s' if spec['restarts'] > 1 else ''} each"
+    return (
+        f"APGD with cross entropy and with the difference of logits ratio, radius {spec['eps']:g}/255, "
+        f"{_steps(spec['steps'])}, {restarts}, the worst case of every example, on up to {spec['n']} test images"
     )
 
 
@@ -71,7 +126,23 @@ def variation_words(spec: Mapping[str, Any]) -> str:
     """Put the attack of the loss variation into words."""
     radii = ", ".join(f"{eps:g}" for eps in spec["eps"])
     steps = f"{_steps(spec['steps'])} of {_part(spec['relative_step'])} of the radius"
-    return f"PGD within {radii} (1/255), {steps}, on all test images{_space(spec)}"
+    return f"PGD within {radii} (1/255), {steps}, on all test images"
+
+
+def spread_words(spec: Mapping[str, Any]) -> str:
+    """Put the measurement of how layers pass perturbations on into words."""
+    attack = f"of PGD ({_steps(spec['steps'])} of {spec['step']:g}/255)"
+    return f"random perturbations and those {attack}, radius {spec['eps']:g}/255, on up to {spec['n']} test images"
+
+
+def theory_words(spec: Mapping[str, Any]) -> str:
+    """Put the constants of Theorem 3.1 into words: those that cannot be measured are settings."""
+    return (
+        f"ramp of width {spec['gamma']:g} logits, failure probability {spec['eta']:g}, covering number with "
+        f"C_X = {spec['c_x']:g} and k = {spec['k']:g} (not measurable, chosen benign), radius {spec['eps']:g}/255; "
+        f"smallest perturbations of {spec['n']} images by an L2 attack of {_steps(spec['steps'])}; "
+        f"Lemma 3.1 on {spec['pairs']} segments"
+    )
 
 
 def limits(settings: Sequence[Settings], titles: Mapping[str, str], counts: Sequence[int]) -> list[str]:
@@ -94,6 +165,31 @@ def limits(settings: Sequence[Settings], titles: Mapping[str, str], counts: Sequ
     return said + list(_ALWAYS)
 
 
+def cautions(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, int]) -> list[str]:
+    """Name the networks whose numbers say that their training failed.
+
+    rows: of runs: dataset, variant, train_attack, train_acc and pgd_acc (percent, or None); classes: of data sets.
+    """
+    said = []
+    for row in rows:
+        guess = 100 / classes[row["dataset"]]
+        name = f"{row['dataset']}/{row['variant']}"
+        if row["train_acc"] < _BARELY * guess:
+            said.append(
+                f"{name} hardly learnt: {row['train_acc']:.1f} % of its training images, guessing {guess:.1f} %."
+            )
+        elif row["train_attack"] == "fgsm" and row["ar"] and (row["pgd_acc"] or 0.0) < _MIN_ROBUST:
+            said.append(
+                f"{name} has collapsed: trained with FGSM, it withstands no PGD ({row['pgd_acc'] or 0.0:.1f} %)."
+            )
+    return said
+
+
+def listed(values: Iterable[str]) -> str:
+    """List what differs, once, in its order."""
+    return ", ".join(dict.fromkeys(values))
+
+
 def span(counts: Sequence[int]) -> str:
     """Write the numbers of seeds behind a study's means: "3", or "1 to 3"."""
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
@@ -105,8 +201,8 @@ def _foreign(settings: Sequence[Settings]) -> list[str]:
     return [name for name, one in data.items() if one["kind"] not in _PAPER_DATA or one["max_train"] or one["max_test"]]
 
 
-def _space(spec: Mapping[str, Any]) -> str:
-    return ", radius in normalised space" if spec["space"] == "normalised" else ""
+def _start(start: str) -> str:
+    return "from the clean image" if start == "clean" else f"{start} start"
 
 
 def _steps(count: int) -> str:

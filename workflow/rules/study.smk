@@ -184,7 +184,8 @@ rule report:
             f"workflow/report/{item}.rst"
             for kind in ("figures", "tables")
             for item in items(wildcards.study, kind)
-        ],
+        ]
+        + ["workflow/report/comparison.rst"],
         claims="results/studies/{study}/claims.parquet",
         comparison="results/studies/{study}/comparison.parquet",
         comparison_plot="results/studies/{study}/figures/comparison.svg",
@@ -192,11 +193,18 @@ rule report:
             "src/robreg/{module}.py",
             module=[
                 "report",
+                "beside",
+                "crosstab",
+                "deviation",
+                "embed",
+                "flow",
                 "provenance",
                 "quantity",
                 "setting",
-                "words",
+                "shared",
                 "study",
+                "verdict",
+                "words",
                 *TRAINING_CODE,
             ],
         ),

@@ -5,7 +5,7 @@ from pathlib import Path
 from robreg.job import logged
 
 with logged(snakemake.log[0]):
-    from robreg.report import write
+    from robreg.report import Files, write
 
     write(
         Path(snakemake.output.report),
@@ -17,11 +17,13 @@ with logged(snakemake.log[0]):
             "titles": snakemake.params.titles,
             "settings": snakemake.params.settings,
         },
+        Files(
+            figures=[Path(path) for path in snakemake.input.figures],
+            tables=[Path(path) for path in snakemake.input.tables],
+            data=[Path(path) for path in snakemake.input.data],
+            claims=Path(snakemake.input.claims),
+            comparison=Path(snakemake.input.comparison),
+            plot=Path(snakemake.input.comparison_plot),
+        ),
         template=Path(snakemake.input.template),
-        figures=[Path(path) for path in snakemake.input.figures],
-        tables=[Path(path) for path in snakemake.input.tables],
-        data=[Path(path) for path in snakemake.input.data],
-        claims=Path(snakemake.input.claims),
-        comparison=Path(snakemake.input.comparison),
-        comparison_plot=Path(snakemake.input.comparison_plot),
     )

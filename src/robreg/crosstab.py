@@ -1,0 +1,68 @@
+"""A study's table turned on its side: one block per setting, strengths across and quantities down, as pages show it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from robreg.quantity import Cell, cell, describe
+from robreg.setting import group
+from robreg.study import KEYS
+from robreg.verdict import plain
+
+
+def blocks(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """Turn a study's summary into blocks, one per setting: its columns, and a row of cells for every metric.
+
+    A column is a strength, with whatever else tells rows apart; metrics that a whole setting lacks are left out.
+    """
+    other = [name for name in summary.columns if name not in (*KEYS, "n_seeds") and not _is_metric(name)]
+    found = []
+    for name, rows in group(plain(summary)).items():
+        lines = [
+            {"quantity": describe(key), "cells": [_cell(key, row) for row in rows]}
+            for key in _metrics(summary)
+            if any(row[f"{key}_mean"] is not None for row in rows)
+        ]
+        found.append({"name": name, "columns": [_column(row, other) for row in rows], "rows": lines})
+    return found
+
+
+def constants(summary: pd.DataFrame) -> list[str]:
+    """Name the metrics that are equal in all of several rows, such as a measure's settings."""
+    if len(summary) < 2:
+        return []
+    return [key for key in _metrics(summary) if summary[f"{key}_mean"].nunique(dropna=False) == 1]
+
+
+def apart(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Take constants out of a summary, and write each as "label value"."""
+    keys = constants(summary)
+    said = [
+        f"{describe(key).label} {summary[f'{key}_mean'].iloc[0]:g}"
+        for key in keys
+        if summary[f"{key}_mean"].notna().any()
+    ]
+    return summary.drop(columns=[f"{key}_{part}" for key in keys for part in ("mean", "std")]), said
+
+
+def _metrics(summary: pd.DataFrame) -> list[str]:
+    return [name.removesuffix("_mean") for name in summary.columns if name.endswith("_mean")]
+
+
+def _is_metric(name: str) -> bool:
+    return name.endswith(("_mean", "_std"))
+
+
+def _column(row: Mapping[str, Any], other: Sequence[str]) -> str:
+    """Name a column of a block: "8", or "8 → 32, convolutions"."""
+    high = [f"{row['ar']:g} → {row['ar_high']:g}"] if row.get("ar_high") is not None else [f"{row['ar']:g}"]
+    return ", ".join(high + [str(row[key]) for key in other if key != "ar_high" and row[key] is not None])
+
+
+def _cell(key: str, row: Mapping[str, Any]) -> Cell:
+    mean, std = (
+        math.nan if row[f"{key}_{statistic}"] is None else row[f"{key}_{statistic}"] for statistic in ("mean", "std")
+    )
+    return cell(describe(key), mean, std)

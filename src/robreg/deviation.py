@@ -1,0 +1,162 @@
+"""Where the paper is silent or contradicts itself: what is known, and what this project does, by kind of run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from robreg.words import Settings
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One decision. matters: whether it touches a run of these settings."""
+
+    point: str
+    known: str
+    decision: str
+    matters: Callable[[Settings], bool]
+
+
+def deviations(settings: Sequence[Settings]) -> list[Deviation]:
+    """Choose the decisions that matter for a study's runs."""
+    return [one for one in _ALL if any(map(one.matters, settings))]
+
+
+def _always(_: Settings) -> bool:
+    return True
+
+
+def _attacked(one: Settings) -> bool:
+    return one["train_attack"] is not None
+
+
+def _fgsm(one: Settings) -> bool:
+    return _attacked(one) and one["train_attack"]["attack"] == "fgsm"
+
+
+def _bounded(one: Settings) -> bool:
+    return one["spectral_norm"] is not None
+
+
+def _cifar(one: Settings) -> bool:
+    return one["data"]["kind"] in ("cifar10", "cifar100")
+
+
+def _deep(one: Settings) -> bool:
+    return one["arch"] in ("resnet56", "resnet110")
+
+
+def _batch_norm(one: Settings) -> bool:
+    return one["arch"] == "wrn50"
+
+
+_ALL = (
+    Deviation(
+        "Perturbation space",
+        "The text measures eps on the scale 0 to 255. The printed accuracies and loss changes would fit better a "
+        "perturbation after division by the channels' standard deviation, about a quarter of that strength.",
+        "Pixels in [0, 1] unless a run says normalised space: there the radius of each channel is eps times its "
+        "standard deviation, still clipped to valid pixels, in training and in every attack. Where both ran, "
+        "the comparison says which is nearer.",
+        _always,
+    ),
+    Deviation(
+        "Training loss and accuracy",
+        "Not said whether clean or adversarial; the printed values can only be clean.",
+        "Clean examples, without augmentation, in all tables; the adversarial running loss is in the history.",
+        _always,
+    ),
+    Deviation(
+        "Which checkpoint", "Not said.", "The last epoch; none is ever chosen by its results on the test set.", _always
+    ),
+    Deviation(
+        "Weight decay",
+        "Not said; the paper's small training losses speak for little or none, related code uses 1e-4.",
+        "0 unless a data set's settings say otherwise.",
+        _always,
+    ),
+    Deviation(
+        "Input normalisation",
+        "Not said.",
+        "The training set's mean and standard deviation per channel, in the network's first layer, "
+        "so that attacks see pixels.",
+        _always,
+    ),
+    Deviation(
+        "Adversarial accuracy",
+        "The share of correctly classified examples that stay correct: conditional, so networks are compared on "
+        "different examples. The reference point of Madry et al. is over all examples.",
+        "The conditional one as in the paper, and robust accuracy over all examples beside it.",
+        _always,
+    ),
+    Deviation(
+        "Padding and spectra",
+        "The Fourier method gives the spectrum of a circular convolution; the networks pad with zeros.",
+        "Circular, as in the paper; the table of zero-padded spectra shows what the convention changes.",
+        _always,
+    ),
+    Deviation(
+        "Strided convolutions",
+        "The method that the paper cites assumes stride 1.",
+        "The aliased frequencies of a stride are folded into the columns, which is exact; checked against the "
+        "dense operator.",
+        _always,
+    ),
+    Deviation(
+        "Steps of the loss variation",
+        "The radii are given, the attack's steps are not.",
+        "The maximum over the start and all iterates of a PGD attack, the clean example included.",
+        _always,
+    ),
+    Deviation(
+        "Lemma 3.1",
+        "As printed, the norm stands inside the sum; that equality holds only where all pieces are parallel.",
+        "The identity of vectors is checked; the printed sum is reported as an upper bound, with its slack.",
+        _always,
+    ),
+    Deviation(
+        "Theorem 3.1",
+        "The proof carries factors that the theorem does not print; several constants cannot be measured; residual "
+        "networks are not of the form of its equation (2).",
+        "The constants are settings, chosen benign; every estimate states its direction. For residual networks the "
+        "quantities are reported, not a bound.",
+        _always,
+    ),
+    Deviation(
+        "Number of layers",
+        'The text says "56 layers"; the sums and means of B.2 give 55.',
+        "All 56 in figures; B.2 over the convolutions, and over all layers as a second row.",
+        _deep,
+    ),
+    Deviation(
+        "B.2, CIFAR-100",
+        "The second sum (0.4372) repeats CIFAR-10's and contradicts its own mean (0.1103 x 16 = 1.76).",
+        "Kept as printed, marked as a probable misprint.",
+        _cifar,
+    ),
+    Deviation(
+        "Table 3, adversarial accuracy",
+        "Not monotone (65.92, 65.24, 72.16); neighbouring settings at AR 4 have 55 to 58.",
+        "Kept as printed; 65.92 is marked as a probable misprint.",
+        lambda one: one["data"]["kind"] == "cifar10",
+    ),
+    Deviation(
+        "Bound on the spectral norm",
+        "One round of clipping and cropping to the kernel's support leaves norms of 1.2 to 1.4 times the bound.",
+        "Rounds to a tolerance and a final rescaling, so that the bound holds; clip_rounds: 1 is the paper's. "
+        "The norms after every epoch are in the history.",
+        _bounded,
+    ),
+    Deviation(
+        "Start of FGSM",
+        "Not said.",
+        "The plain one: from the example itself, by eps. A random start is a setting.",
+        _fgsm,
+    ),
+    Deviation(
+        "Batch normalisation under attack",
+        "Not said.",
+        "Attacks use the running statistics and never change them; the pass on the adversarial batch that updates "
+        "the weights updates them too.",
+        _batch_norm,
+    ),
+)
