@@ -55,7 +55,7 @@ def test_the_schema_describes_every_key():
         (
             "datasets.digits.architecture",
             "resnet9",
-            r"datasets\.digits\.architecture: .*unknown architecture 'resnet9'",
+            r"digits\.architecture: .*unknown architecture 'resnet9'",
         ),
         ("datasets.digits.kind", "mnist", r"datasets\.digits\.kind: 'mnist' is not one of"),
         ("datasets.digits.training.lr", "fast", r"datasets\.digits\.training\.lr: 'fast' is not of type 'number'"),
@@ -68,7 +68,7 @@ def test_the_schema_describes_every_key():
             r"studies\.demo\.runs: unknown data set 'digit': did you mean 'digits'",
         ),
         ("studies.demo.runs.0.ar", [-8], r"studies\.demo\.runs\.0\.ar\.0: -8 is less than the minimum of 0"),
-        ("studies.demo.figures", ["fig13"], r"studies\.demo\.figures: unknown figure 'fig13': did you mean 'fig1"),
+        ("studies.demo.figures", ["fig13"], r"studies\.demo\.figures: unknown figure 'fig13': did you mean 'fig3'"),
         ("studies.demo.tables", [3], r"studies\.demo\.tables\.0: 3 is not of type 'string', 'object'"),
         ("studies.demo.figures", ["fig7"], r"studies\.demo\.figures: the study has no run for fig7"),
         ("studies.demo.tables", [{"table3": ["c10"]}], r"studies\.demo\.tables: table3 names \['c10'\], of which"),
@@ -76,13 +76,13 @@ def test_the_schema_describes_every_key():
         (
             "studies.demo.runs.0.spectral_norm",
             [0],
-            r"studies\.demo\.runs\.0\.spectral_norm\.0: 0 is less than or equal",
+            r"runs\.0\.spectral_norm\.0: 0 is less than or equal",
         ),
         ("architectures", {"s1": {"callable": "a:b"}}, r"architectures\.s1: this name is taken by the grammar"),
         (
             "architectures",
             {"net": {"callable": "torch.nn"}},
-            r"architectures\.net\.callable: 'torch\.nn' does not match",
+            r"net\.callable: 'torch\.nn' does not match",
         ),
         ("datasets.digits.crop", 6, r"datasets\.digits\.crop: the size of the crop and .* go together"),
         ("datasets.tin.crop", None, r"datasets\.tin\.crop: the size of the crop and .* go together"),
@@ -90,7 +90,7 @@ def test_the_schema_describes_every_key():
         (
             "datasets.digits.training.clip_rounds",
             0,
-            r"datasets\.digits\.training\.clip_rounds: 0 is less than the minimum of 1",
+            r"training\.clip_rounds: 0 is less than the minimum of 1",
         ),
         ("studies.demo.compare", [32, 8], r"studies\.demo\.compare: .*the lower one first"),
         ("studies.demo.compare", [8, 64], r"studies\.demo\.compare: .*two strengths of one of digits, resnet8"),
@@ -224,9 +224,7 @@ def test_the_strengths_to_compare_are_found_in_one_setting(config):
     robreg_config.check(config, SCHEMA)  # digits have them
     config["studies"]["demo"]["runs"] = [{"dataset": "c10", "ar": [8]}, {"dataset": "digits", "ar": [32]}]
     config["studies"]["demo"] |= {"figures": ["fig3"], "tables": []}
-    with pytest.raises(
-        ConfigError, match=r"compare: \[8, 32\] must be two strengths of one of c10, resnet56 \[8\]; dig"
-    ):
+    with pytest.raises(ConfigError, match=r"\[8, 32\] must be two strengths of one of c10, resnet56 \[8\]; dig"):
         robreg_config.check(config, SCHEMA)
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models import wide_resnet50_2
 from torchvision.transforms.functional import normalize
 
-from robreg.network import Block, Classifier, FixupResNet, Normalise, build, load
+from robreg.network import Block, Classifier, FixupResNet, Normalise, build, load, own, wide_bottleneck
 
 
 def make(arch: str, *, classes: int = 10, width: int = 16, shape: tuple[int, ...] = (3, 32, 32)) -> Classifier:
@@ -64,7 +65,7 @@ def test_another_depth_than_6n_plus_2_is_refused(depth: int) -> None:
         FixupResNet(depth, 3, 10)
 
 
-@pytest.mark.parametrize("arch", ["wrn50", "ResNet56", "resnet", "resnet-8", "resnet8x", ""])
+@pytest.mark.parametrize("arch", ["wrn51", "ResNet56", "resnet", "resnet-8", "resnet8x", ""])
 def test_an_unknown_architecture_is_refused_by_name(arch: str) -> None:
     with pytest.raises(ValueError, match=repr(arch)):
         make(arch)
@@ -160,7 +161,8 @@ def test_training_and_evaluation_mode_are_the_same_function(net: Callable[..., C
 
 # Checkpoints
 
-META = {"arch": "resnet8", "width": 4, "shape": [1, 8, 8], "classes": 10, "mean": [0.3], "std": [0.2], "note": "kept"}
+META = {"arch": "resnet8", "width": 4, "shape": [1, 8, 8], "classes": 10, "mean": [0.3], "std": [0.2], "factory": None}
+META |= {"note": "kept"}
 
 
 @pytest.fixture
@@ -278,3 +280,62 @@ def test_a_checkpoint_that_is_not_there_is_missed_by_name(path: Path) -> None:
 def refused(path: Path) -> None:
     with pytest.raises(ValueError, match=r"checkpoint\.pt"):
         load(path)
+
+
+def test_the_wide_bottleneck_is_torchvisions_but_for_its_entrance_and_its_initialisation() -> None:
+    with torch.device("meta"):
+        ours, theirs = wide_bottleneck(3, 200, 64), wide_resnet50_2(num_classes=200)
+    shapes = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
+    assert shapes.pop("conv1.weight") == (64, 3, 7, 7)
+    found = {key: tuple(value.shape) for key, value in ours.state_dict().items()}
+    assert found.pop("conv1.weight") == (64, 3, 3, 3)
+    assert found == shapes
+    assert (ours.conv1.stride, ours.conv1.padding) == ((1, 1), (1, 1))
+    wide = [module.out_channels for module in ours.modules() if isinstance(module, nn.Conv2d) and module.padding[0]]
+    assert wide[1:] == [128] * 3 + [256] * 4 + [512] * 6 + [1024] * 3
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in ours.modules()) == 53
+
+
+def test_the_wide_bottleneck_keeps_the_size_up_to_its_second_stage() -> None:
+    model = make("wrn50", classes=5, width=4, shape=(3, 24, 24)).eval()
+    sizes = []
+    for stage in (model.network.layer1, model.network.layer4):
+        stage.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[2:])))
+    assert model(torch.rand(2, 3, 24, 24)).shape == (2, 5)
+    assert sizes == [(24, 24), (3, 3)]
+
+
+def test_its_convolutions_are_xavier_uniform() -> None:
+    torch.manual_seed(0)
+    for module in wide_bottleneck(3, 10, 32).modules():
+        if isinstance(module, nn.Conv2d):
+            fan_in, fan_out = (channels * math.prod(module.kernel_size) for channels in module.weight.shape[1::-1])
+            limit = math.sqrt(6 / (fan_in + fan_out))
+            assert 0.95 * limit < module.weight.abs().max() <= limit
+            assert float(module.weight.detach().std()) == pytest.approx(limit / math.sqrt(3), rel=0.1)
+
+
+def test_a_network_of_one_s_own_is_built_by_name_and_comes_back_from_its_checkpoint(tmp_path: Path) -> None:
+    factory = {"callable": "torchvision.models:squeezenet1_1", "arguments": {"dropout": 0.0}}
+    facts = {"width": 1, "shape": [3, 32, 32], "classes": 7, "mean": [0.5] * 3, "std": [0.2] * 3, "factory": factory}
+    model = build("squeeze", **facts).eval()
+    torch.save({"model": model.state_dict(), "meta": {"arch": "squeeze", **facts}}, tmp_path / "checkpoint.pt")
+    back, _ = load(tmp_path / "checkpoint.pt")
+    x = torch.rand(2, 3, 32, 32)
+    assert model(x).shape == (2, 7)
+    assert torch.equal(back(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "message"),
+    [
+        ("no.such:thing", {}, "'no.such:thing' cannot be imported .*install it"),
+        ("torch.nn:NoSuch", {}, "'torch.nn:NoSuch' cannot be imported"),
+        ("torch.nn:Linear", {}, "'torch.nn:Linear' cannot be called .*must take num_classes"),
+        ("torchvision.models:vgg11", {"depth": 3}, "'torchvision.models:vgg11' cannot be called .*depth"),
+        ("builtins:dict", {}, "'builtins:dict' returned a dict, not an nn.Module"),
+    ],
+)
+def test_what_is_no_network_of_one_s_own_is_refused_by_name(path: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"architectures: callable {message}"):
+        own({"callable": path, "arguments": arguments}, 10)

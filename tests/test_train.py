@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 
-from robreg import attack, data, network, table, train
+from robreg import attack, data, network, spectrum, table, train
 from robreg import config as robreg_config
 
 ROOT = Path(__file__).parents[1]
@@ -315,3 +316,90 @@ def test_a_checkpoint_says_what_it_is(prepared, tmp_path):
     assert {key: history[key] for key in ("dataset", "variant", "seed", "version", "settings_hash")} == {
         key: meta[key] for key in ("dataset", "variant", "seed", "version", "settings_hash")
     }
+
+
+def test_a_bound_holds_after_every_epoch_and_in_the_checkpoint(prepared, tmp_path):
+    settings = make_settings("ar8-sn0.5")
+    _, history = run(settings, prepared, tmp_path)
+    model, meta = network.load(tmp_path / "checkpoint.pt")
+    found = spectrum.layers(model, tuple(meta["shape"]))
+    norms = [float(spectrum.singular_values(one.kernel, one.height, one.width, one.stride)[0].max()) for one in found]
+    assert [len(row["sigma_max"]) for row in history] == [len(found)] * 3
+    assert max(max(row["sigma_max"]) for row in history) <= 0.5
+    assert history[-1]["sigma_max"] == pytest.approx(norms, rel=1e-9)
+    assert max(norms) > 0.499  # the bound binds
+
+
+def test_without_a_bound_no_norm_is_recorded(undisturbed):
+    assert [row["sigma_max"] for row in undisturbed[1]] == [None] * 3
+
+
+def test_one_clipping_round_leaves_norms_above_the_bound_and_says_so(prepared, tmp_path):
+    _, history = run(make_settings("ar8-sn0.5", clip_rounds=1), prepared, tmp_path)
+    assert 0.5 < max(history[-1]["sigma_max"]) < 0.8
+
+
+def test_a_bounded_run_that_was_killed_ends_with_the_same_bits(source, prepared, tmp_path):
+    whole = run(make_settings("ar8-sn1"), prepared, tmp_path / "whole")
+    assert kill_at("batch", 6, make_settings("ar8-sn1"), source, tmp_path) == -signal.SIGKILL
+    assert_same(run(make_settings("ar8-sn1"), prepared, tmp_path), whole)
+
+
+class Normed(nn.Module):
+    """A small network with batch normalisation and dropout, as a user may bring it."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.drop, self.linear = nn.Dropout(0.5), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.linear(self.drop(self.norm(self.conv(x)).relu().mean((2, 3))))
+
+
+def normed(variant="ar8"):
+    return make_settings(variant) | {"arch": "normed", "factory": {"callable": f"{__name__}:Normed", "arguments": {}}}
+
+
+def test_attacks_leave_running_statistics_alone_and_training_updates_them(prepared):
+    state = train._start(normed(), prepared, CPU)
+    before = copy.deepcopy(state.model.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    state.model.train()
+    x, y = train._batch(prepared.train_images[:16], prepared.train_labels[:16], normed(), state.model, generator)
+    assert all(torch.equal(value, before[key]) for key, value in state.model.state_dict().items())
+    assert state.model.network.norm.training
+    train._step(state, x, y, [])
+    assert int(state.model.network.norm.num_batches_tracked) == 1
+    assert not torch.equal(state.model.network.norm.running_mean, before["network.norm.running_mean"])
+
+
+def test_a_network_with_dropout_goes_on_with_the_same_bits(prepared, tmp_path):
+    whole = run(normed(), prepared, tmp_path / "whole")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    epoch = train._epoch
+
+    def stopping(state, *arguments, **keywords):
+        if len(state.history) == 2:
+            raise KeyboardInterrupt
+        return epoch(state, *arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_epoch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(normed(), prepared, broken)
+    torch.rand(3)  # the global generator stands elsewhere now
+    assert_same(run(normed(), prepared, broken), whole)
+
+
+def test_images_of_tiny_imagenet_s_kind_are_cropped_in_training(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8, generator=generator)
+    settings = make_settings("ar0")
+    settings["training"] |= {"augmentation": "resized-crop-flip"}
+    settings["data"] |= {"crop": 8}
+    x, y = train._batch(images, torch.arange(6), settings, None, generator)
+    assert x.shape == (6, 3, 8, 8)
+    assert 0 <= float(x.min()) <= float(x.max()) <= 1
+    assert y.tolist() == list(range(6))
