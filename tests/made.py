@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from robreg import config, study, table
 from robreg.item import FIGURES, chosen
+from robreg.reference import MISPRINT
 from robreg.report import Files, write
 
 ROOT = Path(__file__).parents[1]
@@ -124,8 +125,9 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
                 row |= {"train_attack": "pgd", "space": "pixel", "spectral_norm": bound, "ar": ar, "ar_high": None}
                 row |= {"metric": metric, "paper": paper - ar / 10, "ours_mean": paper - ar / 8 if ran else None}
                 row |= {"ours_std": None, "n_seeds": int(ran), "difference": ar / 10 - ar / 8 if ran else None}
-                note = "probable misprint" if (metric, ar, sheet) == ("pgd_acc", 4, "3") else None
-                rows.append(row | {"status": "compared" if ran else "not run", "note": note})
+                odd = (metric, ar, sheet) == ("pgd_acc", 4, "3")
+                status = MISPRINT if odd else "compared" if ran else "not run"
+                rows.append(row | {"status": status, "note": "probable misprint" if odd else None})
     real = ("spectral_norm", "ar_high", "ours_mean", "ours_std", "difference")
     return pd.DataFrame(rows).astype(dict.fromkeys(real, float))
 

@@ -249,10 +249,22 @@ def test_every_number_of_the_paper_stands_in_the_page(paper: Path, demo: Path, h
     found = beside.blocks(frame)
     assert sum(block.cells for block in found) == len(frame)
     assert "36 of the 36 numbers" in text(paper)
+    assert "1 of them are probable misprints" in text(paper)
     assert '<span class="paper">65.52†</span>' in text(paper)
     assert "† probable misprint" in text(paper)
     assert f"None of the {len(frame)} numbers" in text(demo)
     assert f"<summary>{len(frame)} numbers of the paper whose networks are not in this study" in text(demo)
+
+
+def test_a_number_beside_two_of_ours_counts_once_and_the_nearer_is_named(here: Path) -> None:
+    described, files = made.make("paper", "t")
+    frame = made.comparison(described["runs"])
+    both = pd.concat([frame, frame.assign(space="normalised", ours_mean=frame["paper"], difference=0.0)])
+    assert beside.counted(both) == beside.counted(frame)
+    made.write_frame(files.comparison, both)
+    report.write(here / "both.html", described, files, template=made.template())
+    assert "Median relative difference" in text(here / "both.html")
+    assert "c10, resnet56, normalised space" in text(here / "both.html")
 
 
 def test_a_pair_shows_ours_the_papers_and_the_difference() -> None:

@@ -10,6 +10,7 @@ import jinja2
 import pandas as pd
 
 from robreg import beside, flow, job, provenance, table, verdict
+from robreg.agreement import nearer
 from robreg.crosstab import apart, blocks
 from robreg.deviation import deviations
 from robreg.embed import Embedded, embed
@@ -182,14 +183,15 @@ def sections(drawn: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[dict
 def _compared(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
     """The paper's numbers beside ours: the plot, blocks with and without ours, and what they amount to."""
     frame = table.read(files.comparison).to_pandas()
-    listed_blocks = beside.blocks(frame)
+    found = beside.blocks(frame)
+    compared = [block for block in found if block.run]
     plot: Embedded = embed([files.plot])[files.plot.stem]
     return {
         "plot": {"file": plot, "caption": caption(captions / "comparison.rst", variables)},
         "counted": beside.counted(frame),
-        "nearer": "",
-        "compared": [block for block in listed_blocks if block.run],
-        "uncompared": [block for block in listed_blocks if not block.run],
+        "nearer": nearer(frame) if compared else "",
+        "compared": compared,
+        "uncompared": [block for block in found if not block.run],
     }
 
 

@@ -193,6 +193,7 @@ rule report:
             "src/robreg/{module}.py",
             module=[
                 "report",
+                "agreement",
                 "beside",
                 "crosstab",
                 "deviation",
@@ -200,6 +201,7 @@ rule report:
                 "flow",
                 "provenance",
                 "quantity",
+                "reference",
                 "setting",
                 "shared",
                 "study",
