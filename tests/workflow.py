@@ -14,10 +14,10 @@ SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 PARTS = ("Snakefile", "config.yaml", "workflow", "src", "envs", "pyproject.toml", "Makefile")
 
 
-def copy_tree(folder, edit=None):
-    """Copy what the workflow needs into folder; edit changes the parsed config.yaml in place."""
+def copy_tree(folder, edit=None, *, tests=False):
+    """Copy what the workflow needs into folder, tests too if asked; edit changes the parsed config.yaml."""
     folder.mkdir(exist_ok=True)
-    for part in PARTS:
+    for part in (*PARTS, "tests") if tests else PARTS:
         source = ROOT / part
         if source.is_dir():
             shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))

@@ -1,0 +1,117 @@
+"""Break the code on purpose, one fault at a time, in a copy, and show the test that catches it.
+
+Run it with the project's Python: `python tests/mutations.py`. It ends with 1 if a fault goes unseen.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from workflow import ROOT, copy_tree
+
+
+class Mutation(NamedTuple):
+    """A fault: in a module of the package, `old` (found exactly once) becomes `new`; `tests` should catch it."""
+
+    fault: str
+    module: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = (
+    Mutation(
+        "flip the sign of the PGD step",
+        "attack",
+        "point = (point + step * gradient.sign())",
+        "point = (point - step * gradient.sign())",
+        "tests/test_attack.py",
+    ),
+    Mutation(
+        "drop the projection",
+        "train",
+        'norms = None if bound is None else project(state.layers, bound, settings["clip_rounds"])',
+        "norms = None if bound is None else [bound] * len(state.layers)",
+        "tests/test_train.py",
+    ),
+    Mutation(
+        "clip, and never rescale to the bound",
+        "clip",
+        "while exact and norm > bound:",
+        "while False:",
+        "tests/test_clip.py",
+    ),
+    Mutation(
+        "swap train and test",
+        "metrics",
+        'train, test = means.loc["train"], means.loc["test"]',
+        'test, train = means.loc["train"], means.loc["test"]',
+        "tests/test_metrics.py",
+    ),
+    Mutation(
+        "forget the multiplicities",
+        "spectrum",
+        "variance = float(((sigma - mean) ** 2 * multiplicity).sum() / n)",
+        "variance = float(((sigma - mean) ** 2).sum() / len(sigma))",
+        "tests/test_spectrum.py",
+    ),
+    Mutation(
+        "use a wrong stride fold",
+        "spectrum",
+        "(v[:, None] + columns * alias)",
+        "(v[:, None] * stride + alias)",
+        "tests/test_spectrum.py",
+    ),
+)
+
+
+def apply(mutation: Mutation, root: Path) -> None:
+    """Apply a fault to the tree at root; raises ValueError if its place is not found exactly once."""
+    path = root / f"src/robreg/{mutation.module}.py"
+    text = path.read_text()
+    if text.count(mutation.old) != 1:
+        raise ValueError(
+            f"{mutation.fault}: {path.name} has {mutation.old!r} {text.count(mutation.old)} times, not once"
+        )
+    path.write_text(text.replace(mutation.old, mutation.new))
+
+
+def caught_by(mutation: Mutation | None, tests: str, root: Path) -> str | None:
+    """Run tests in the tree at root, broken by the mutation; return the first test that fails, None if all pass."""
+    if mutation is not None:
+        apply(mutation, root)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", tests]
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if done.returncode not in (0, 1) or (done.returncode and not found):
+        raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return found[1] if found else None
+
+
+def main() -> int:
+    """Try every fault, print a line for each, and return the exit status."""
+    unseen = 0
+    for mutation in MUTATIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            root = copy_tree(Path(folder) / "copy", tests=True)
+            test = caught_by(mutation, mutation.tests, root)
+        unseen += test is None
+        print(f"{mutation.fault}: {f'caught by {test}' if test else 'NOT CAUGHT'}", flush=True)
+    return int(unseen > 0)
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    sys.exit(main())
