@@ -21,7 +21,10 @@ from robreg import table
 from workflow import ROOT, SNAKEMAKE, copy_tree, planned, snakemake
 
 REPORT = "results/studies/demo/report.html"
-STUDY = {"table": 2, "figure": 6, "report": 1, "demo": 1}
+FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "fig9", "fig10", "fig11", "fig12", "spread")
+TABLES = ("table1", "table2", "table3", "table6", "b2", "attacks", "padding", "theory")
+STUDY = {"table": 8, "figure": 11, "claims": 1, "comparison": 1, "report": 1, "demo": 1}  # fig2 is made from no run
+MEASURES = ("margins", "apgd", "attacks", "lossvar", "sv", "spread", "theory", "metrics")
 COLUMNS = {
     "history": "epoch lr loss acc sigma_max seconds examples_per_s",
     "margins": "split index label prediction margin prob loss",
@@ -30,19 +33,29 @@ COLUMNS = {
     "lossvar": "eps index loss_clean loss_adv variation",
     "sv": "layer name sigma multiplicity",
     "svstd": "layer name kind c_in c_out kernel stride height width n mean std min max",
+    "padding": "layer name method std_circular std_zero max_circular max_zero",
+    "spread": "layer name perturbation eps n mean std",
     "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "
     "log10_spectral_complexity",
 }
 SETTING = "dataset arch train_attack space spectral_norm ar"
-RUNS = {"ar0": (0, 0), "ar0-s1": (0, 1), "ar8": (8, 0), "ar8-s1": (8, 1)}
+PLAIN = {"ar0": (0, 0), "ar0-s1": (0, 1), "ar8": (8, 0), "ar8-s1": (8, 1)}
+RUNS = {**PLAIN, "ar8-fgsm": (8, 0), "ar8-sn1": (8, 0), "ar8-normspace": (8, 0)}
 
 
 def reduce(config):
-    """Make the demo small: 300 images, 4 epochs, two strengths, two seeds."""
+    """Make the demo small: 300 images, 4 epochs, two strengths, two seeds, one run of every kind."""
     digits = config["datasets"]["digits"]
     digits |= {"max_train": 300, "max_test": 100}
     digits["training"] |= {"epochs": 4, "lr_drops": [3]}
-    config["studies"]["demo"] |= {"runs": [{"dataset": "digits", "ar": [0, 8], "seeds": [0, 1]}], "compare": [0, 8]}
+    digits["strong_attack"] |= {"steps": 10, "n": 50}
+    digits["theory"] |= {"n": 10, "steps": 20, "pairs": 1}
+    kinds = ({"attack": ["fgsm"]}, {"spectral_norm": [1]}, {"space": ["normalised"]})
+    runs = [
+        {"dataset": "digits", "ar": [0, 8], "seeds": [0, 1]},
+        *({"dataset": "digits", "ar": [8], **k} for k in kinds),
+    ]
+    config["studies"]["demo"] |= {"runs": runs, "compare": [0, 8]}
 
 
 @pytest.fixture(scope="session")
@@ -73,16 +86,18 @@ def test_the_demo_makes_every_file_of_the_contract(demo):
     for variant in RUNS:
         run = demo / "results/digits" / variant
         assert sorted(path.name for path in run.iterdir()) == sorted(
-            ["checkpoint.pt", *(f"{kind}.parquet" for kind in COLUMNS)]
+            ["checkpoint.pt", *(f"{kind}.parquet" for kind in (*COLUMNS, "apgd", "theory"))]
         )
-        for rule in ("train", "margins", "attacks", "lossvar", "sv", "metrics"):
+        for rule in ("train", *MEASURES):
             assert (demo / f"logs/{rule}/digits/{variant}.log").exists()
             assert (demo / f"benchmarks/{rule}/digits/{variant}.tsv").exists()
     study = demo / "results/studies/demo"
-    for name in ("table1", "table3"):
+    for name in ("claims", "comparison"):
+        assert len(pd.read_csv(study / f"{name}.csv")) == table.read(study / f"{name}.parquet").num_rows > 50
+    for name in TABLES:
         for end in (".parquet", ".csv", "_summary.parquet", "_summary.csv"):
             assert (study / f"tables/{name}{end}").stat().st_size > 0
-    for name in ("fig1", "fig3", "fig4", "fig5", "fig8", "fig12"):
+    for name in (*FIGURES, "comparison"):
         assert (study / f"figures/{name}.svg").read_text().startswith("<?xml")
         assert (study / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -106,7 +121,8 @@ def test_tables_have_the_contract_s_columns_and_provenance(demo, kind):
 def test_a_run_s_tables_agree_with_each_other(demo, variant):
     run = demo / "results/digits" / variant
     frames = {kind: table.read(run / f"{kind}.parquet").to_pandas() for kind in COLUMNS}
-    margins, (metrics,), (attack,) = frames["margins"], *(frames[k].to_dict("records") for k in ("metrics", "attacks"))
+    margins, (metrics,), attacks = frames["margins"], *(frames[k].to_dict("records") for k in ("metrics", "attacks"))
+    attack, strong = attacks[0], attacks[1:]
     assert margins.groupby("split")["index"].apply(list).to_dict() == {"test": [*range(100)], "train": [*range(300)]}
     correct = margins[margins["prediction"] == margins["label"]]
     assert (correct["margin"] >= 0).all()
@@ -121,6 +137,14 @@ def test_a_run_s_tables_agree_with_each_other(demo, variant):
     assert (attack["eps"], attack["step"], attack["steps"], attack["n"]) == (32, 8, 10, 100)
     assert attack["n_robust"] <= attack["n_correct"] == (correct["split"] == "test").sum()
     assert metrics["robust_acc"] == attack["acc_robust"] == attack["n_robust"]
+    assert [(row["attack"], row["loss"], row["n"]) for row in strong] == [
+        ("apgd", loss, 50) for loss in ("cross_entropy", "dlr", "worst")
+    ]
+    assert strong[2]["n_robust"] <= min(strong[0]["n_robust"], strong[1]["n_robust"])
+    assert {row["space"] for row in attacks} == {"normalised" if "normspace" in variant else "pixel"}
+    assert frames["history"]["sigma_max"].isna().all() == ("sn1" not in variant)
+    assert frames["spread"].groupby("layer").size().to_dict() == {layer: 2 for layer in range(9)}
+    assert frames["padding"]["name"].tolist() == frames["svstd"]["name"].tolist()
     lossvar = frames["lossvar"]
     assert lossvar.groupby("eps").size().to_dict() == {4: 100, 8: 100, 16: 100}
     assert (lossvar["variation"] >= 0).all()
@@ -130,6 +154,7 @@ def test_a_run_s_tables_agree_with_each_other(demo, variant):
     assert svstd["n"].tolist() == sv.groupby("layer")["multiplicity"].sum().tolist()
     assert svstd["max"].tolist() == sv.groupby("layer")["sigma"].max().tolist()
     assert metrics["log10_spectral_complexity"] == pytest.approx(sum(math.log10(value) for value in svstd["max"]))
+    assert variant != "ar8-sn1" or svstd["max"].max() <= 1
     keys = torch.load(run / "checkpoint.pt", weights_only=True)["model"]
     assert all(f"{name}.weight" in keys for name in svstd["name"])
 
@@ -139,10 +164,12 @@ def test_study_tables_have_a_row_per_run_and_a_row_per_setting(demo):
     for name in ("table1", "table3"):
         rows = table.read(folder / f"{name}.parquet").to_pandas()
         assert rows.columns[:7].tolist() == [*SETTING.split(), "seed"]
-        assert list(zip(rows["ar"], rows["seed"], strict=True)) == list(RUNS.values())
+        assert list(zip(rows["ar"], rows["seed"], strict=True)) == [*PLAIN.values(), (8, 0)]
+        assert rows["space"].tolist() == ["pixel"] * 4 + ["normalised"]
         summary = table.read(folder / f"{name}_summary.parquet").to_pandas()
         assert summary.columns[:6].tolist() == SETTING.split()
-        assert summary["n_seeds"].tolist() == [2, 2]
+        assert summary["n_seeds"].tolist() == [2, 2, 1]
+        rows, summary = rows[:4], summary[:2]
         for metric in rows.columns[7:]:
             groups = rows.groupby("ar")[metric]
             assert summary[f"{metric}_mean"].tolist() == pytest.approx(groups.mean().tolist())
@@ -152,7 +179,7 @@ def test_study_tables_have_a_row_per_run_and_a_row_per_setting(demo):
 
 @pytest.mark.parametrize("width", [375, 1280])
 def test_the_demo_s_report_works_offline(demo, page, width):
-    assert_works_offline(page, demo / REPORT, width=width, figures=6)
+    assert_works_offline(page, demo / REPORT, width=width, figures=len(FIGURES) + 1)
 
 
 def test_a_finished_study_is_left_alone(demo):
@@ -178,7 +205,9 @@ def test_a_comment_repeats_nothing(restored, edited):
 def test_an_edit_of_the_spectrum_repeats_what_is_made_from_it_and_no_training(restored):
     with (restored / "src/robreg/spectrum.py").open("a") as file:
         file.write("# another way to compute it\n")
-    assert planned(restored, "demo") == {"sv": 4, "metrics": 4, **STUDY, "table": 1, "figure": 4}
+    plan = planned(restored, "demo")
+    assert (plan["sv"], plan["spread"], plan["theory"], plan["metrics"]) == (7, 7, 7, 7)
+    assert not {"prepare", "train", "margins", "apgd", "attacks", "lossvar"} & set(plan)
 
 
 def test_an_edit_of_training_code_trains_nothing(restored):
@@ -195,16 +224,18 @@ def edit_config(folder, edit):
 
 def test_an_override_repeats_its_run_alone(restored):
     edit_config(restored, lambda config: config["runs"].update({"digits/ar8": {"training": {"epochs": 5}}}))
-    once = {rule: 1 for rule in ("train", "margins", "attacks", "lossvar", "sv", "metrics")}
-    assert planned(restored, "demo") == {**once, **STUDY}
+    once = {rule: 1 for rule in ("train", *MEASURES)}
+    plan = planned(restored, "demo")
+    assert {rule: plan[rule] for rule in once} == once
+    assert {rule: plan[rule] for rule in STUDY} == STUDY | {"table": plan["table"], "figure": plan["figure"]}
     assert planned(restored, "results/digits/ar8-s1/metrics.parquet") == {}
 
 
 def test_another_evaluation_attack_repeats_the_attacks_alone(restored):
     edit_config(restored, lambda config: config["datasets"]["digits"]["evaluation"].update(steps=3))
     plan = planned(restored, "demo")
-    assert (plan["attacks"], plan["metrics"]) == (4, 4)
-    assert not {"train", "margins", "lossvar", "sv"} & set(plan)
+    assert (plan["attacks"], plan["metrics"]) == (7, 7)
+    assert not {"train", "margins", "apgd", "lossvar", "sv", "spread", "theory"} & set(plan)
 
 
 @pytest.mark.parametrize("setting", ["data_root=elsewhere", "device=cpu"])
@@ -274,13 +305,15 @@ def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(victim, demo
         ("results/digits/ar0-fgsm/checkpoint.pt", "'ar0-fgsm' is spelt 'ar0'"),
         (
             "results/digit/ar8/svstd.parquet",
-            "unknown data set 'digit': did you mean 'digits'? known: c10, c100, c10jpeg",
+            "unknown data set 'digit': did you mean 'digits'? known: c10, c100, tin, c10wd",
         ),
-        ("results/digits/ar8-wrn50/svstd.parquet", "architecture wrn50 is missing from this version"),
-        ("results/digits/ar8-sn3/svstd.parquet", "(-sn) is missing from this version"),
-        ("results/tin/ar8/svstd.parquet", "unknown data set 'tin'"),
-        ("results/studies/dema/report.html", "there is no study 'dema'; add its block, or ask for one of: demo"),
-        ("all", "there is no study 'paper'; add its block, or ask for one of: demo"),
+        ("results/digits/ar8-vgg/svstd.parquet", "'vgg' is not part of"),
+        ("results/digits/ar8-sn3.0/svstd.parquet", "is spelt 'ar8-sn3'"),
+        ("results/studies/dema/report.html", "there is no study 'dema'; add its block, or ask for one of: paper, c"),
+        (
+            "results/studies/demo/figures/fig7.svg",
+            "studies.demo.figures: fig7 is not listed; add it, or ask for one of",
+        ),
     ],
 )
 def test_a_wrong_target_is_refused_with_the_right_one(demo, target, message):
@@ -303,11 +336,23 @@ def test_a_bad_config_starts_no_job(demo):
         "results/c10/ar16/svstd.parquet",
         "results/c10/ar8-resnet110-s2/metrics.parquet",
         "results/c10jpeg/ar4/margins.parquet",
+        "results/c100/ar8-fgsm/attacks.parquet",
+        "results/tin/ar4/theory.parquet",
+        "results/c10/ar16-sn0.5/spread.parquet",
     ],
 )
 def test_runs_of_the_paper_s_data_are_planned(demo, target):
     plan = planned(demo, target)
     assert (plan["prepare"], plan["train"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "runs", "figures", "tables"), [("all", 31, 13, 10), ("conventions", 7, 8, 7), ("c10-small", 6, 8, 6)]
+)
+def test_every_study_is_planned_whole(demo, target, runs, figures, tables):
+    plan = planned(demo, target)
+    assert {plan[rule] for rule in ("train", *MEASURES)} == {runs}
+    assert (plan["figure"], plan["table"], plan["claims"], plan["comparison"]) == (figures, tables, 1, 1)
 
 
 def test_a_missing_source_is_refused_with_the_mend(demo):
