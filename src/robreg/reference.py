@@ -1,0 +1,58 @@
+"""The numbers that the paper prints (Tables 1 to 6 and appendix B.2), and what is odd about some of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+FILE = Path(__file__).with_name("reference.csv")
+PLACE = ["table", "dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "ar_high", "metric"]
+MISPRINT = "suspected misprint"
+_TYPES = {"table": "str", "spectral_norm": "float64", "ar": "int64", "ar_high": "float64", "value": "float64"}
+_ODD: tuple[tuple[Mapping[str, Any], str | None, str], ...] = (  # cells, their status if it is special, and the note
+    (
+        {"table": "B.2", "dataset": "c100", "metric": "svstd_increase_sum"},
+        MISPRINT,
+        "repeats CIFAR-10's sum and contradicts its own mean: 0.1103 times 16 layers is 1.76",
+    ),
+    (
+        {"dataset": "c10", "arch": "resnet56", "metric": "pgd_acc", "ar": 4, "value": 65.92},
+        None,
+        "probably a misprint: not monotone in AR, and 55 to 58 with every bound on the spectral norm and on ResNet-110",
+    ),
+    *(
+        (
+            {"metric": "loss_gap", **cell},
+            None,
+            "differs by 0.001 from the printed losses: rounding",
+        )
+        for cell in (
+            {"table": "4", "arch": "resnet110", "ar": 8},
+            {"table": "6", "spectral_norm": 1.0, "ar": 16},
+            {"table": "6", "spectral_norm": 5.0, "ar": 4},
+        )
+    ),
+)
+
+
+def read(file: Path = FILE) -> pd.DataFrame:
+    """Read the paper's numbers, one row each: PLACE, paper (the value), status (None or MISPRINT) and note.
+
+    Accuracies and gaps of errors in percent, losses in nats, strengths in 1/255; a space that the paper does not say is
+    null. Raises ValueError if a column, a value or a cell that a note speaks of is missing, or a number stands twice.
+    """
+    frame = pd.read_csv(file, dtype=_TYPES)
+    if list(frame) != [*PLACE, "value"]:
+        raise ValueError(f"{file}: columns {list(frame)} are not {[*PLACE, 'value']}; restore the file")
+    filled = [name for name in frame if name not in ("space", "spectral_norm", "ar_high")]
+    if frame[filled].isna().any(axis=None) or frame.duplicated(PLACE).any():
+        raise ValueError(f"{file}: a number is missing or stands twice; restore the file")
+    frame["status"], frame["note"] = None, ""
+    for cell, status, note in _ODD:
+        chosen = pd.concat([frame[key] == value for key, value in cell.items()], axis=1).all(axis=1)
+        if not chosen.any():
+            raise ValueError(f"{file}: the number of {dict(cell)}, which has a note, is missing; restore the file")
+        frame.loc[chosen, "note"] = note
+        frame.loc[chosen, "status"] = status
+    return frame.rename(columns={"value": "paper"})

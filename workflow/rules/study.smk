@@ -133,7 +133,14 @@ rule comparison:
         runs=lambda wildcards: of_runs(wildcards.study, "metrics", "svstd", "lossvar"),
         code=expand(
             "src/robreg/{module}.py",
-            module=["comparison", "reference", "setting", "study", "style"],
+            module=[
+                "comparison",
+                "reference",
+                "agreement",
+                "scatter",
+                "study",
+                "style",
+            ],
         ),
         reference="src/robreg/reference.csv",
     output:
