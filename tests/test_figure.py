@@ -14,35 +14,51 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from robreg import figure as figure_module
 from robreg import style, table
-from robreg.figure import FIGURES, compose, draw
+from robreg.figure import compose, draw
+from robreg.item import FIGURES, chosen
 from robreg.setting import group
 from robreg.study import gather
 
 STRENGTHS, SEEDS, COMPARE = (0, 8, 16, 32), (0, 1, 2), (8, 32)
 META = {"dataset": "digits", "variant": "ar8", "seed": 0, "version": "0", "settings_hash": "abcdef0123456789"}
 N = 40  # examples of a split
+NAMES = [name for name in FIGURES if name not in ("fig2", "fig7", "fig10", "fig11")]  # 7, 10, 11 are 3, 4, 5 of others
 
 
 def make_runs(
-    folder: Path, strengths: Sequence[int] = STRENGTHS, seeds: Sequence[int] = SEEDS, dataset: str = "digits"
+    folder: Path, strengths: Sequence[int] = STRENGTHS, seeds: Sequence[int] = SEEDS, **setting: Any
 ) -> list[dict[str, Any]]:
-    """Write the tables of every strength and seed below folder; their numbers follow from strength and seed."""
+    """Write the tables of every strength and seed below folder; their numbers follow from strength and seed.
+
+    setting: what differs from a plain run on digits.
+    """
     runs = []
     for ar in strengths:
         for seed in seeds:
-            run = {"dataset": dataset, "variant": f"ar{ar}" + (f"-s{seed}" if seed else ""), "arch": "resnet8"}
-            run |= {
-                "train_attack": "pgd",
-                "space": "pixel",
-                "spectral_norm": None,
-                "ar": ar,
-                "seed": seed,
-            }
-            run["folder"] = str(folder / dataset / run["variant"])
+            run = {"dataset": "digits", "variant": f"ar{ar}" + (f"-s{seed}" if seed else ""), "arch": "resnet8"}
+            run |= {"train_attack": "pgd", "space": "pixel", "spectral_norm": None, "ar": ar, "seed": seed}
+            run |= {"default_arch": "resnet8", "paper": None} | setting
+            own = [str(value) for key, value in setting.items() if key != "dataset"]
+            run["folder"] = str(folder / run["dataset"] / "-".join([run["variant"], *own]))
             make_run(Path(run["folder"]), ar, seed)
             runs.append(run)
     return runs
+
+
+def of_paper(folder: Path) -> list[dict[str, Any]]:
+    """Runs in the paper's settings: data sets, a deeper network, bounds, FGSM; and normalised space at one strength."""
+    c10 = {"dataset": "c10", "paper": "c10"}
+    settings: list[dict[str, Any]] = [
+        c10,
+        {"dataset": "c100"},
+        {"dataset": "tin", "arch": "wrn50", "default_arch": "wrn50"},
+    ]
+    settings += [c10 | {"arch": "resnet110"}] + [c10 | {"spectral_norm": bound} for bound in (1.0, 3.0, 5.0)]
+    settings += [c10 | {"train_attack": "fgsm"}, {"dataset": "c100", "train_attack": "fgsm"}]
+    runs = [run for one in settings for run in make_runs(folder, [8, 16, 32], [0], **one)]
+    return runs + make_runs(folder, [16], [0], space="normalised", **c10)
 
 
 def make_run(folder: Path, ar: int, seed: int) -> None:
@@ -76,6 +92,18 @@ def make_run(folder: Path, ar: int, seed: int) -> None:
     }
     layers |= {"layer": [1, 2, 3], "std": [1 + seed / 10 - ar / 100 + layer / 5 for layer in range(3)]}
     table.write(folder / "svstd.parquet", "svstd", layers, META)
+    rows = [(layer, kind) for kind in ("random", "pgd") for layer in range(4)]
+    passed: dict[str, Any] = {
+        "layer": [layer for layer, _ in rows],
+        "name": ["x"] * 8,
+        "perturbation": [kind for _, kind in rows],
+    }
+    passed |= {
+        "eps": [32.0] * 8,
+        "n": [N] * 8,
+        "mean": [1 + (kind == "pgd") + layer + seed / 10 for layer, kind in rows],
+    }
+    table.write(folder / "spread.parquet", "spread", passed | {"std": [0.5 - ar / 100] * 8}, META)
     epochs = {"epoch": [1, 2], "lr": [0.1, 0.1], "loss": [1.0, 0.5], "acc": [50.0, 90.0], "sigma_max": [None, None]}
     table.write(
         folder / "history.parquet", "history", epochs | {"seconds": [2.0, 1.5], "examples_per_s": [1.0, 1.0]}, META
@@ -84,6 +112,21 @@ def make_run(folder: Path, ar: int, seed: int) -> None:
 
 def axes_with(figure: Figure, label: str) -> list[Axes]:
     return [ax for ax in figure.axes if label in (ax.get_ylabel(), ax.get_xlabel())]
+
+
+def titled(figure: Figure, title: str) -> list[Axes]:
+    return [ax for ax in figure.axes if ax.get_title() == title]
+
+
+def names(figure: Figure) -> set[str]:
+    """Everything that can name a setting: panels' titles, headings, legends."""
+    legends = [text.get_text() for one in figure.legends for text in (one.get_title(), *one.get_texts())]
+    titles = [ax.get_title().removesuffix(", no bound") for ax in figure.axes]
+    return {*titles, *(part.get_suptitle() for part in figure.subfigs), *legends}
+
+
+def pick(name: str, runs: Sequence[dict[str, Any]]) -> list[Any]:
+    return chosen(name, runs)
 
 
 def series(ax: Axes) -> list[Any]:
@@ -104,6 +147,11 @@ def bars(ax: Axes) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return of_paper(tmp_path_factory.mktemp("paper"))
 
 
 def test_gaps_are_means_and_stds_over_seeds(runs: list[dict[str, Any]]) -> None:
@@ -166,10 +214,22 @@ def test_loss_variation_bars_are_std_over_examples_and_over_seeds(runs: list[dic
 
 
 def test_adversarial_accuracy_has_both_definitions(runs: list[dict[str, Any]]) -> None:
-    (ax,) = compose("fig12", runs, COMPARE).axes
-    conditional, robust = series(ax)
-    np.testing.assert_allclose(conditional.get_ydata(), [31 + ar for ar in STRENGTHS])
-    np.testing.assert_allclose(robust.get_ydata(), [29 + ar for ar in STRENGTHS])
+    left, right = compose("fig12", runs, COMPARE).axes
+    np.testing.assert_allclose(series(left)[0].get_ydata(), [31 + ar for ar in STRENGTHS])
+    np.testing.assert_allclose(series(right)[0].get_ydata(), [29 + ar for ar in STRENGTHS])
+    assert left.get_ylim() == right.get_ylim() == (0, 100)
+
+
+def test_the_published_accuracy_stands_with_the_unconditional_one_of_its_data_set(
+    paper: list[dict[str, Any]],
+) -> None:
+    left, right = compose("fig12", pick("fig12", paper), COMPARE).axes
+    stars = [[line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "*"] for ax in (left, right)]
+    assert stars[0] == []
+    assert [8, 50] in stars[1][-1]
+    figure = compose("fig12", pick("fig12", [run for run in paper if run["paper"] is None]), COMPARE)
+    assert not [line for ax in figure.axes for line in ax.lines if line.get_marker() == "*"]
+    assert "Madry" not in str([text.get_text() for text in figure.legends[0].get_texts()])
 
 
 def test_a_null_accuracy_leaves_a_point_out(tmp_path: Path) -> None:
@@ -177,11 +237,86 @@ def test_a_null_accuracy_leaves_a_point_out(tmp_path: Path) -> None:
     path = Path(runs[1]["folder"]) / "metrics.parquet"
     row = {key: [None if key == "pgd_acc" else value] for key, (value,) in table.read(path).to_pydict().items()}
     table.write(path, "metrics", row, META)
-    (ax,) = compose("fig12", runs, COMPARE).axes
-    np.testing.assert_array_equal(series(ax)[0].get_xdata(), [0, 16, 32])
+    left, _ = compose("fig12", runs, COMPARE).axes
+    np.testing.assert_array_equal(series(left)[0].get_xdata(), [0, 16, 32])
 
 
-@pytest.mark.parametrize("name", FIGURES)
+def test_losses_belong_to_the_left_axis_and_errors_to_the_right_one(runs: list[dict[str, Any]]) -> None:
+    for name in ("fig3", "fig6", "fig7"):
+        figure = compose(name, runs, COMPARE)
+        for left, right in (("loss gap (nats)", "error gap (% points)"), ("loss (nats)", "error (%)")):
+            (loss,), (error,) = axes_with(figure, left), axes_with(figure, right)
+            assert loss.get_position().bounds == error.get_position().bounds
+            assert {to_hex(line.get_color()) for line in series(loss)} == {style.LOSS}
+            assert {to_hex(line.get_color()) for line in series(error)} == {style.ERROR}
+            assert (loss.yaxis.label.get_color(), error.yaxis.label.get_color()) == (style.LOSS, style.ERROR)
+            assert error.yaxis.get_ticks_position() == "right"
+
+
+def test_bounds_fall_from_panel_to_panel_on_one_scale(paper: list[dict[str, Any]]) -> None:
+    figure = compose("fig6", pick("fig6", paper), COMPARE)
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert titles == 2 * ["c10, resnet8, no bound", *(f"c10, resnet8, spectral norm ≤ {bound}" for bound in (5, 3, 1))]
+    for label in ("loss gap (nats)", "loss (nats)"):
+        assert len({ax.get_ylim() for ax in figure.axes if label == ax.get_ylabel()}) == 1
+
+
+def test_fgsm_figure_shows_the_loss_gap_and_both_errors(paper: list[dict[str, Any]]) -> None:
+    figure = compose("fig9", pick("fig9", paper), COMPARE)
+    for name in ("c10, resnet8, FGSM", "c100, resnet8, FGSM"):
+        gap, error = titled(figure, name)
+        (line,) = series(gap)
+        np.testing.assert_allclose(line.get_ydata(), [0.1 - ar / 500 for ar in (8, 16, 32)])
+        assert [len(one.get_xdata()) for one in series(error)] == [3, 3]
+
+
+def test_layers_pass_on_mean_and_std_and_the_margin_stands_apart(runs: list[dict[str, Any]]) -> None:
+    random, attacked, margin = compose("spread", runs, COMPARE).axes
+    for ax, more in ((random, 0), (attacked, 1)):
+        weak, weak_std, strong, strong_std = series(ax)
+        np.testing.assert_array_equal(weak.get_xdata(), [1, 2, 3])  # not 0, the margin
+        for line in (weak, strong):
+            np.testing.assert_allclose(line.get_ydata(), [2.1 + more, 3.1 + more, 4.1 + more])
+        np.testing.assert_allclose(weak_std.get_ydata(), 0.42)
+        np.testing.assert_allclose(strong_std.get_ydata(), 0.18)
+    assert random.get_ylim() == attacked.get_ylim()
+    points = [line.get_ydata()[0] for line in margin.lines if line.get_marker() in "os"]
+    np.testing.assert_allclose(points, [1.1, 0.42, 2.1, 0.42, 1.1, 0.18, 2.1, 0.18])
+    np.testing.assert_allclose(bars(margin)[0], [0.1])  # over seeds
+
+
+def test_a_setting_without_the_compared_strengths_shows_those_it_has(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path) + make_runs(tmp_path, [16], [0], space="normalised")
+    for name in ("fig1", "fig5"):
+        axes = [ax for ax in titled(compose(name, runs, COMPARE), "digits, resnet8, normalised space")]
+        (ax,) = [ax for ax in axes if ax.get_xlabel().startswith("layer")]
+        (line,) = series(ax)
+        np.testing.assert_allclose(line.get_ydata(), [0.84, 1.04, 1.24])
+    assert len(series(compose("spread", runs, COMPARE).axes[3])) == 2
+
+
+def test_figure_2_is_the_illustration(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Figure()
+    monkeypatch.setattr(figure_module.illustration, "fig2", lambda: drawn, raising=False)
+    assert compose("fig2", [], COMPARE) is drawn
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_papers_settings_are_named_and_everything_is_inside(name: str, paper: list[dict[str, Any]]) -> None:
+    runs = pick(name, paper)
+    figure = compose(name, runs, COMPARE)
+    assert figure.get_figwidth() == style.WIDTH
+    assert set(group(runs)) <= names(figure)
+    with mpl.rc_context(style.THEME):
+        figure.draw_without_rendering()
+        parts = [*figure.axes, *figure.legends, *(legend for part in figure.subfigs for legend in part.legends)]
+        boxes = [part.get_tightbbox() for part in parts]
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+    texts = [text for ax in figure.axes for text in (ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), ax.title)]
+    assert min(text.get_fontsize() for text in texts) >= 8
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_written_twice_is_the_same(name: str, runs: list[dict[str, Any]], tmp_path: Path) -> None:
     for stem in ("a", "b"):
         draw(name, runs, compare=COMPARE, svg=tmp_path / f"{stem}.svg", png=tmp_path / f"{stem}.png")
@@ -195,41 +330,31 @@ def test_written_twice_is_the_same(name: str, runs: list[dict[str, Any]], tmp_pa
         assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_one_seed_no_standard_training_two_data_sets(name: str, tmp_path: Path) -> None:
+def test_one_seed_no_standard_training_two_data_sets(tmp_path: Path) -> None:
     runs = make_runs(tmp_path, [8, 32], [0]) + make_runs(tmp_path, [0, 8, 32], [0], dataset="c10")
-    with np.errstate(all="raise"):
-        draw(name, runs, compare=COMPARE, svg=tmp_path / "a.svg", png=tmp_path / "a.png")
-    text = (tmp_path / "a.svg").read_text()
-    assert "digits, resnet8" in text
-    assert "c10, resnet8" in text
+    for name in NAMES:
+        with np.errstate(all="raise"):
+            figure = compose(name, runs, COMPARE)
+        assert {"digits, resnet8", "c10, resnet8"} <= names(figure)
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_data_sets_with_other_strengths_and_radii(name: str, tmp_path: Path) -> None:
-    runs = make_runs(tmp_path) + make_runs(tmp_path, [0, 4, 8, 32], dataset="c10")
-    for run in runs[len(STRENGTHS) * len(SEEDS) :]:
+def test_data_sets_with_other_strengths_and_radii(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, seeds=[0]) + make_runs(tmp_path, [0, 4, 8, 32], [0], dataset="c10")
+    for run in runs[len(STRENGTHS) :]:
         path = Path(run["folder"]) / "lossvar.parquet"
         columns = table.read(path).to_pydict()
         table.write(path, "lossvar", columns | {"eps": [eps / 4 for eps in columns["eps"]]}, META)
-    draw(name, runs, compare=COMPARE, svg=tmp_path / "a.svg", png=tmp_path / "a.png")
-    assert "c10, resnet8" in (tmp_path / "a.svg").read_text()
+    for name in ("fig3", "fig8"):
+        first, second, *_ = compose(name, runs, COMPARE).axes
+        assert first.get_xlim() == second.get_xlim()
+        assert list(first.get_xticks()) == [0, 4, 8, 16, 32]
+    assert len(series(first)) == len(series(second)) == 2  # radii 4 and 16, and 1 and 4
 
 
 def test_a_setting_with_standard_training_alone_is_kept(tmp_path: Path) -> None:
     runs = make_runs(tmp_path) + make_runs(tmp_path, [0], dataset="c10")
     groups = group(runs)
     assert {name: len(members) for name, members in groups.items()} == {"digits, resnet8": 12, "c10, resnet8": 3}
-
-
-def test_legends_stay_inside(runs: list[dict[str, Any]]) -> None:
-    for name in FIGURES:
-        figure = compose(name, runs, COMPARE)
-        with mpl.rc_context(style.THEME):
-            figure.draw_without_rendering()
-        box = figure.legends[0].get_window_extent()
-        assert box.x0 >= 0
-        assert box.x1 <= figure.bbox.x1
 
 
 def test_looks_differ_in_more_than_colour() -> None:
