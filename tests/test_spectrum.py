@@ -78,6 +78,45 @@ def test_on_one_pixel_the_operator_is_the_sum_of_the_taps() -> None:
     np.testing.assert_allclose(singular_values(weight, 1, 1)[0], expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("budget", [1, 1000, 2**14])
+@pytest.mark.parametrize(("weight", "size", "stride"), [((3, 5, 3, 3), (8, 6), 2), ((4, 3, 7, 7), (5, 4), 1)])
+def test_few_frequencies_at_a_time_or_many_give_the_same_values(
+    monkeypatch: pytest.MonkeyPatch, weight: tuple[int, ...], size: tuple[int, int], stride: int, budget: int
+) -> None:
+    monkeypatch.setattr(spectrum, "_CHUNK", budget)
+    expected = np.linalg.svd(dense(kernel(*weight), *size, stride), compute_uv=False)
+    np.testing.assert_allclose(repeated(singular_values(kernel(*weight), *size, stride)), expected, atol=1e-10)
+
+
+def test_blocks_are_made_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    svdvals = torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda blocks: seen.append(blocks) or svdvals(blocks))
+    monkeypatch.setattr(spectrum, "_CHUNK", 3 * 16 * 4 * 5)  # three blocks of 4 x 5 complex numbers
+    sigma, _ = singular_values(kernel(4, 5, 3, 3), 8, 8)
+    assert max(len(blocks) for blocks in seen) == 3
+    assert sum(len(blocks) for blocks in seen) == len(sigma) / 4 == 4 + 30
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_1x1_convolution_costs_one_decomposition(monkeypatch: pytest.MonkeyPatch, stride: int) -> None:
+    seen: list[tuple[int, ...]] = []
+    svdvals = torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda blocks: seen.append(tuple(blocks.shape)) or svdvals(blocks))
+    singular_values(kernel(6, 4, 1, 1), 56, 56, stride)
+    assert seen == [(6, 4)]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_no_bit_and_is_left_as_found(threads: int) -> None:
+    expected = singular_values(kernel(9, 8, 3, 3), 8, 8)
+    torch.set_num_threads(threads)
+    found = singular_values(kernel(9, 8, 3, 3), 8, 8)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
 def test_inputs_that_a_strided_1x1_kernel_skips_count_as_zeros() -> None:
     sigma, multiplicity = singular_values(kernel(6, 2, 1, 1), 4, 4, 2)
     assert int(multiplicity.sum()) == 6 * 4  # rows: 6 channels on 2 x 2; columns: 2 channels on 4 x 4
@@ -253,6 +292,8 @@ def test_forward_order_is_not_the_order_of_definition() -> None:
         {"kernel_size": (3, 1), "padding": (1, 0)},
         {"stride": (1, 2)},
         {"stride": 4},
+        {"padding": "valid"},
+        {"padding": (1, 0)},
     ],
 )
 def test_a_layer_whose_operator_is_not_treated_is_refused_by_name(second: dict[str, Any]) -> None:
@@ -261,9 +302,16 @@ def test_a_layer_whose_operator_is_not_treated_is_refused_by_name(second: dict[s
 
 
 def test_record_writes_every_value_and_one_row_per_layer(run, identity, tmp_path) -> None:
-    sv, svstd = tmp_path / "sv.parquet", tmp_path / "svstd.parquet"
-    spectrum.record(run.checkpoint, sv=sv, svstd=svstd, device="cpu")
-    values, rows = table.read(sv).to_pandas(), table.read(svstd).to_pandas()
+    sv, svstd, padding = (tmp_path / f"{kind}.parquet" for kind in ("sv", "svstd", "padding"))
+    spectrum.record(run.checkpoint, sv=sv, svstd=svstd, padding=padding, dense=128, device="cpu")
+    values, rows, padded = (table.read(path).to_pandas() for path in (sv, svstd, padding))
+    assert list(padded) == table.SCHEMAS["padding"].names
+    assert table.metadata(padding) == identity
+    assert padded[["layer", "name"]].equals(rows[["layer", "name"]])
+    assert padded["std_circular"].equals(rows["std"])
+    assert padded["max_circular"].equals(rows["max"])
+    assert padded["method"].tolist() == ["dense", "lanczos", "lanczos", "dense", "dense", "dense", "dense", "same"]
+    assert padded["std_zero"].isna().tolist() == [method == "lanczos" for method in padded["method"]]
     assert list(values) == table.SCHEMAS["sv"].names
     assert list(rows) == table.SCHEMAS["svstd"].names
     assert rows["layer"].tolist() == list(range(1, 9))
@@ -294,3 +342,36 @@ def test_listing_the_layers_leaves_batch_statistics_alone() -> None:
     spectrum.layers(net, (1, 8, 8))
     assert net.training
     assert int(net[1].num_batches_tracked) == 0
+
+
+def test_padding_of_the_same_size_is_accepted() -> None:
+    assert len(layers(Backwards(kernel_size=5, padding="same"), (1, 8, 12))) == 3
+
+
+class Many(nn.Module):
+    """A convolution in groups, a layer used twice, a layer on tokens, a transposed convolution and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.twice = nn.Conv2d(4, 4, 3, padding=1)
+        self.tokens = nn.Linear(4, 4)
+        self.transposed = nn.ConvTranspose2d(4, 4, 1)
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+        self.norm = nn.BatchNorm2d(4)
+        self.scale = nn.PReLU(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.scale(self.norm(self.transposed(self.twice(self.twice(self.grouped(x))))))
+        x = self.tokens(x.flatten(2).mT)  # (B, tokens, C)
+        return self.attention(x, x, x)[0].mean(1)
+
+
+def test_every_layer_that_cannot_be_treated_is_named_at_once() -> None:
+    with pytest.raises(ValueError, match="layer") as caught:
+        layers(Many(), (4, 8, 8))
+    reasons = str(caught.value).split("; layer ")
+    starts = ["layer transposed: ConvTranspose2d", "attention: MultiheadAttention", "twice: the network calls it more"]
+    starts += ["tokens: a linear layer needs one vector per image", "grouped: spectra need groups 1"]
+    assert len(reasons) == len(starts)
+    assert all(reason.startswith(start) for reason, start in zip(reasons, starts, strict=True)), reasons

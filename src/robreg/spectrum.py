@@ -1,6 +1,8 @@
 """Exact singular values of convolutions (as circular operators) and linear layers (Sedghi et al. 2019)."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,10 @@ from torch import Tensor, nn
 from robreg import job, table
 from robreg.attack import frozen
 from robreg.network import load
+from robreg.padding import measure
+
+_CHUNK = 2**26  # bytes of complex blocks at a time; one block of 1024 x 4096 takes as much
+_WORKERS = 4  # each holds a chunk several times over
 
 
 @dataclass(frozen=True)
@@ -53,34 +59,51 @@ class Layer:
         }
 
 
-def record(checkpoint: Path, *, sv: Path, svstd: Path, device: str) -> None:
-    """Write sv.parquet (every distinct singular value) and svstd.parquet (one row per layer) of one network."""
+def record(checkpoint: Path, *, sv: Path, svstd: Path, padding: Path, dense: int, device: str) -> None:
+    """Write sv.parquet, svstd.parquet and padding.parquet of one network.
+
+    sv: every distinct singular value; svstd: one row per layer; padding: beside them the operators as they are padded,
+    exact up to dense rows or columns (see robreg.padding).
+    """
     model, meta = load(checkpoint)
     model.to(job.device(device, meta["threads"]))
-    values: dict[str, list[Any]] = {name: [] for name in table.SCHEMAS["sv"].names}
-    rows: dict[str, list[Any]] = {name: [] for name in table.SCHEMAS["svstd"].names}
+    columns: dict[str, dict[str, list[Any]]] = {
+        kind: {name: [] for name in table.SCHEMAS[kind].names} for kind in ("sv", "svstd", "padding")
+    }
     for number, layer in enumerate(layers(model, tuple(meta["shape"])), start=1):
         sigma, multiplicity = singular_values(layer.kernel, layer.height, layer.width, layer.stride)
-        values["layer"] += [number] * len(sigma)
-        values["name"] += [layer.name] * len(sigma)
-        values["sigma"] += sigma.tolist()
-        values["multiplicity"] += multiplicity.tolist()
-        row = {"layer": number, **layer.facts(), **summary(sigma, multiplicity)}
-        for name, column in rows.items():
-            column.append(row[name])
-    table.write(sv, "sv", values, job.provenance(meta))
-    table.write(svstd, "svstd", rows, job.provenance(meta))
+        circular = summary(sigma, multiplicity)
+        values = {"sigma": sigma.tolist(), "multiplicity": multiplicity.tolist()}
+        rows: dict[str, dict[str, list[Any]]] = {
+            "sv": {"layer": [number] * len(sigma), "name": [layer.name] * len(sigma), **values},
+            "svstd": {"layer": [number], **_listed({**layer.facts(), **circular})},
+            "padding": {"layer": [number], "name": [layer.name], **_listed(measure(layer, circular, dense=dense))},
+        }
+        for kind, names in columns.items():
+            for name, column in names.items():
+                column.extend(rows[kind][name])
+    for kind, path in (("sv", sv), ("svstd", svstd), ("padding", padding)):
+        table.write(path, kind, columns[kind], job.provenance(meta))
+
+
+def _listed(row: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {key: [value] for key, value in row.items()}
 
 
 def layers(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     """List the convolutions and linear layers in the order in which one image of shape (C, H, W) passes them.
 
-    Raises ValueError, naming the layer, for one whose operator this module does not treat.
+    Raises ValueError that names every layer whose operator this module does not treat, with the reason.
     """
     found: list[Layer] = []
+    reasons = [f"layer {name}: {reason}" for name, module in model.named_modules() if (reason := _foreign(module))]
 
     def note(name: str, module: nn.Conv2d | nn.Linear, x: Tensor) -> None:
         height, width = (x.shape[2], x.shape[3]) if isinstance(module, nn.Conv2d) else (1, 1)
+        if name in (layer.name for layer in found):
+            reasons.append(f"layer {name}: the network calls it more than once; give every call a layer of its own")
+        elif isinstance(module, nn.Linear) and x.ndim != 2:
+            reasons.append(f"layer {name}: a linear layer needs one vector per image, not {tuple(x.shape[1:])}")
         found.append(Layer(name, module, height, width))
 
     hooks = [
@@ -95,8 +118,9 @@ def layers(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     finally:
         for hook in hooks:
             hook.remove()
-    for layer in found:
-        _refuse_untreated(layer)
+    reasons += [f"layer {layer.name}: {reason}" for layer in found if (reason := _untreated(layer))]
+    if reasons:
+        raise ValueError("; ".join(dict.fromkeys(reasons)))
     return found
 
 
@@ -116,18 +140,26 @@ def singular_values(kernel: Tensor, height: int, width: int, stride: int = 1) ->
         )
     rows, columns = height // stride, width // stride
     if kernel.shape[2:] == (1, 1):  # the matrix itself, once per output position
-        sigma = torch.linalg.svdvals(kernel[:, :, 0, 0].double())
+        (sigma,) = _parallel(torch.linalg.svdvals, [kernel[:, :, 0, 0].double()], kernel.device)
         missing = min(kernel.shape[0], kernel.shape[1] * stride**2) - len(sigma)  # inputs that the stride skips
-        sigma = torch.cat([sigma, sigma.new_zeros(missing)])
-        return sigma.cpu(), torch.full((len(sigma),), rows * columns)
-    pieces = []
-    for blocks, count in _blocks(kernel.double(), height, width, stride):
-        sigma = torch.linalg.svdvals(blocks).flatten()
-        pieces.append((sigma.cpu(), torch.full((len(sigma),), count)))
-    sigma = torch.cat([piece[0] for piece in pieces])
-    multiplicity = torch.cat([piece[1] for piece in pieces])
+        sigma = torch.cat([sigma, sigma.new_zeros(missing)]).cpu()
+        return sigma, torch.full((len(sigma),), rows * columns)
+    c_out, c_in, kh, kw = kernel.shape
+    taps = kernel.double().permute(2, 3, 0, 1).reshape(-1, c_out * c_in)  # (kh kw, c_out c_in)
+
+    def decompose(frequencies: Tensor) -> Tensor:
+        u, v = frequencies.to(kernel.device).T
+        phases = _outer(_phases(u, kh, height, stride), _phases(v, kw, width, stride)) / stride  # (f s^2, kh kw)
+        blocks = torch.complex(phases.real @ taps, phases.imag @ taps)  # half the work of a complex product
+        return torch.linalg.svdvals(blocks.view(-1, stride**2, c_out, c_in).transpose(1, 2).flatten(2)).cpu()
+
+    few = max(1, _CHUNK // (16 * c_out * c_in * stride**2))
+    parts = [(part, count) for half, count in _frequencies(rows, columns) for part in half.split(few)]
+    found = _parallel(decompose, [part for part, _ in parts], kernel.device)  # each (f, values)
+    sigma = torch.cat([values.flatten() for values in found])
+    counts = [torch.full((values.numel(),), count) for values, (_, count) in zip(found, parts, strict=True)]
     order = sigma.argsort(descending=True, stable=True)
-    return sigma[order], multiplicity[order]
+    return sigma[order], torch.cat(counts)[order]
 
 
 def summary(sigma: Tensor, multiplicity: Tensor) -> dict[str, float | int]:
@@ -138,46 +170,68 @@ def summary(sigma: Tensor, multiplicity: Tensor) -> dict[str, float | int]:
     return {"n": n, "mean": mean, "std": variance**0.5, "min": float(sigma.min()), "max": float(sigma.max())}
 
 
-def _blocks(kernel: Tensor, height: int, width: int, stride: int) -> Iterator[tuple[Tensor, int]]:
-    """Yield (blocks (f, c_out, c_in s^2), multiplicity) over half of the output frequencies, one column at a time."""
-    spectrum = torch.fft.fft2(_wrap(kernel, height, width))  # (c_out, c_in, height, width)
-    rows, columns = height // stride, width // stride
-    for v in range(columns // 2 + 1):
-        aliased = spectrum[:, :, :, v::columns].unflatten(2, (stride, rows))  # (c_out, c_in, s, rows, s)
-        blocks = aliased.permute(3, 0, 1, 2, 4).flatten(2) / stride  # (rows, c_out, c_in s^2)
-        if v not in (0, columns - v):  # its mirror image is another column
-            yield blocks, 2
-            continue
-        own = [u for u in range(rows // 2 + 1) if u in (0, rows - u)]
-        twice = [u for u in range(rows // 2 + 1) if u not in own]
-        yield blocks[own], 1
-        if twice:
-            yield blocks[twice], 2
+def _frequencies(rows: int, columns: int) -> list[tuple[Tensor, int]]:
+    """Return half of the output frequencies, each (f, 2), with multiplicity: 1 for those that are their own mirror."""
+    u, v = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    place, mirror = u * columns + v, -u % rows * columns + -v % columns
+    pairs = torch.stack([u, v], 2)
+    return [(pairs[place == mirror], 1), (pairs[place < mirror], 2)]
 
 
-def _wrap(kernel: Tensor, height: int, width: int) -> Tensor:
-    """Lay the kernel on the torus: (c_out, c_in, height, width), taps beyond the edge added to those they meet."""
-    c_out, c_in, kh, kw = kernel.shape
-    torus = kernel.new_zeros(c_out, c_in, height, width)
-    for i in range(kh):
-        for j in range(kw):
-            torus[:, :, i % height, j % width] += kernel[:, :, i, j]
-    return torus
+def _parallel(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Map in as many threads as torch may use on the CPU, each of them with one thread for its matrices.
+
+    The matrices are small: LAPACK's own threads would wait for each other most of the time.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(threads, _WORKERS) if device.type == "cpu" else 1) as pool:
+            return list(pool.map(function, parts))
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _refuse_untreated(layer: Layer) -> None:
+def _phases(frequency: Tensor, taps: int, length: int, stride: int) -> Tensor:
+    """Return exp(-2 pi i g tap / length), (f, s, taps), at the s input frequencies g that alias to each of frequency.
+
+    The phases repeat with the length: so a kernel that is larger than its input wraps round by itself.
+    """
+    aliased = frequency[:, None] + torch.arange(stride, device=frequency.device) * (length // stride)
+    turns = aliased[:, :, None] * torch.arange(taps, device=frequency.device) % length  # whole: no digit is lost
+    angle = turns.double() * (-2 * math.pi / length)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def _outer(down: Tensor, right: Tensor) -> Tensor:
+    """Multiply the phases of rows (f, s, kh) and columns (f, s, kw): (f s^2, kh kw)."""
+    return (down[:, :, None, :, None] * right[:, None, :, None, :]).flatten(3).flatten(0, 2)
+
+
+def _foreign(module: nn.Module) -> str | None:
+    """Say why a module that is neither convolution nor linear layer cannot be treated: it has a matrix of its own."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        return None
+    sizes = [parameter.shape for parameter in module.parameters(recurse=False)]
+    for size in sizes:
+        if sum(length > 1 for length in size) > 1:  # otherwise they are factors or offsets
+            return f"{type(module).__name__} has weights {tuple(size)}, and only Conv2d and Linear are treated"
+    return None
+
+
+def _untreated(layer: Layer) -> str | None:
+    """Say why a layer's operator is not treated; None if it is."""
     module = layer.module
     if isinstance(module, nn.Linear):
-        return
-    height, width = module.kernel_size
-    square = height == width and module.stride[0] == module.stride[1]
-    if not (square and module.groups == 1 and module.dilation == (1, 1)):
-        raise ValueError(
-            f"layer {layer.name}: spectra need groups 1, dilation 1, a square kernel and stride, not {module}"
-        )
-    for size in (layer.height, layer.width):
+        return None
+    kernel, stride = module.kernel_size, module.stride
+    if kernel[0] != kernel[1] or stride[0] != stride[1] or module.groups != 1 or module.dilation != (1, 1):
+        return f"spectra need groups 1, dilation 1, a square kernel and stride, not {module}"
+    named = {"valid": (0, 0), "same": (kernel[0] - 1, kernel[1] - 1)}  # before and behind together
+    around = named[module.padding] if isinstance(module.padding, str) else [2 * pad for pad in module.padding]
+    for size, pad in zip((layer.height, layer.width), around, strict=True):
         if size % layer.stride:
-            raise ValueError(f"layer {layer.name}: stride {layer.stride} does not divide its input size {size}")
-        padding = module.padding[0] if isinstance(module.padding, tuple) else None
-        if padding is not None and (size + 2 * padding - height) // layer.stride + 1 != size // layer.stride:
-            raise ValueError(f"layer {layer.name}: a circular operator needs padding that keeps the size, not {module}")
+            return f"stride {layer.stride} does not divide its input size {size}"
+        if (size + pad - kernel[0]) // layer.stride + 1 != size // layer.stride:
+            return f"a circular operator needs padding that keeps the size, not {module}"
+    return None
