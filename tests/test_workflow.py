@@ -392,8 +392,11 @@ def readme_study():
 def test_the_readme_s_blocks_of_config_are_valid():
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config["studies"] |= readme_study()
-    (runs,) = (text for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if text.startswith("runs"))
-    robreg_config.check({**config, **yaml.safe_load(runs)}, ROOT / "workflow/schemas/config.schema.yaml")
+    for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL):
+        if not block.startswith("studies"):
+            config |= yaml.safe_load(block)
+    robreg_config.check(config, ROOT / "workflow/schemas/config.schema.yaml")
+    assert robreg_config.settings(config, "c10", "ar8-vgg")["factory"]["callable"] == "torchvision.models:vgg11_bn"
 
 
 C10_JPEG = Path(__file__).parents[2] / "shared/data/c10-jpeg"
