@@ -1,13 +1,16 @@
 """A study's tables from runs whose tables are made by hand."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from robreg import study, table
+from robreg.item import TABLES
 
 KEYS = ["dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "seed"]
 TABLE3 = ["train_acc", "test_acc", "acc_gap", "train_loss", "test_loss", "loss_gap", "pgd_acc", "robust_acc"]
@@ -31,6 +34,37 @@ def make_run(root: Path, ar: int, seed: int, bound: float | None = None, pgd: fl
     table.write(folder / "lossvar.parquet", "lossvar", content, {})
     run = {"dataset": "digits", "arch": "resnet8", "train_attack": "pgd", "space": "pixel", "spectral_norm": bound}
     return run | {"ar": ar, "seed": seed, "variant": folder.name, "folder": str(folder)}
+
+
+def with_spectra(run: dict[str, Any], stds: Sequence[float]) -> dict[str, Any]:
+    """Add svstd and padding: convolutions, and a linear layer at the end; exact zero-padded spectra but for layer 2."""
+    count = len(stds)
+    layers: dict[str, Any] = dict.fromkeys(table.SCHEMAS["svstd"].names, [1] * count) | {"std": list(stds)}
+    layers |= {"layer": [*range(1, count + 1)], "name": [f"layer{index}" for index in range(count)]}
+    layers |= {"kind": ["conv"] * (count - 1) + ["linear"]}
+    table.write(Path(run["folder"]) / "svstd.parquet", "svstd", layers, {})
+    padding = {key: layers[key] for key in ("layer", "name")}
+    padding |= {"method": ["lanczos" if layer == 2 else "dense" for layer in layers["layer"]]}
+    padding |= {
+        "std_circular": stds,
+        "std_zero": [None if layer == 2 else 0.9 * stds[layer - 1] for layer in layers["layer"]],
+    }
+    padding |= {"max_circular": [2.0] * count, "max_zero": [2.0 - 0.1 * layer for layer in layers["layer"]]}
+    table.write(Path(run["folder"]) / "padding.parquet", "padding", padding, {})
+    return run
+
+
+def with_attacks(run: dict[str, Any], losses: Sequence[str], pgd: float | None = 50.0) -> dict[str, Any]:
+    rows = [{"attack": "pgd", "loss": "cross_entropy", "n": 500, "acc_conditional": pgd, "acc_robust": 45.0}]
+    rows += [
+        {"attack": "apgd", "loss": loss, "n": 100, "acc_conditional": 1.0, "acc_robust": 44.0 - place}
+        for place, loss in enumerate(losses)
+    ]
+    rest: dict[str, Any] = {"space": "pixel", "start": "random", "eps": 8.0, "step": 2.0, "steps": 10, "restarts": 1}
+    rest |= {"seed": 0, "split": "test", "n_correct": 1, "n_robust": 1}
+    columns = {name: [(rest | row)[name] for row in rows] for name in table.SCHEMAS["attacks"].names}
+    table.write(Path(run["folder"]) / "attacks.parquet", "attacks", columns, {})
+    return run
 
 
 @pytest.fixture
@@ -122,27 +156,106 @@ def test_a_seed_without_a_conditional_accuracy_is_left_out_of_its_mean(tmp_path:
     assert pd.isna(frame["pgd_acc_mean"][1])
 
 
-@pytest.mark.parametrize("name", ["table1", "table3"])
+def test_table2_has_the_four_columns_of_the_paper(runs: list[dict[str, Any]]) -> None:
+    frame = study.table2(runs)
+    assert list(frame) == [*KEYS, "test_acc", "train_loss", "test_loss", "loss_gap"]
+    assert frame["loss_gap"].tolist() == pytest.approx([0.1 * run["seed"] for run in runs])
+
+
+def test_b2_adds_up_decreases_and_increases_with_and_without_the_linear_layer(tmp_path: Path) -> None:
+    stds = {
+        (4, 0): [1, 2, 3, 5],
+        (16, 0): [0.5, 2, 3.25, 3],
+        (4, 1): [1, 1, 1, 1],
+        (16, 1): [0, 0, 1, 2],
+        (8, 0): [9] * 4,
+    }
+    runs = [with_spectra(make_run(tmp_path, ar, seed), values) for (ar, seed), values in stds.items()]
+    runs.append(with_spectra(make_run(tmp_path, 4, 2), [1.0] * 4))  # no such seed at 16
+    runs.append(with_spectra(make_run(tmp_path, 16, 0, bound=3.0), [7.0] * 4))  # another setting
+    frame = study.b2(runs, [4, 16])
+    changes = ["svstd_decrease_sum", "svstd_decrease_mean", "svstd_increase_sum", "svstd_increase_mean"]
+    assert list(frame) == [*KEYS, "ar_high", "layers", *changes, "n_decreased", "n_increased"]
+    assert frame[["seed", "ar", "ar_high"]].to_numpy().tolist() == [[0, 4, 16]] * 2 + [[1, 4, 16]] * 2
+    assert frame["layers"].tolist() == ["convolutions", "all"] * 2
+    values = frame[[*changes, "n_decreased", "n_increased"]].to_numpy().astype(float)
+    expected = [
+        [0.5, 0.5, 0.25, 0.25, 1, 1],
+        [2.5, 1.25, 0.25, 0.25, 2, 1],
+        [2, 1, 0, np.nan, 2, 0],
+        [2, 1, 1, 1, 2, 1],
+    ]
+    np.testing.assert_allclose(values, expected)
+    summary = study.summarise(frame)
+    assert list(summary)[:8] == [*KEYS[:-1], "ar_high", "layers"]
+    assert summary["n_seeds"].tolist() == [2, 2]
+    np.testing.assert_allclose(summary["svstd_decrease_sum_mean"], [1.25, 2.25])
+
+
+def test_b2_refuses_strengths_that_no_setting_has_together(tmp_path: Path) -> None:
+    runs = [with_spectra(make_run(tmp_path, ar, ar), [1.0]) for ar in (4, 16)]  # not of one seed
+    with pytest.raises(ValueError, match="no setting has both strengths 4 and 16"):
+        study.b2(runs, [4, 16])
+
+
+def test_attacks_stand_side_by_side_and_a_missing_loss_is_null(tmp_path: Path) -> None:
+    runs = [
+        with_attacks(make_run(tmp_path, 4, 0), ["cross_entropy", "dlr", "worst"]),
+        with_attacks(make_run(tmp_path, 8, 0), ["cross_entropy", "worst"], pgd=None),
+    ]
+    frame = study.attacks(runs)
+    names = ["pgd_acc", "robust_acc", "apgd_n", "apgd_ce_robust", "apgd_dlr_robust", "apgd_robust"]
+    assert list(frame) == [*KEYS, *names]
+    expected = [[50, 45, 100, 44, 43, 42], [np.nan, 45, 100, 44, np.nan, 43]]
+    np.testing.assert_array_equal(frame[names].to_numpy("float64"), expected)
+
+
+def test_padding_compares_exact_spectra_of_convolutions_and_norms_of_all_layers(tmp_path: Path) -> None:
+    frame = study.padding([with_spectra(make_run(tmp_path, 4, 0), [1.0, 5.0, 2.0, 8.0])])
+    (row,) = frame.to_dict("records")
+    assert row["n_dense"] == 2  # neither layer 2 nor the linear one
+    assert (row["std_circular"], row["std_zero"]) == pytest.approx((1.5, 1.35))
+    assert row["std_relative_difference"] == pytest.approx(-0.1)
+    assert (row["max_ratio_median"], row["max_ratio_max"]) == pytest.approx((0.875, 0.95))
+
+
+def test_theory_has_its_own_columns_whatever_they_are(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 4, 0)
+    content = {"bound": [1.5], "direction": ["upper"], "n": [3]}
+    table.write_frame(Path(run["folder"]) / "theory.parquet", pa.table(content), {})
+    frame = study.theory([run])
+    assert list(frame) == [*KEYS, "bound", "direction", "n"]
+    summary = study.summarise(frame)
+    assert list(summary) == [*KEYS[:-1], "direction", "bound_mean", "bound_std", "n_mean", "n_std", "n_seeds"]
+
+
+def test_every_table_has_a_maker() -> None:
+    assert {*study.MAKERS, "b2"} == set(TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_record_writes_table_and_summary_alike_as_parquet_and_csv(
     runs: list[dict[str, Any]], tmp_path: Path, name: str
 ) -> None:
     folder = tmp_path / "tables"
-    study.record(name, runs, folder=folder, study="demo")
+    for run in runs:
+        with_attacks(with_spectra(run, [1.0, 2.0, 3.0 / run["ar"]]), ["cross_entropy", "worst"])
+        table.write_frame(Path(run["folder"]) / "theory.parquet", pa.table({"bound": [0.5]}), {})
+    study.record(name, runs, compare=[8, 16], folder=folder, study="demo")
     assert {file.name for file in folder.iterdir()} == {
         f"{stem}.{suffix}" for stem in (name, f"{name}_summary") for suffix in ("parquet", "csv")
     }
     for stem, rows in ((name, 6), (f"{name}_summary", 3)):
         arrow = table.read(folder / f"{stem}.parquet")
         frame = arrow.to_pandas()
-        assert len(frame) == rows
+        assert len(frame) == (2 if name == "b2" else rows)
         assert table.metadata(folder / f"{stem}.parquet") == {"study": "demo"}
         pd.testing.assert_frame_equal(pd.read_csv(folder / f"{stem}.csv"), frame, check_dtype=False, rtol=1e-12)
-        bounds = arrow["spectral_norm"].to_pylist()
-        assert set(bounds) == {None, 3.0}  # null, not NaN
+        assert set(arrow["spectral_norm"].to_pylist()) == ({None} if name == "b2" else {None, 3.0})  # null, not NaN
 
 
 def test_record_of_runs_without_any_bound_has_a_column_of_nulls(tmp_path: Path) -> None:
-    study.record("table3", [make_run(tmp_path, 8, 0)], folder=tmp_path / "tables", study="demo")
+    study.record("table3", [make_run(tmp_path, 8, 0)], compare=[8, 16], folder=tmp_path / "tables", study="demo")
     for stem in ("table3", "table3_summary"):
         arrow = table.read(tmp_path / "tables" / f"{stem}.parquet")
         assert str(arrow.schema.field("spectral_norm").type) == "double"
