@@ -1,6 +1,7 @@
 """Attacks: step by step against two other libraries, promises as properties, evaluation against a loop."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import foolbox
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robreg import attack, table
+from robreg import apgd, attack, table
 from robreg.attack import draw_noise, evaluate, fgsm, pgd, radius, uniform_noise
 from robreg.data import to_float
 
@@ -280,12 +281,13 @@ def fingerprint(model: nn.Module) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("run_attack", [pgd, fgsm])
+@pytest.mark.parametrize("run_attack", [pgd, fgsm, apgd.apgd])
 def test_the_model_is_left_as_found(run_attack: Callable[..., Tensor]) -> None:
     model = mixed()
     before, gradient = fingerprint(model), model[5].weight.grad
-    settings = {"step": STEP, "steps": 3} if run_attack is pgd else {}
-    adversarial = run_attack(model, images(4), labels(4), eps=EPS, **settings)
+    right = mixed().eval()(images(4)).argmax(1)  # apgd leaves alone what is misclassified
+    settings = {pgd: {"step": STEP, "steps": 3}, fgsm: {}, apgd.apgd: {"steps": 3, "loss": "dlr"}}[run_attack]
+    adversarial = run_attack(model, images(4), right, eps=EPS, **settings)
     assert fingerprint(model) == before
     assert model[5].weight.grad is gradient
     assert not torch.equal(adversarial, images(4))
@@ -499,24 +501,38 @@ def test_a_radius_is_divided_by_255_and_scaled_by_the_std_in_normalised_space() 
     torch.testing.assert_close(radius(8, "normalised", std), torch.tensor([1.6, 2.0, 2.4]).view(3, 1, 1) / 255)
 
 
-def test_record_writes_one_row_of_the_contract(run, identity, tmp_path) -> None:
+@pytest.fixture
+def strong(run, tmp_path) -> Path:
+    setting = {"eps": 16.0, "steps": 2, "restarts": 1, "n": 30, "seed": 0, "space": "pixel"}
+    apgd.record(run.checkpoint, run.folder, tmp_path / "apgd.parquet", attack=setting, batch=16, device="cpu")
+    return tmp_path / "apgd.parquet"
+
+
+def test_record_writes_a_row_of_the_evaluation_and_then_those_of_apgd(run, identity, strong, tmp_path) -> None:
     setting = spec(eps=16.0, step=4.0, restarts=2)
-    attack.record(run.checkpoint, run.folder, tmp_path / "attacks.parquet", attack=setting, batch=16, device="cpu")
-    found = table.read(tmp_path / "attacks.parquet")
+    out = tmp_path / "attacks.parquet"
+    attack.record(run.checkpoint, run.folder, out, apgd=strong, attack=setting, batch=16, device="cpu")
+    found = table.read(out)
     assert found.column_names == table.SCHEMAS["attacks"].names
-    (row,) = found.to_pylist()
+    row, *others = found.to_pylist()
     counts = evaluate(run.model, run.data.test_images, run.data.test_labels, setting, batch=40)
     assert row == {**setting, "split": "test", **counts}
     assert row["n"] == 40
-    assert table.metadata(tmp_path / "attacks.parquet").items() >= identity.items()
+    assert others == table.read(strong).to_pylist()
+    assert [other["loss"] for other in others] == ["cross_entropy", "dlr", "worst"]
+    assert table.metadata(out).items() >= identity.items()
 
 
-def test_record_refuses_other_data_than_those_trained_on(run, tmp_path) -> None:
+def test_record_refuses_other_data_than_those_trained_on(run, strong, tmp_path) -> None:
     meta = run.meta | {"data_sha256": "0" * 64}
     torch.save({"model": run.model.state_dict(), "meta": meta}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="trained on other data"):
         attack.record(
-            tmp_path / "checkpoint.pt", run.folder, tmp_path / "a.parquet", attack=spec(), batch=16, device="cpu"
+            *(tmp_path / "checkpoint.pt", run.folder, tmp_path / "a.parquet"),
+            apgd=strong,
+            attack=spec(),
+            batch=16,
+            device="cpu",
         )
     assert not (tmp_path / "a.parquet").exists()
 

@@ -20,7 +20,7 @@ MARGINS = pd.DataFrame(
         "loss": [0.25, 0.25, 0.5, 1.0, 0.5, 0.5, 1.0, 1.5, 1.5],
     }
 )
-ATTACKS = pd.DataFrame({"split": ["test"], "acc_conditional": [60.0], "acc_robust": [24.0]})
+ATTACKS = pd.DataFrame({"attack": ["pgd"], "split": ["test"], "acc_conditional": [60.0], "acc_robust": [24.0]})
 
 
 def svstd(*largest: float) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def test_losses_are_averaged_in_double_precision() -> None:
 
 @pytest.mark.parametrize("nothing", [None, math.nan])
 def test_no_correct_example_gives_no_conditional_accuracy(nothing: float | None) -> None:
-    attacks = pd.DataFrame({"split": ["test"], "acc_conditional": [nothing], "acc_robust": [0.0]})
+    attacks = pd.DataFrame({"attack": ["pgd"], "split": ["test"], "acc_conditional": [nothing], "acc_robust": [0.0]})
     found = metrics.collect(MARGINS, attacks, svstd(2.0))
     assert found["pgd_acc"] is None
     assert found["robust_acc"] == 0.0
@@ -86,10 +86,12 @@ def test_a_layer_of_norm_0_is_refused_by_name() -> None:
         metrics.collect(MARGINS, ATTACKS, svstd(2.0, 0.0, 3.0))
 
 
-def test_only_the_attack_on_the_test_split_counts() -> None:
-    train = pd.DataFrame({"split": ["train"], "acc_conditional": [99.0], "acc_robust": [98.0]})
-    found = metrics.collect(MARGINS, pd.concat([train, ATTACKS]), svstd(2.0))
-    assert (found["pgd_acc"], found["robust_acc"]) == (60.0, 24.0)
+@pytest.mark.parametrize("other", [("pgd", "train"), ("apgd", "test")])
+def test_only_pgd_on_the_test_split_counts(other: tuple[str, str]) -> None:
+    frame = pd.DataFrame([(*other, 99.0, 98.0)], columns=["attack", "split", "acc_conditional", "acc_robust"])
+    for attacks in (pd.concat([frame, ATTACKS]), pd.concat([ATTACKS, frame])):
+        found = metrics.collect(MARGINS, attacks, svstd(2.0))
+        assert (found["pgd_acc"], found["robust_acc"]) == (60.0, 24.0)
 
 
 def test_record_reads_three_tables_and_writes_one_row(tmp_path: Path) -> None:

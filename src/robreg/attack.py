@@ -1,6 +1,6 @@
 """Attacks within an l_inf ball: pure functions of (model, x, y) in pixel space [0, 1] (Madry et al. 2018)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from robreg.data import to_float
 from robreg.network import Classifier
 
 Radius = float | Tensor  # one number, or one per channel, (C, 1, 1)
+Attack = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # examples' places in their split, x, y, restart -> x'
 
 
 def pgd(  # noqa: PLR0913 - an attack is its settings
@@ -35,9 +36,7 @@ def pgd(  # noqa: PLR0913 - an attack is its settings
     Returns adversarial images like x, detached. The model is run in eval mode; its mode and its parameters' .grad are
     left as found. Raises ValueError for x outside [0, 1] or not finite and for settings out of range.
     """
-    _check(x, y, eps=eps, step=step, steps=steps)
-    if noise is not None and (noise.shape != x.shape or not bool((noise.abs() <= 1).all())):
-        raise ValueError("pgd: noise must have x's shape and lie in [-1, 1]")
+    check(x, y, eps=eps, step=step, steps=steps, noise=noise)
     if noise is None and generator is not None:
         noise = draw_noise(x, generator)
     if steps == 0:
@@ -66,12 +65,14 @@ def fgsm(  # noqa: PLR0913 - an attack is its settings
     return pgd(model, x, y, eps=eps, step=eps if step is None else step, steps=1, noise=noise, generator=generator)
 
 
-def record(checkpoint: Path, data: Path, out: Path, *, attack: Mapping[str, Any], batch: int, device: str) -> None:
-    """Write attacks.parquet of one network: one row of the evaluation attack on the test split."""
+def record(  # noqa: PLR0913 - a measure is its files and settings
+    checkpoint: Path, data: Path, out: Path, *, apgd: Path, attack: Mapping[str, Any], batch: int, device: str
+) -> None:
+    """Write attacks.parquet of one network: the evaluation attack on the test split, then the rows of apgd.parquet."""
     model, meta, prepared = job.opened(checkpoint, data, device)
     counts = evaluate(model, *prepared.split("test"), attack, batch=batch)
-    row = {**attack, "split": "test", **counts}
-    columns = {name: [row[name]] for name in table.SCHEMAS["attacks"].names}
+    rows = [{**attack, "split": "test", **counts}, *table.read(apgd).to_pylist()]
+    columns = {name: [row[name] for row in rows] for name in table.SCHEMAS["attacks"].names}
     table.write(out, "attacks", columns, job.provenance(meta))
 
 
@@ -94,29 +95,48 @@ def evaluate(
     Only correct examples are attacked, and only those that survived the restarts before. fp32.
     acc_conditional is n_robust of n_correct (as in the paper; None of none), acc_robust of all n, in percent.
     """
-    device = next(model.parameters()).device
     eps, step = (radius(spec[key], spec["space"], model.normalise.std) for key in ("eps", "step"))
-    correct = robust = 0
-    for begin in range(0, len(images), batch):
-        index = torch.arange(begin, min(begin + batch, len(images)))
+
+    def attack(index: Tensor, x: Tensor, y: Tensor, restart: int) -> Tensor:
+        random = spec["start"] == "random"
+        noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"], restart=restart) if random else None
+        return pgd(model, x, y, eps=eps, step=step, steps=spec["steps"], noise=noise)
+
+    return count(*survivors(model, images, labels, attack, restarts=spec["restarts"], batch=batch))
+
+
+def survivors(
+    model: nn.Module, images: Tensor, labels: Tensor, attack: Attack, *, restarts: int, batch: int
+) -> tuple[Tensor, Tensor]:
+    """Say which examples are classified correctly, and which of these also under every restart of an attack.
+
+    images: (N, C, H, W) uint8; labels: (N,). Only correct examples are attacked, and only those that survived the
+    restarts before. Returns two masks, (N,) bool on the CPU.
+    """
+    device = next(model.parameters()).device
+    correct, robust = (torch.zeros(len(images), dtype=torch.bool) for _ in range(2))
+    for index in torch.arange(len(images)).split(batch):
         x, y = to_float(images[index].to(device)), labels[index].to(device)
         kept = _is_correct(model, x, y)
-        correct += int(kept.sum())
-        for restart in range(spec["restarts"]):
-            index, x, y = index[kept.cpu()], x[kept], y[kept]
-            if not len(index):
-                break
-            random = spec["start"] == "random"
-            noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"], restart=restart) if random else None
-            adversarial = pgd(model, x, y, eps=eps, step=step, steps=spec["steps"], noise=noise)
-            kept = _is_correct(model, adversarial, y)
-        robust += int(kept.sum())
+        correct[index] = kept.cpu()
+        index, x, y = index[kept.cpu()], x[kept], y[kept]  # noqa: PLW2901
+        for restart in range(restarts):
+            if len(index):
+                kept = _is_correct(model, attack(index, x, y, restart), y)
+                index, x, y = index[kept.cpu()], x[kept], y[kept]  # noqa: PLW2901
+        robust[index] = True
+    return correct, robust
+
+
+def count(correct: Tensor, robust: Tensor) -> dict[str, float | None]:
+    """Count the examples of two masks, (N,) bool; acc_conditional is of the correct ones, acc_robust of all."""
+    n, n_correct, n_robust = len(correct), int(correct.sum()), int(robust.sum())
     return {
-        "n": len(images),
-        "n_correct": correct,
-        "n_robust": robust,
-        "acc_conditional": 100 * robust / correct if correct else None,
-        "acc_robust": 100 * robust / len(images),
+        "n": n,
+        "n_correct": n_correct,
+        "n_robust": n_robust,
+        "acc_conditional": 100 * n_robust / n_correct if n_correct else None,
+        "acc_robust": 100 * n_robust / n,
     }
 
 
@@ -151,6 +171,28 @@ def iterates(  # noqa: PLR0913 - an attack is its settings
     yield point, None
 
 
+def check(x: Tensor, y: Tensor, *, eps: Radius, step: Radius, steps: int, noise: Tensor | None) -> None:
+    """Raise ValueError for what no attack accepts: see pgd."""
+    if x.ndim != 4 or y.shape != x.shape[:1] or y.dtype != torch.int64:
+        raise ValueError(
+            f"attack: x must be (B, C, H, W) and y (B,) int64, not {tuple(x.shape)} and {tuple(y.shape)} {y.dtype}"
+        )
+    if not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):  # false for NaN too
+        raise ValueError("attack: x must be finite pixels in [0, 1]; normalisation belongs in the model's first layer")
+    for name, radius in (("eps", eps), ("step", step)):
+        value = torch.as_tensor(radius)
+        if value.ndim and value.shape not in ((1, 1, 1), (x.shape[1], 1, 1)):
+            raise ValueError(f"attack: {name} must be one number or (C, 1, 1), not {tuple(value.shape)}")
+        if not bool(((value >= 0) & (value <= 1)).all()):
+            raise ValueError(
+                f"attack: {name} must be in [0, 1], in pixel units, not {radius}; divide 1/255 units by 255"
+            )
+    if steps < 0:
+        raise ValueError(f"attack: steps must be at least 0, not {steps}")
+    if noise is not None and (noise.shape != x.shape or not bool((noise.abs() <= 1).all())):
+        raise ValueError("attack: noise must have x's shape and lie in [-1, 1]")
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode with parameters that need no gradient; leave it as found, whatever happens."""
@@ -181,22 +223,3 @@ def _loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, 
         loss = functional.cross_entropy(model(x), y, reduction="none")  # (B,)
         (gradient,) = torch.autograd.grad(loss.sum(), x)
     return loss.detach(), gradient
-
-
-def _check(x: Tensor, y: Tensor, *, eps: Radius, step: Radius, steps: int) -> None:
-    if x.ndim != 4 or y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise ValueError(
-            f"attack: x must be (B, C, H, W) and y (B,) int64, not {tuple(x.shape)} and {tuple(y.shape)} {y.dtype}"
-        )
-    if not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):  # false for NaN too
-        raise ValueError("attack: x must be finite pixels in [0, 1]; normalisation belongs in the model's first layer")
-    for name, radius in (("eps", eps), ("step", step)):
-        value = torch.as_tensor(radius)
-        if value.ndim and value.shape not in ((1, 1, 1), (x.shape[1], 1, 1)):
-            raise ValueError(f"attack: {name} must be one number or (C, 1, 1), not {tuple(value.shape)}")
-        if not bool(((value >= 0) & (value <= 1)).all()):
-            raise ValueError(
-                f"attack: {name} must be in [0, 1], in pixel units, not {radius}; divide 1/255 units by 255"
-            )
-    if steps < 0:
-        raise ValueError(f"attack: steps must be at least 0, not {steps}")

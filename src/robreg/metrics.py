@@ -17,7 +17,7 @@ def record(*, margins: Path, attacks: Path, svstd: Path, out: Path) -> None:
 def collect(margins: pd.DataFrame, attacks: pd.DataFrame, svstd: pd.DataFrame) -> dict[str, float | None]:
     """Make one row: accuracies in percent, losses in nats, gaps as the paper prints them, spectral complexity.
 
-    margins, attacks, svstd: the run's tables; attacks has one row of the evaluation attack on the test split.
+    margins, attacks, svstd: the run's tables; attacks has one row of PGD, the evaluation attack, on the test split.
     acc_gap = train - test accuracy, loss_gap = test - train loss. spectral_complexity is the product of all layers'
     largest singular values: None where it leaves the range of a float; its log10 is always given, and is -inf-free
     because a layer of norm 0 is an error.
@@ -25,7 +25,7 @@ def collect(margins: pd.DataFrame, attacks: pd.DataFrame, svstd: pd.DataFrame) -
     clean = margins.assign(acc=100.0 * (margins["prediction"] == margins["label"]), loss=margins["loss"].astype(float))
     means = clean.groupby("split")[["acc", "loss"]].mean()
     train, test = means.loc["train"], means.loc["test"]
-    (attack,) = attacks[attacks["split"] == "test"].to_dict("records")
+    (attack,) = attacks[(attacks["attack"] == "pgd") & (attacks["split"] == "test")].to_dict("records")
     return {
         "train_acc": train["acc"],
         "test_acc": test["acc"],
