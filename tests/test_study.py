@@ -44,7 +44,7 @@ def with_spectra(run: dict[str, Any], stds: Sequence[float]) -> dict[str, Any]:
     layers |= {"kind": ["conv"] * (count - 1) + ["linear"]}
     table.write(Path(run["folder"]) / "svstd.parquet", "svstd", layers, {})
     padding = {key: layers[key] for key in ("layer", "name")}
-    padding |= {"method": ["lanczos" if layer == 2 else "dense" for layer in layers["layer"]]}
+    padding |= {"method": [{2: "lanczos", count: "same"}.get(layer, "dense") for layer in layers["layer"]]}
     padding |= {
         "std_circular": stds,
         "std_zero": [None if layer == 2 else 0.9 * stds[layer - 1] for layer in layers["layer"]],

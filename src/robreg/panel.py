@@ -154,7 +154,7 @@ def passed(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> None:
 
 
 def margin_change(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> None:
-    """Draw the same of the margin, layer 0 of spread.parquet, for random and PGD; bars of one std over seeds."""
+    """Draw mean and std over examples of the margin's change, layer 0 of spread.parquet; bars of one std over seeds."""
     parts = list(_parts(frame, looks))
     for index, (part, look) in enumerate(parts):
         shift = 0.36 * (index - (len(parts) - 1) / 2) / max(len(parts) - 1, 1)
@@ -163,7 +163,7 @@ def margin_change(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> N
                 values = part.loc[part["perturbation"] == kind, column].to_numpy()
                 error = _std(values[:, None])
                 ax.errorbar(place + shift, values.mean(), error, elinewidth=1, **one.marked)
-    ax.set(ylabel="|margin change| / ‖δ in‖")
+    ax.set(ylabel="|change of margin| (logits)")
     ax.set(xticks=range(len(KINDS)), xticklabels=KINDS.values(), xlim=(-0.5, 1.5))
     _from_zero(ax)
 

@@ -9,17 +9,19 @@ _VARIATION = re.compile(r"loss_variation_(mean|std)_eps(.+)")
 
 @dataclass(frozen=True)
 class Quantity:
-    """A column of a study's tables in words. unit: "" for a pure number."""
+    """A column of a study's tables in words. unit: "" for a pure number; scientific: written with a power of ten."""
 
     label: str
     unit: str
     decimals: int
+    scientific: bool = False
 
     def text(self, value: float | None) -> str:
         """Write a value with this quantity's decimals; a dash for null."""
         if value is None or math.isnan(value):
             return "\N{EN DASH}"
-        return f"{value:.{self.decimals}f}".replace("-", "\N{MINUS SIGN}")
+        form = "e" if self.scientific else "f"
+        return f"{value:.{self.decimals}{form}}".replace("-", "\N{MINUS SIGN}")
 
 
 _KNOWN = {
@@ -33,6 +35,46 @@ _KNOWN = {
     "robust_acc": Quantity("robust accuracy, all examples", "%", 2),
     "margin_std": Quantity("std of test margins", "logits", 3),
     "svstd_sum": Quantity("std of singular values, summed over layers", "", 3),
+    "spectral_complexity": Quantity("spectral complexity", "", 2, scientific=True),
+    "log10_spectral_complexity": Quantity("spectral complexity", "log10", 2),
+    "svstd_decrease_sum": Quantity("decrease of the std, sum", "", 4),
+    "svstd_decrease_mean": Quantity("decrease of the std, mean over the layers that decrease", "", 4),
+    "svstd_increase_sum": Quantity("increase of the std, sum", "", 4),
+    "svstd_increase_mean": Quantity("increase of the std, mean over the layers that increase", "", 4),
+    "n_decreased": Quantity("layers that decrease", "", 0),
+    "n_increased": Quantity("layers that increase", "", 0),
+    "apgd_n": Quantity("test examples attacked with APGD", "", 0),
+    "apgd_ce_robust": Quantity("robust accuracy, APGD with cross entropy", "%", 2),
+    "apgd_dlr_robust": Quantity("robust accuracy, APGD with DLR", "%", 2),
+    "apgd_robust": Quantity("robust accuracy, worst case of both", "%", 2),
+    "n_dense": Quantity("convolutions whose zero-padded spectrum was computed in full", "", 0),
+    "std_circular": Quantity("std of singular values, circular, mean over these", "", 4),
+    "std_zero": Quantity("std of singular values, zero-padded, mean over these", "", 4),
+    "std_relative_difference": Quantity("relative difference of the two, mean over these", "", 4),
+    "max_ratio_median": Quantity("largest singular value, zero-padded / circular: median over layers", "", 4),
+    "max_ratio_max": Quantity("largest singular value, zero-padded / circular: maximum over layers", "", 4),
+    "n": Quantity("n, training images attacked for v_min", "", 0),
+    "m": Quantity("m, training images", "", 0),
+    "gamma": Quantity("gamma, width of the ramp", "logits", 2),
+    "eta": Quantity("eta, probability that the bound fails", "", 2),
+    "c_x": Quantity("C_X, of the covering number", "", 2),
+    "k": Quantity("k, of the covering number", "", 2),
+    "eps": Quantity("eps, radius of the covering balls", "1/255", 2),
+    "sigma_min_zero_layers": Quantity("layers with a singular value 0", "", 0),
+    "log10_sigma_min_product": Quantity("product of the smallest singular values", "log10", 2),
+    "w_min": Quantity("w_min, smallest distance of two classes' weights", "", 4),
+    "v_min_upper": Quantity("v_min, upper estimate", "L2, pixels in [0, 1]", 4),
+    "log10_u_min_upper": Quantity("u_min, upper estimate", "log10", 2),
+    "first_term_lower": Quantity("first term of the bound, lower estimate", "", 4),
+    "log10_second_term": Quantity("second term of the bound", "log10", 2),
+    "ramp_risk_train": Quantity("ramp risk, train", "", 4),
+    "ramp_risk_test": Quantity("ramp risk, test", "", 4),
+    "ramp_gap": Quantity("ramp gap, measured", "", 4),
+    "lemma_pairs": Quantity("Lemma 3.1: segments", "", 0),
+    "lemma_pieces": Quantity("Lemma 3.1: pieces of the longest", "", 0),
+    "lemma_share": Quantity("Lemma 3.1: share of the way", "", 3),
+    "lemma_residual": Quantity("Lemma 3.1: largest relative error of the identity", "", 1, scientific=True),
+    "lemma_slack": Quantity("Lemma 3.1: excess of the printed sum", "", 3),
 }
 
 
