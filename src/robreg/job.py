@@ -18,13 +18,16 @@ _METADATA = ("dataset", "variant", "seed", "version", "settings_hash")
 TRAINING_CODE = (  # decide the weights
     "archive",
     "attack",
+    "augment",
     "clip",
     "data",
+    "download",
     "network",
     "parquet",
     "raw",
     "source",
     "spectrum",
+    "tiny",
     "train",
 )
 
