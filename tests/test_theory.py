@@ -177,11 +177,13 @@ def test_u_min_is_the_margin_where_all_units_are_on_and_the_layer_stretches_even
 
 
 def test_u_min_is_not_a_bound_where_a_unit_that_matters_is_off() -> None:
-    model = plain([[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [0.0, 0.0]])
-    x = torch.tensor([[[[1.0, -1.0]]]])
-    found = theory.first_term(model, rows(model, (1, 1, 2)), 1.0, gamma=1.0)  # the boundary is x_1 = 0
-    assert margin.margin(model(x), torch.tensor([0])).item() == 1.0
-    assert 10 ** found["log10_u_min_upper"] == pytest.approx(math.sqrt(2))
+    model = plain(torch.diag(torch.tensor([1.0, 1.0, -1.0])), [[1.0, -1.0, 1.0], [0.0, 0.0, 0.0]])
+    images, label = torch.tensor([230, 102, 255], dtype=torch.uint8).view(1, 1, 1, 3), torch.tensor([0])
+    own = margin.margin(model(images / 255), label).item()
+    v_min, _ = theory.smallest_distance(model, images, label, steps=50)
+    assert v_min == pytest.approx(own / math.sqrt(2), rel=1e-3)  # the boundary is x_1 = x_2
+    found = theory.first_term(model, rows(model, (1, 1, 3)), v_min, gamma=1.0)
+    assert 10 ** found["log10_u_min_upper"] == pytest.approx(own * math.sqrt(3 / 2), rel=1e-3)
 
 
 # Lemma 3.1
@@ -241,6 +243,35 @@ def test_edges_of_one_hidden_layer_are_where_its_units_cross_0() -> None:
     assert found is not None
     assert found.count == len(inside) + 1 > 5
     assert (inside[:, None] - found.end).abs().amin(1).max() < 1e-12
+
+
+class Between(nn.Module):
+    """Two linear layers and a function between them."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(64, 40), nn.Linear(40, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x.flatten(1))))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [nn.ReLU(), nn.ReLU(inplace=True), functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_],
+    ids=str,
+)
+def test_relu_is_seen_however_it_is_called(function: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Between(function).double().eval()
+    plainly = Between(lambda z: functional.relu(input=z)).double().eval()
+    plainly.load_state_dict(model.state_dict())
+    x, target = segment()
+    found, expected = (lemma.trace(each, x, target, pieces=1000) for each in (model, plainly))
+    assert found is not None
+    assert expected is not None
+    assert found.count == expected.count > 5
+    assert residual(model, x, target, found) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["mixed", "resnet8"])
@@ -307,17 +338,25 @@ def test_the_printed_equality_holds_only_where_all_pieces_are_parallel() -> None
     assert found["slack"] == pytest.approx(3 / math.sqrt(5) - 1)
 
 
-def test_where_a_segment_has_too_many_pieces_its_end_comes_nearer(net: Callable[..., Classifier]) -> None:
+def test_where_a_segment_has_too_many_pieces_its_end_comes_nearer(
+    net: Callable[..., Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = net(dtype=torch.float64)
     x, target = segment()
     whole = lemma.trace(model, x, target, pieces=20000)
     assert whole is not None
     found = lemma.trace(model, x, target, pieces=whole.count // 2)
     assert found is not None
-    assert found.share in {1 / 2**k for k in range(1, 7)}
+    assert found.share in {1 / 2**k for k in range(1, 11)}
     assert found.count <= whole.count // 2
     assert residual(model, x, target, found) < 1e-10
-    assert lemma.trace(model, x, target, pieces=1) is None
+    monkeypatch.setattr(lemma, "_FIRST", 0.5)
+    shorter = lemma.trace(model, x, target, pieces=whole.count // 4)
+    assert shorter is not None
+    assert shorter.share < 0.5
+    assert residual(model, x, target, shorter) < 1e-10
+    monkeypatch.setattr(lemma, "_LEAST", 0.6)
+    assert lemma.trace(model, x, target, pieces=whole.count // 4) is None
 
 
 @pytest.mark.parametrize(
@@ -382,6 +421,6 @@ def test_the_ramp_risk_is_that_of_each_split(run: Any, tables: Path, tmp_path: P
 
 
 def test_a_lemma_that_cannot_be_checked_is_null(run: Any, tables: Path, tmp_path: Path) -> None:
-    row = record(run, tables, tmp_path / "theory.parquet", pieces=1)
+    row = record(run, tables, tmp_path / "theory.parquet", pairs=0)
     assert row["lemma_pairs"] == row["lemma_pieces"] == 0
     assert row["lemma_share"] is row["lemma_residual"] is row["lemma_slack"] is None

@@ -15,8 +15,9 @@ from robreg.attack import frozen
 
 _RELUS = (functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 _NUDGE = 1e-10  # behind a region's edge, as a share of the segment, its map is taken: shorter pieces are passed over
-_FIRST = 1 / 64  # share of the segment that is traced first; each further part doubles what is traced
-_LANES = 64  # parts of a segment that are traced side by side
+_FIRST = 1 / 1024  # share of the segment that is traced first, or less; each further part doubles what is traced
+_LEAST = 1e-6  # share below which a first part is given up
+_LANES = 64  # parts that are traced side by side, at most
 _AFFINE = 1e-9  # relative error up to which a function counts as affine
 
 
@@ -54,7 +55,7 @@ def verify(model: nn.Module, x: Tensor, target: Tensor, *, pieces: int) -> dict[
     may be traced; where it has more, x' lies on the way to target, at most half as far each time.
     Returns count and share of Pieces; residual, the relative error of I(x') - I(x) = sum_j (e_j - s_j) J_j (x' - x),
     a vector identity; slack, by how much the printed sum of norms, an upper bound, exceeds the norm of the difference,
-    relative to it. Returns None where even the first 1/64 has too many pieces, or the logits do not differ.
+    relative to it. Returns None where even a millionth of it has too many pieces, or the logits do not differ.
     Raises NotPiecewiseLinear.
     """
     exact = deepcopy(model).double()
@@ -82,7 +83,7 @@ def trace(model: nn.Module, x: Tensor, target: Tensor, *, pieces: int) -> Pieces
 
     model, x and target are float64. From a point just behind an edge, one forward pass in forward mode gives every
     ReLU's input z, its derivative dz/dt and J (x' - x); the next edge is where the first z reaches 0.
-    Returns None if the first part has too many pieces. Raises NotPiecewiseLinear.
+    Returns None if even a millionth of it has too many pieces. Raises NotPiecewiseLinear.
     """
     direction = target - x
     with frozen(model):
@@ -91,8 +92,11 @@ def trace(model: nn.Module, x: Tensor, target: Tensor, *, pieces: int) -> Pieces
         edges, share, width = 0, 0.0, _FIRST
         while share < 1 and 2 * edges < pieces:  # the next part has about as many as all before
             part = _sweep(model, x, direction, (share, share + width), most=pieces - edges - 1)
-            if part is None:
+            if part is None and (parts or width < _LEAST):
                 break
+            if part is None:
+                width /= 8
+                continue
             parts += part[0]
             edges, share, width = edges + part[1], share + width, share + width
     if not parts:
@@ -106,7 +110,7 @@ def _sweep(
     model: nn.Module, x: Tensor, direction: Tensor, span: tuple[float, float], *, most: int
 ) -> tuple[list[tuple[Tensor, ...]], int] | None:
     """Trace span, its lanes side by side: lists of (start, end, image), and how many edges were met; None over most."""
-    cuts = torch.linspace(*span, _LANES + 1, dtype=x.dtype, device=x.device)
+    cuts = torch.linspace(*span, min(_LANES, most + 1) + 1, dtype=x.dtype, device=x.device)
     start, stop = cuts[:-1], cuts[1:]
     parts: list[tuple[Tensor, ...]] = []
     edges = 0

@@ -8,8 +8,9 @@ measure. Its printed form is used; the proof itself ends with max{0, 2 (1 - u_mi
 networks pad with zeros.
 
 None of this is a guarantee: eq. (5) is for plain ReLU nets without biases (eq. 2; residual nets have another form), and
-even there its step (14) needs the units that matter to be on. Counterexample, with all the assumptions: W_1 = I,
-w_y - w_yhat = (1, 1), x = (1, -1) has the margin 1 and the distance 1 from the boundary, so "u_min" is 1.41.
+even there its step (14) needs the units that matter to be on. Counterexample, with all its assumptions: W_1 =
+diag(1, 1, -1), w_y - w_yhat = (1, -1, 1), x = (0.9, 0.4, 1) has the margin 0.5 and the distance 0.35 from the boundary,
+x_1 = x_2, so that "u_min" is 0.61.
 """
 
 import logging
