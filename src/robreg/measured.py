@@ -168,14 +168,17 @@ def layers_fallen(low: Network, high: Network) -> Estimate:
 def svstd_balance(low: Network, high: Network, ratio: float) -> Estimate:
     """The accumulated decrease's share of decrease and increase over convolutions (B.2), minus ratio / (1 + ratio)."""
     change = _svstd_change(low, high, "conv")
-    return statistic.balance((-change).clip(0), change.clip(0), LAYERS).scaled(1, -ratio / (1 + ratio))
+    return statistic.share(change < 0, LAYERS, np.abs(change)).scaled(1, -ratio / (1 + ratio))
 
 
 def spread_of_layers(network: Network, perturbation: str, column: str) -> Estimate:
-    """Mean over layers of the mean or std (column) over examples of how much a layer stretches a perturbation."""
+    """Mean over layers of the mean or std (column) over examples of how much a layer stretches a perturbation.
+
+    A layer that no perturbation reaches has no row: networks with other layers than each other are not paired.
+    """
     frame = network.spread
     chosen = frame[(frame["perturbation"] == perturbation) & (frame["layer"] >= 1)]
-    return statistic.mean(chosen[column].to_numpy(), LAYERS, LAYERS)
+    return statistic.mean(chosen[column].to_numpy(), f"layers {chosen['layer'].tolist()}", LAYERS)
 
 
 def margin_change(network: Network, perturbation: str) -> Estimate:

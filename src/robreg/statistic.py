@@ -123,22 +123,20 @@ def log10_ratio(above: Estimate, below: Estimate) -> Estimate:
     )
 
 
-def share(chosen: NDArray[np.bool_], over: str) -> Estimate:
-    """Return the share of chosen (n,) with Wilson's interval, which is right for few layers and for shares of 1."""
-    n, hits = len(chosen), int(chosen.sum())
+def share(chosen: NDArray[np.bool_], over: str, weights: Array | None = None) -> Estimate:
+    """Return the share of chosen (n,), by weight if weights (n,) are given; NaN if nothing weighs anything.
+
+    The interval is Wilson's, which is right for few layers and for shares of 1. Weights count as Kish's effective
+    number, (sum w)^2 / sum w^2.
+    """
+    weights = np.ones(len(chosen)) if weights is None else weights
+    if not weights.sum() > 0:
+        return Estimate(math.nan, over, bounds=(math.nan, math.nan))
+    value, n = float(weights @ chosen / weights.sum()), float(weights.sum() ** 2 / (weights @ weights))
     z = float(stdtrit(math.inf, (1 + LEVEL) / 2))
-    center = (hits + z**2 / 2) / (n + z**2)
-    half = z / (n + z**2) * math.sqrt(hits * (n - hits) / n + z**2 / 4)
-    return Estimate(hits / n, over, bounds=(center - half, center + half))
-
-
-def balance(decrease: Array, increase: Array, name: str) -> Estimate:
-    """Return sum(decrease) / (sum(decrease) + sum(increase)) over layers (n,); both are at least 0."""
-    total = decrease + increase
-    if not total.sum() > 0:
-        return Estimate(math.nan, LAYERS, parts=((math.nan, math.inf),))
-    value = float(decrease.sum() / total.sum())
-    return Estimate(value, LAYERS, {name: (decrease - value * total) / total.mean()})
+    center = (n * value + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * math.sqrt(n * value * (1 - value) + z**2 / 4)
+    return Estimate(value, over, bounds=(center - half, center + half))
 
 
 def proportion(hits: float, n: int) -> Estimate:
