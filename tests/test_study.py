@@ -11,6 +11,7 @@ import pytest
 
 from robreg import study, table
 from robreg.item import TABLES
+from robreg.quantity import Quantity, describe
 
 KEYS = ["dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "seed"]
 TABLE3 = ["train_acc", "test_acc", "acc_gap", "train_loss", "test_loss", "loss_gap", "pgd_acc", "robust_acc"]
@@ -227,6 +228,25 @@ def test_theory_has_its_own_columns_whatever_they_are(tmp_path: Path) -> None:
     assert list(frame) == [*KEYS, "bound", "direction", "n"]
     summary = study.summarise(frame)
     assert list(summary) == [*KEYS[:-1], "direction", "bound_mean", "bound_std", "n_mean", "n_std", "n_seeds"]
+
+
+def test_every_column_of_every_table_has_its_words(tmp_path: Path) -> None:
+    runs = [with_spectra(make_run(tmp_path, ar, 0), [1.0, 2.0, 3.0]) for ar in (8, 16)]
+    for run in runs:
+        with_attacks(run, ["worst"])
+    makers = [
+        study.table1,
+        study.table2,
+        study.table3,
+        study.attacks,
+        study.padding,
+        lambda runs: study.b2(runs, [8, 16]),
+    ]
+    columns = {column for maker in makers for column in maker(runs) if column not in (*KEYS, "ar_high", "layers")}
+    for column in columns | set(table.SCHEMAS["theory"].names):
+        assert describe(column) != Quantity(column.replace("_", " "), "", 4), column
+    assert describe("lemma_residual").text(-1.5e-12) == "\N{MINUS SIGN}1.5e\N{MINUS SIGN}12"
+    assert describe("n_decreased").text(41.0) == "41"
 
 
 def test_every_table_has_a_maker() -> None:
