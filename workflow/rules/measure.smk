@@ -195,6 +195,8 @@ rule theory:
         margins="results/{dataset}/{variant}/margins.parquet",
         code=[
             "src/robreg/theory.py",
+            "src/robreg/lemma.py",
+            "src/robreg/attack.py",
             "src/robreg/margin.py",
             "src/robreg/network.py",
             "src/robreg/data.py",
@@ -213,7 +215,6 @@ rule theory:
         runtime="1h",
     params:
         spec=lambda wildcards: settings(wildcards)["theory"],
-        batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
         "../scripts/theory.py"
 
