@@ -207,6 +207,28 @@ def test_the_reverse_turns_what_holds_into_what_fails(paper, verdicts):
     assert set(pairs[c10]["verdict_back"]) == {"fails"}
 
 
+@pytest.mark.parametrize(
+    ("compared", "of", "against"),
+    [
+        ("svstd-less-on-c100", ("svstd-falls-overall", "c10", None), ("svstd-falls-overall", "c100", None)),
+        ("margin-less-on-c100", ("margin-std-falls", "c10", None), ("margin-std-falls", "c100", None)),
+        ("error-gap-turns", ("error-gap-falls-bound-1", "c10", 1.0), ("error-gap-rises", "c10", None)),
+    ],
+)
+def test_a_claim_about_two_settings_is_the_difference_of_their_effects(verdicts, compared, of, against):
+    rows = verdicts[(verdicts["arch"] == "resnet56") & (verdicts["train_attack"] == "pgd")]
+    effects = rows.set_index(["id", "dataset", rows["spectral_norm"].fillna(0)])["effect"]
+    first, second = (effects[name, dataset, bound or 0] for name, dataset, bound in (of, against))
+    assert rows.set_index("id").loc[compared, "effect"] == pytest.approx(first - second)
+
+
+def test_a_claim_about_two_settings_is_not_run_if_one_is_missing(paper):
+    frame = judged([run for run in paper if run["dataset"] == "c10" and run["spectral_norm"] != 1])
+    rows = frame.set_index("id")
+    for name in ("svstd-less-on-c100", "margin-skewed-less-c100", "error-gap-turns"):
+        assert rows.loc[name, "verdict"] == "not run"
+
+
 def test_a_study_of_other_data_judges_the_general_claims_and_lists_the_others_as_not_run(tmp_path):
     runs = [run("digits", ar, seed) for ar in (0, 8, 32) for seed in (0, 1, 2)]
     runs += [run("digits", 16, train_attack="fgsm"), run("digits", 32, space="normalised")]
@@ -237,6 +259,11 @@ def test_standard_training_is_the_lower_strength_of_every_attack_where_it_is_com
 def test_examples_in_another_order_are_still_compared_one_by_one(tmp_path):
     runs = make(tmp_path, [run("digits", 4), run("digits", 16)])
     before = judged(runs)
+    losses = [table.read(Path(run["folder"]) / "margins.parquet").to_pandas() for run in runs]
+    first, second = (part.query("split == 'train'").astype({"loss": "float64"})["loss"] for part in losses)
+    row = before[before["id"] == "train-loss-rises"].iloc[0]
+    expected = scipy.stats.ttest_rel(second, first).confidence_interval()
+    np.testing.assert_allclose(row[["ci_low", "ci_high"]].astype(float), expected)
     for kind in ("margins", "lossvar"):
         path = Path(runs[1]["folder"]) / f"{kind}.parquet"
         content = table.read(path)
