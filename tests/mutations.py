@@ -63,8 +63,8 @@ MUTATIONS = (
     Mutation(
         "use a wrong stride fold",
         "spectrum",
-        "(v[:, None] + columns * alias)",
-        "(v[:, None] * stride + alias)",
+        "torch.arange(stride, device=frequency.device) * (length // stride)",
+        "torch.arange(stride, device=frequency.device) * stride",
         "tests/test_spectrum.py",
     ),
 )

@@ -1,12 +1,11 @@
 """Projection of layers onto a ball of the spectral norm (paper, D.3; Sedghi et al. 2019, section 3)."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from robreg.spectrum import Layer
+from robreg.spectrum import Layer, output_frequencies, phases
 
 TOLERANCE = 0.01  # of the bound: rounds end there, and one rescale does the rest
 MAX_ROUNDS = 200
@@ -59,20 +58,15 @@ class _Operator:
     """
 
     def __init__(self, kernel: Tensor, size: tuple[int, int], stride: int) -> None:
-        """Prepare the phases exp(-2 pi i <frequency, tap>), (F, s^2, k k) complex128, for input size (H, W)."""
+        """Prepare the phases (F, s^2, k k) for input size (H, W)."""
         height, width, side = *size, kernel.shape[2]
         if side == 1:  # the same matrix at every position, with s^2 - 1 of s^2 inputs skipped
             height = width = stride = 1
-        rows, columns = height // stride, width // stride
-        axis = partial(torch.arange, dtype=torch.float64, device=kernel.device)
-        u, v, alias, tap = axis(rows), axis(columns // 2 + 1), axis(stride), axis(side)
-        vertical = (u[:, None] + rows * alias)[..., None] * tap / height  # (rows, s, k)
-        horizontal = (v[:, None] + columns * alias)[..., None] * tap / width  # (columns / 2 + 1, s, k)
-        turns = vertical[:, None, :, None, :, None] + horizontal[None, :, None, :, None, :]
-        count = rows * len(v)
-        self.phases = torch.polar(torch.ones_like(turns), -2 * torch.pi * turns).reshape(count, stride**2, side**2)
-        twice = ((v > 0) & (2 * v != columns)).to(torch.float64) + 1
-        self.weight = twice.repeat(rows)  # (F,)
+        halves = output_frequencies(height // stride, width // stride)
+        frequencies = torch.cat([half for half, _ in halves]).to(kernel.device)
+        self.phases = phases(frequencies, (side, side), (height, width), stride)
+        weight = torch.cat([torch.full((len(half),), float(count)) for half, count in halves])
+        self.weight = weight.to(kernel.device, torch.float64)  # (F,)
         self.stride, self.positions = stride, height * width
         place = (torch.arange(side) % height)[:, None] * width + torch.arange(side) % width
         self.sharing = torch.bincount(place.flatten())[place].to(kernel.device)  # taps that meet where a kernel wraps

@@ -148,13 +148,13 @@ def singular_values(kernel: Tensor, height: int, width: int, stride: int = 1) ->
     taps = kernel.double().permute(2, 3, 0, 1).reshape(-1, c_out * c_in)  # (kh kw, c_out c_in)
 
     def decompose(frequencies: Tensor) -> Tensor:
-        u, v = frequencies.to(kernel.device).T
-        phases = _outer(_phases(u, kh, height, stride), _phases(v, kw, width, stride)) / stride  # (f s^2, kh kw)
-        blocks = torch.complex(phases.real @ taps, phases.imag @ taps)  # half the work of a complex product
+        turned = phases(frequencies.to(kernel.device), (kh, kw), (height, width), stride) / stride
+        turned = turned.flatten(0, 1)  # (f s^2, kh kw)
+        blocks = torch.complex(turned.real @ taps, turned.imag @ taps)  # half the work of a complex product
         return torch.linalg.svdvals(blocks.view(-1, stride**2, c_out, c_in).transpose(1, 2).flatten(2)).cpu()
 
     few = max(1, _CHUNK // (16 * c_out * c_in * stride**2))
-    parts = [(part, count) for half, count in _frequencies(rows, columns) for part in half.split(few)]
+    parts = [(part, count) for half, count in output_frequencies(rows, columns) for part in half.split(few)]
     found = _parallel(decompose, [part for part, _ in parts], kernel.device)  # each (f, values)
     sigma = torch.cat([values.flatten() for values in found])
     counts = [torch.full((values.numel(),), count) for values, (_, count) in zip(found, parts, strict=True)]
@@ -170,12 +170,24 @@ def summary(sigma: Tensor, multiplicity: Tensor) -> dict[str, float | int]:
     return {"n": n, "mean": mean, "std": variance**0.5, "min": float(sigma.min()), "max": float(sigma.max())}
 
 
-def _frequencies(rows: int, columns: int) -> list[tuple[Tensor, int]]:
+def output_frequencies(rows: int, columns: int) -> list[tuple[Tensor, int]]:
     """Return half of the output frequencies, each (f, 2), with multiplicity: 1 for those that are their own mirror."""
     u, v = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     place, mirror = u * columns + v, -u % rows * columns + -v % columns
     pairs = torch.stack([u, v], 2)
     return [(pairs[place == mirror], 1), (pairs[place < mirror], 2)]
+
+
+def phases(frequencies: Tensor, kernel: tuple[int, int], size: tuple[int, int], stride: int) -> Tensor:
+    """Return exp(-2 pi i <g, tap>) at the s^2 input frequencies g that alias to each output frequency (f, 2).
+
+    kernel: (kh, kw) taps; size: (H, W) of the input. Returns (f, s^2, kh kw) complex128, row-major in both. The phases
+    repeat with the size: so a kernel that is larger than its input wraps round by itself.
+    """
+    down, right = (
+        _phases(frequencies[:, axis], kernel[axis], size[axis], stride) for axis in (0, 1)
+    )  # (f, s, kh), (f, s, kw)
+    return (down[:, :, None, :, None] * right[:, None, :, None, :]).flatten(3).flatten(1, 2)
 
 
 def _parallel(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
@@ -193,19 +205,11 @@ def _parallel(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], dev
 
 
 def _phases(frequency: Tensor, taps: int, length: int, stride: int) -> Tensor:
-    """Return exp(-2 pi i g tap / length), (f, s, taps), at the s input frequencies g that alias to each of frequency.
-
-    The phases repeat with the length: so a kernel that is larger than its input wraps round by itself.
-    """
+    """Return exp(-2 pi i g tap / length), (f, s, taps), along one axis of length."""
     aliased = frequency[:, None] + torch.arange(stride, device=frequency.device) * (length // stride)
     turns = aliased[:, :, None] * torch.arange(taps, device=frequency.device) % length  # whole: no digit is lost
     angle = turns.double() * (-2 * math.pi / length)
     return torch.polar(torch.ones_like(angle), angle)
-
-
-def _outer(down: Tensor, right: Tensor) -> Tensor:
-    """Multiply the phases of rows (f, s, kh) and columns (f, s, kw): (f s^2, kh kw)."""
-    return (down[:, :, None, :, None] * right[:, None, :, None, :]).flatten(3).flatten(0, 2)
 
 
 def _foreign(module: nn.Module) -> str | None:
