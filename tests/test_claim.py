@@ -1,4 +1,4 @@
-"""Claims: their intervals against SciPy and by their coverage, their verdicts on networks whose tables are made."""
+"""Claims: which there are, where they are judged, and their verdicts on networks whose tables are made."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import yaml
+from behaved import make, run
 
 from robreg import claim, config, measured, statistic, table
 from robreg.assertion import FALLS, RISES
@@ -17,7 +18,6 @@ from robreg.registry import CLAIMS
 ROOT = Path(__file__).parents[1]
 VERDICTS = {"holds", "fails", "undecided", "not run"}
 CONTRACT = ["id", "claim", "source", "dataset", "statistic", "effect", "ci_low", "ci_high", "ci_over", "n_seeds"]
-SIZES = {"train": 400, "test": 300}
 # The claims that the issue lists, each by the id that judges it.
 LISTED = {
     "GE gap falls with AR": "ge-gap-falls",
@@ -57,60 +57,6 @@ BEYOND = {  # kind of networks: the claims that the paper repeats for it
 }
 
 
-def make_tables(folder: Path, ar: int, seed: int, *, softness: float, skewed: bool) -> None:
-    """Tables of a network that behaves as the paper says; the softer, the more so. 16 is as soft as AR 16."""
-    draw = np.random.default_rng([ar, seed])
-    shared = np.random.default_rng(7)  # what the examples bring along, whatever the network
-    margins: dict[str, list[Any]] = {name: [] for name in table.SCHEMAS["margins"].names}
-    for split, n in SIZES.items():
-        kind = shared.gamma(2.0, size=n) / 2 if skewed and split == "train" else shared.normal(1.0, 0.8, size=n)
-        shift = 0.6 if split == "train" else -0.05 * softness / 16
-        margin = (kind + shift + draw.normal(0, 0.05, n)) * (14 - 0.3 * softness)
-        loss = np.log1p(np.exp(-margin))
-        columns = {"split": [split] * n, "index": range(n), "label": [0] * n, "prediction": (margin < 0).astype(int)}
-        columns |= {"margin": margin, "prob": np.exp(-loss), "loss": loss}
-        for name, values in columns.items():
-            margins[name] += list(values)
-    table.write(folder / "margins.parquet", "margins", margins, {})
-    numbers = dict.fromkeys(table.SCHEMAS["metrics"].names, 1.0) | {"pgd_acc": 40.0 + 2 * softness}
-    table.write(folder / "metrics.parquet", "metrics", {key: [value] for key, value in numbers.items()}, {})
-    n = SIZES["test"]
-    variation = shared.gamma(0.5, size=(2, n)) * [[1.0], [2.0]] / (5 + softness)
-    rows = {"eps": [1.0] * n + [2.0] * n, "index": [*range(n)] * 2, "loss_clean": [1.0] * 2 * n}
-    rows |= {"loss_adv": 1 + variation.ravel(), "variation": variation.ravel()}
-    table.write(folder / "lossvar.parquet", "lossvar", rows, {})
-    make_layers(folder, softness, draw)
-
-
-def make_layers(folder: Path, softness: float, draw: np.random.Generator) -> None:
-    layers = 56
-    std = np.linspace(0.8, 1.4, layers) - 0.015 * softness * np.where(np.arange(layers) % 8 == 4, -0.4, 1.0)
-    rows: dict[str, Any] = {"layer": range(1, layers + 1), "name": [f"layer{index}" for index in range(layers)]}
-    rows |= {"kind": ["conv"] * (layers - 1) + ["linear"]}
-    rows |= {name: [1] * layers for name in table.SCHEMAS["svstd"].names[3:10]}
-    rows |= {"mean": [1.0] * layers, "std": std + draw.normal(0, 0.001, layers), "min": [0.0] * layers, "max": std}
-    table.write(folder / "svstd.parquet", "svstd", rows, {})
-    found = pd.DataFrame(
-        [
-            {"layer": layer, "name": f"layer{layer}", "perturbation": name, "eps": 8.0, "n": 100}
-            | {"mean": 2 - 0.05 * softness + draw.normal(0, 0.01), "std": 0.5 - 0.02 * softness + draw.normal(0, 0.01)}
-            for name in ("random", "pgd")
-            for layer in range(layers + 1)
-        ]
-    )
-    table.write(folder / "spread.parquet", "spread", found.to_dict("list"), {})
-
-
-def make(root: Path, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Make the tables of runs."""
-    for run in runs:
-        folder = root / run["folder"]
-        softness = run["ar"] / 2 if run["paper"] == "c100" else run["ar"]  # c100 concentrates less
-        make_tables(folder, run["ar"], run["seed"], softness=softness, skewed=run["paper"] == "c10")
-        run["folder"] = str(folder)
-    return runs
-
-
 def study(name: str) -> list[dict[str, Any]]:
     return config.study_runs(yaml.safe_load((ROOT / "config.yaml").read_text()), name)
 
@@ -127,13 +73,6 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def verdicts(paper: list[dict[str, Any]]) -> pd.DataFrame:
     return judged(paper)
-
-
-def run(dataset: str, ar: int, seed: int = 0, **more: Any) -> dict[str, Any]:
-    plain = {"arch": "resnet8", "train_attack": "pgd", "space": "pixel", "spectral_norm": None, "paper": None}
-    own = {**plain, "default_arch": "resnet8", **more, "dataset": dataset, "ar": ar, "seed": seed}
-    parts = [own[key] for key in ("dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "seed")]
-    return {**own, "folder": "/".join(map(str, parts)), "variant": f"ar{ar}-s{seed}"}
 
 
 # The registry.
@@ -315,7 +254,7 @@ def test_the_record_has_the_contract_s_columns_and_is_the_same_when_made_again(p
     assert frame["n_seeds"].dtype.kind == "i"
 
 
-# Verdicts and intervals.
+# Verdicts and quantities.
 
 
 @pytest.mark.parametrize(
@@ -332,105 +271,6 @@ def test_the_record_has_the_contract_s_columns_and_is_the_same_when_made_again(p
 )
 def test_a_verdict_is_where_the_interval_lies(bounds, sign, expected):
     assert claim.verdict(statistic.Estimate(0.1, "seeds", bounds=bounds), sign) == expected
-
-
-def test_over_seeds_the_interval_is_welch_s():
-    first, second = [1.0, 1.3, 0.8], [2.0, 2.9, 2.2, 2.6]
-    difference = statistic.over_seeds(second) - statistic.over_seeds(first)
-    expected = scipy.stats.ttest_ind(second, first, equal_var=False).confidence_interval()
-    np.testing.assert_allclose(difference.interval(), expected)
-    alone = scipy.stats.ttest_1samp(first, 0).confidence_interval()
-    np.testing.assert_allclose(statistic.over_seeds(first).interval(), alone)
-
-
-def test_means_over_the_same_examples_are_compared_in_pairs_and_over_others_not():
-    draw = np.random.default_rng(0)
-    first = draw.normal(size=50)
-    second = first + draw.normal(0.1, 0.1, size=50)
-    paired = statistic.mean(second, "test") - statistic.mean(first, "test")
-    np.testing.assert_allclose(paired.interval(), scipy.stats.ttest_rel(second, first).confidence_interval())
-    apart = statistic.mean(second, "c10") - statistic.mean(first, "c100")
-    welch = scipy.stats.ttest_ind(second, first, equal_var=False).confidence_interval()
-    np.testing.assert_allclose(apart.interval(), welch)
-
-
-def test_a_share_has_wilson_s_interval():
-    chosen = np.array([True] * 9 + [False])
-    expected = scipy.stats.binomtest(9, 10).proportion_ci(method="wilson")
-    np.testing.assert_allclose(statistic.share(chosen, "layers").interval(), expected)
-    low, high = statistic.share(chosen, "layers").scaled(-1, 0.5).interval()
-    np.testing.assert_allclose((low, high), (0.5 - expected.high, 0.5 - expected.low))
-
-
-def test_a_share_is_not_certain_because_every_layer_agrees():
-    assert statistic.share(np.array([True] * 2), "layers").interval()[0] < 0.5
-    assert statistic.share(np.array([True] * 8), "layers").interval()[0] > 0.5
-
-
-ESTIMATORS = {
-    "std": (statistic.std, lambda x: x.std()),
-    "skewness": (statistic.skewness, scipy.stats.skew),
-    "mode": (statistic.mode, None),
-    "log10_ratio": (
-        lambda x, name: statistic.log10_ratio(statistic.std(x, name), statistic.mean(x, name)),
-        lambda x: np.log10(x.std() / x.mean()),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_an_influence_is_the_derivative_by_an_example_s_weight(name):
-    estimator, plain = ESTIMATORS[name]
-    values = np.random.default_rng(1).gamma(2.0, size=400)
-    found = estimator(values, "test")
-    if plain is not None:
-        assert found.value == pytest.approx(plain(values))
-        n, drop = len(values), [3, 50, 399]
-        left = np.array([estimator(np.delete(values, index), "test").value for index in drop])
-        np.testing.assert_allclose(found.samples["test"][drop], (n - 1) * (found.value - left), rtol=0.05, atol=0.02)
-    assert np.mean(found.samples["test"]) == pytest.approx(0, abs=1e-6)
-
-
-def test_the_mode_is_that_of_scipy_s_density():
-    values = np.random.default_rng(1).gamma(3.0, size=500)
-    quartiles = np.percentile(values, [25, 75])
-    width = 1.2 * min(values.std(ddof=1), (quartiles[1] - quartiles[0]) / 1.349) * 500 ** (-1 / 7)
-    density = scipy.stats.gaussian_kde(values, bw_method=width / values.std(ddof=1))
-    grid = np.linspace(0, 10, 20001)
-    assert statistic.mode(values, "test").value == pytest.approx(grid[density(grid).argmax()], abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("name", "n", "truth"),
-    [("std", 500, np.sqrt(5)), ("skewness", 2000, 2 / np.sqrt(5)), ("log10_ratio", 500, np.log10(5**-0.5))],
-)
-def test_intervals_cover_the_truth_about_95_times_of_100(name, n, truth):
-    draw = np.random.default_rng(2)
-    intervals = [ESTIMATORS[name][0](draw.gamma(5.0, size=n), "test").interval() for _ in range(400)]
-    covered = np.mean([low < truth < high for low, high in intervals])
-    assert 0.91 <= covered <= 0.98
-
-
-def test_the_interval_of_a_paired_difference_of_modes_covers_it():
-    draw, hits = np.random.default_rng(3), 0
-    for _ in range(200):
-        first = draw.normal(1.0, 1.0, size=400)
-        second = 0.5 * first + draw.normal(0.0, 0.3, size=400)
-        low, high = (statistic.mode(second, "test") - statistic.mode(first, "test")).interval()
-        hits += low < -0.5 < high
-    assert 0.91 <= hits / 200 <= 0.98
-
-
-def test_adversarial_accuracies_are_two_proportions():
-    apart = statistic.proportion(60, 100) - statistic.proportion(45, 90)
-    assert apart.value == pytest.approx(10)
-    low, high = apart.interval()
-    rates = [(61, 102), (46, 92)]
-    half = 100 * 1.959964 * np.sqrt(sum(k / n * (1 - k / n) / n for k, n in rates))
-    assert (high - low) / 2 == pytest.approx(half, rel=1e-5)
-    assert (low + high) / 2 == pytest.approx(10)
-    sure = statistic.proportion(0, 50).interval()
-    assert sure[1] > 0
 
 
 def test_quantities_agree_with_the_tables(paper):
@@ -459,23 +299,3 @@ def test_b2_s_balance_is_over_convolutions_and_ten_to_one_is_the_paper_s(paper):
     assert found.value == pytest.approx(decrease / (decrease + increase) - 0.5)
     of_paper = statistic.share(np.array([True, False]), "layers", np.array([4.7465, 0.4372])).value
     assert of_paper == pytest.approx(0.916, abs=5e-4)
-
-
-@pytest.mark.parametrize("n", [8, 55])
-@pytest.mark.parametrize("center", [0.0, -0.1])
-def test_the_interval_of_a_share_by_weight_covers_it_for_few_layers_too(n, center):
-    draw = np.random.default_rng(4)
-    many = draw.normal(center, 0.1, 200_000)
-    truth = -many[many < 0].sum() / np.abs(many).sum()
-    hits = 0
-    for change in draw.normal(center, 0.1, (400, n)):
-        low, high = statistic.share(change < 0, "layers", np.abs(change)).interval()
-        hits += low < truth < high
-    assert 0.92 <= hits / 400 <= 1
-
-
-def test_a_share_of_equal_weights_is_the_plain_one_and_of_none_undecided():
-    chosen = np.array([True] * 9 + [False])
-    plain, weighed = statistic.share(chosen, "layers"), statistic.share(chosen, "layers", np.full(10, 0.3))
-    np.testing.assert_allclose(weighed.interval(), plain.interval())
-    assert claim.verdict(statistic.share(chosen, "layers", np.zeros(10)), RISES) == "undecided"
