@@ -107,14 +107,17 @@ def test_a_1x1_convolution_costs_one_decomposition(monkeypatch: pytest.MonkeyPat
     assert seen == [(6, 4)]
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_changes_no_bit_and_is_left_as_found(threads: int) -> None:
-    expected = singular_values(kernel(9, 8, 3, 3), 8, 8)
-    torch.set_num_threads(threads)
-    found = singular_values(kernel(9, 8, 3, 3), 8, 8)
-    assert torch.get_num_threads() == threads
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
+@pytest.mark.parametrize("k", [1, 3])
+def test_every_decomposition_has_one_thread_and_torchs_number_is_left_as_found(
+    monkeypatch: pytest.MonkeyPatch, k: int
+) -> None:
+    seen: list[int] = []
+    svdvals = torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda blocks: seen.append(torch.get_num_threads()) or svdvals(blocks))
+    torch.set_num_threads(3)
+    singular_values(kernel(9, 8, k, k), 8, 8)
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 3
 
 
 def test_inputs_that_a_strided_1x1_kernel_skips_count_as_zeros() -> None:
