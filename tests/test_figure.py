@@ -195,6 +195,7 @@ def test_layers_pass_on_mean_and_std_and_the_margin_stands_apart(runs: list[dict
         np.testing.assert_allclose(weak_std.get_ydata(), 0.42)
         np.testing.assert_allclose(strong_std.get_ydata(), 0.18)
     assert random.get_ylim() == attacked.get_ylim()
+    assert [ax.get_yscale() for ax in (random, attacked, margin)] == ["log"] * 3  # std is far smaller than the mean
     points = [line.get_ydata()[0] for line in margin.lines if line.get_marker() in "os"]
     np.testing.assert_allclose(points, [1.1, 0.42, 2.1, 0.42, 1.1, 0.18, 2.1, 0.18])
     np.testing.assert_allclose(bars(margin)[0], [0.1])  # over seeds

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from robreg import style
 from robreg.item import Run
@@ -150,7 +150,7 @@ def passed(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> None:
         layers(ax, part, "mean", solid(look))
         layers(ax, part, "std", std_look(look))
     ax.set(xlabel="layer (input to output)", ylabel="‖δ out‖ / ‖δ in‖")
-    _from_zero(ax)
+    _logarithmic(ax)
 
 
 def margin_change(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> None:
@@ -163,9 +163,9 @@ def margin_change(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> N
                 values = part.loc[part["perturbation"] == kind, column].to_numpy()
                 error = _std(values[:, None])
                 ax.errorbar(place + shift, values.mean(), error, elinewidth=1, **one.marked)
-    ax.set(ylabel="|change of margin| (logits)")
+    ax.set(ylabel="|Δ margin| (logits)")
     ax.set(xticks=range(len(KINDS)), xticklabels=KINDS.values(), xlim=(-0.5, 1.5))
-    _from_zero(ax)
+    _logarithmic(ax)
 
 
 def solid(look: Look) -> Look:
@@ -191,6 +191,14 @@ def reference(ax: Axes, ar: float, value: float, label: str) -> Look:
 def _from_zero(ax: Axes) -> None:
     """Let the vertical axis begin at 0, with room for markers at its upper end."""
     ax.set_ylim(0, 1.06 * ax.dataLim.y1)
+
+
+def _logarithmic(ax: Axes) -> None:
+    """Make the vertical axis logarithmic, for std that are far smaller than their means; ticks are plain numbers."""
+    ax.set_yscale("log", nonpositive="clip")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _parts(frame: pd.DataFrame, looks: Mapping[int, Look]) -> Iterator[tuple[pd.DataFrame, Look]]:
