@@ -1,5 +1,6 @@
 """The workflow from end to end, reduced in size: what it makes, what it repeats and what it refuses."""
 
+import io
 import math
 import os
 import re
@@ -9,11 +10,15 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from PIL import Image
 from test_report import assert_works_offline
 
 from robreg import config as robreg_config
@@ -347,7 +352,7 @@ def test_runs_of_the_paper_s_data_are_planned(demo, target):
 
 
 @pytest.mark.parametrize(
-    ("target", "runs", "figures", "tables"), [("all", 31, 13, 10), ("conventions", 7, 8, 7), ("c10-small", 6, 8, 6)]
+    ("target", "runs", "figures", "tables"), [("all", 31, 13, 10), ("conventions", 13, 8, 7), ("c10-small", 6, 8, 6)]
 )
 def test_every_study_is_planned_whole(demo, target, runs, figures, tables):
     plan = planned(demo, target)
@@ -399,7 +404,9 @@ def test_the_readme_s_blocks_of_config_are_valid():
     assert robreg_config.settings(config, "c10", "ar8-vgg")["factory"]["callable"] == "torchvision.models:vgg11_bn"
 
 
-C10_JPEG = Path(__file__).parents[2] / "shared/data/c10-jpeg"
+SHARED = Path(__file__).parents[2] / "shared/data"
+C10_JPEG = SHARED / "c10-jpeg"
+TINY = SHARED / "tiny-imagenet-200-subset.zip"
 
 
 @pytest.mark.skipif(not C10_JPEG.exists(), reason="needs ../shared/data/c10-jpeg, CIFAR-10 as JPEG images")
@@ -428,3 +435,95 @@ def test_a_run_on_real_images_goes_through_all_measures(tmp_path):
         8,
         1,
     ]
+
+
+def two_steps(width):
+    """Edit the config so that Tiny-ImageNet's run at AR 4 is small: 40 + 40 real images, attacks of two steps."""
+
+    def edit(config):
+        config["datasets"]["tin"] |= {"source": TINY.name, "incomplete": True, "max_train": 40, "max_test": 40}
+        config["datasets"]["tin"] |= {"width": width, "threads": 2}
+        short = {"steps": 2}
+        config["runs"] = {
+            "tin/ar4": {
+                "training": {"epochs": 1, "lr_drops": [], "batch_size": 20},
+                **{
+                    key: short for key in ("training_attack", "evaluation", "loss_variation", "spread", "strong_attack")
+                },
+                "theory": {"n": 4, "steps": 2, "pairs": 0},
+            }
+        }
+
+    return edit
+
+
+@pytest.mark.skipif(not TINY.exists(), reason="needs ../shared/data/tiny-imagenet-200-subset.zip, Tiny-ImageNet images")
+def test_tiny_imagenet_goes_through_all_measures(tmp_path):
+    folder = copy_tree(tmp_path, two_steps(width=2))
+    targets = [f"results/tin/ar4/{kind}.parquet" for kind in (*COLUMNS, "theory")]
+    snakemake(folder, "-c2", *targets, "--config", f"data_root={SHARED}")
+    run = folder / "results/tin/ar4"
+    margins = table.read(run / "margins.parquet").to_pandas()
+    assert margins.groupby("split").size().to_dict() == {"test": 40, "train": 40}
+    svstd = table.read(run / "svstd.parquet").to_pandas()
+    assert (len(svstd), svstd["kind"].tolist().count("conv")) == (54, 53)
+    assert svstd.loc[svstd["kernel"] == 3, ["height", "stride"]].to_numpy().tolist() == (
+        [[56, 1]] * 4 + [[56, 2]] + [[28, 1]] * 3 + [[28, 2]] + [[14, 1]] * 5 + [[14, 2]] + [[7, 1]] * 2
+    )
+    assert [row["steps"] for row in table.read(run / "attacks.parquet").to_pylist()] == [2] * 4
+
+
+def colours(folder):
+    """Write images 32 x 32 of two classes, told by their colour, as Parquet files in the Hugging Face layout."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for split, n in (("train", 60), ("test", 20)):
+        labels = np.arange(n) % 2
+        pixels = generator.integers(0, 150, (n, 32, 32, 3), dtype=np.uint8)
+        pixels[np.arange(n), :, :, labels] += 100
+        rows = []
+        for image in pixels:
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, format="PNG")
+            rows.append({"bytes": buffer.getvalue(), "path": None})
+        pq.write_table(pa.table({"image": rows, "label": labels}), folder / f"{split}.parquet")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A tree whose config has a data set of the user's, and two networks of torchvision's."""
+
+    def edit(config):
+        config["architectures"] = {
+            "tv18": {"callable": "torchvision.models:resnet18"},
+            "alex": {"callable": "torchvision.models:alexnet", "arguments": {"dropout": 0.0}},
+        }
+        block = {**config["datasets"]["c10small"], "title": "colours", "source": "colours", "architecture": "tv18"}
+        block |= {"max_train": None, "max_test": None, "dense_spectrum": 64}
+        block["theory"] = {**block["theory"], "n": 3, "steps": 5}
+        block["training"] = {**block["training"], "epochs": 2, "lr_drops": [1], "lr": 0.01}
+        config["datasets"]["colours"] = block
+
+    folder = copy_tree(tmp_path_factory.mktemp("own"), edit)
+    colours(folder / "data/colours")
+    return folder
+
+
+def test_a_data_set_and_a_network_of_one_s_own_need_config_alone(own):
+    snakemake(own, "-c2", *(f"results/colours/ar8/{kind}.parquet" for kind in (*COLUMNS, "theory")))
+    run = own / "results/colours/ar8"
+    svstd = table.read(run / "svstd.parquet").to_pandas()
+    assert (len(svstd), svstd["name"].iloc[-1]) == (21, "network.fc")  # torchvision's ResNet-18
+    assert table.read(run / "margins.parquet").num_rows == 80
+    losses = table.read(run / "attacks.parquet").column("loss").to_pylist()
+    assert losses == ["cross_entropy", "cross_entropy", "worst"]  # DLR needs three classes
+    theory = table.read(run / "theory.parquet").to_pylist()[0]
+    assert theory["v_min_upper"] is None or theory["v_min_upper"] > 0
+    assert theory["lemma_pairs"] == 0  # its max pool is not of the lemma's form
+    assert "MaxPool" in (own / "logs/theory/colours/ar8.log").read_text()
+
+
+def test_a_layer_that_cannot_be_treated_is_named_before_any_training(own):
+    output = snakemake(own, "-c1", "results/colours/ar8-alex/checkpoint.pt", check=False)
+    assert "Error: layer network.features.0: a circular operator needs padding that keeps the size" in output
+    assert not (own / "results/colours/ar8-alex").exists() or not any((own / "results/colours/ar8-alex").iterdir())

@@ -162,6 +162,8 @@ rule spread:
             "src/robreg/spread.py",
             "src/robreg/attack.py",
             "src/robreg/spectrum.py",
+            "src/robreg/padding.py",
+            "src/robreg/margin.py",
             "src/robreg/network.py",
             "src/robreg/data.py",
         ],
