@@ -13,6 +13,7 @@ from docutils.utils import Reporter
 from playwright.sync_api import Page
 
 from robreg import beside, embed, flow, job, provenance, report, study, table, verdict
+from robreg.agreement import nearer
 from robreg.crosstab import apart, blocks
 from robreg.item import FIGURES
 from robreg.quantity import cell, describe, duration
@@ -216,6 +217,8 @@ def test_an_effect_has_the_decimals_of_its_interval() -> None:
     minus = "\N{MINUS SIGN}"
     assert (first.effect, first.interval) == (f"{minus}0.123", f"{minus}0.133 to {minus}0.113")
     assert (second.effect, second.interval, second.n_seeds) == ("41", "", "2")
+    row |= {"effect": -0.0001, "ci_low": -0.5, "ci_high": 0.5}
+    assert verdict.grouped(pd.DataFrame([row]))[0].claims[0].judged[0].effect == "0.0"
 
 
 def test_claims_without_any_run_are_folded(demo: Path) -> None:
@@ -263,7 +266,8 @@ def test_a_number_beside_two_of_ours_counts_once_and_the_nearer_is_named(here: P
     assert beside.counted(both) == beside.counted(frame)
     made.write_frame(files.comparison, both)
     report.write(here / "both.html", described, files, template=made.template())
-    assert "Median relative difference" in text(here / "both.html")
+    assert nearer(both)
+    assert nearer(both) in text(here / "both.html")
     assert "c10, resnet56, normalised space" in text(here / "both.html")
 
 
@@ -302,7 +306,7 @@ def test_what_is_equal_everywhere_stands_apart() -> None:
     values = {"eta_mean": 0.05, "eta_std": None, "w_min_std": None}
     summary = pd.DataFrame([keys | values | {"ar": ar, "w_min_mean": ar} for ar in (4, 8)])
     left, same = apart(summary)
-    assert same == [f"{describe('eta').label} 0.05"]
+    assert same == [f"{describe('eta').label}: {describe('eta').text(0.05)}"]
     assert [name for name in left.columns if name.endswith("_mean")] == ["w_min_mean"]
     assert apart(summary[:1])[1] == []
 
@@ -375,8 +379,15 @@ def test_captions_are_prose_with_and_without_variables() -> None:
     for path in captions:
         for variables in ({}, {"n_seeds": "1"}, {"n_seeds": "3", "compare": [8, 32], "attack": "PGD"}):
             lines = caption(path, variables)
-            assert not any("{" in line for line in lines)
+            assert not any(re.search("{{|{%", line) for line in lines)
             docutils.core.publish_string("\n\n".join(lines), settings_overrides={"halt_level": Reporter.WARNING_LEVEL})
+
+
+def test_snakemake_s_own_report_finds_its_captions() -> None:
+    rules = made.ROOT / "workflow/rules"
+    captions = [path for file in rules.glob("*.smk") for path in re.findall(r'caption="([^"]+)"', file.read_text())]
+    assert len(captions) >= 3
+    assert [path for path in captions if not (rules / path).exists()] == []  # Snakemake fills no wildcards in there
 
 
 def test_an_empty_caption_is_refused(tmp_path: Path) -> None:

@@ -37,14 +37,12 @@ def constants(summary: pd.DataFrame) -> list[str]:
 
 
 def apart(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Take constants out of a summary, and write each as "label value"."""
+    """Take constants out of a summary, and write each as "label: value"; what is null everywhere is dropped."""
     keys = constants(summary)
-    said = [
-        f"{describe(key).label} {summary[f'{key}_mean'].iloc[0]:g}"
-        for key in keys
-        if summary[f"{key}_mean"].notna().any()
-    ]
-    return summary.drop(columns=[f"{key}_{part}" for key in keys for part in ("mean", "std")]), said
+    values = {key: summary[f"{key}_mean"].iloc[0] for key in keys if summary[f"{key}_mean"].notna().any()}
+    said = [f"{describe(key).label}: {describe(key).text(value)} {describe(key).unit}" for key, value in values.items()]
+    columns = [f"{key}_{part}" for key in keys for part in ("mean", "std")]
+    return summary.drop(columns=columns), [words.strip() for words in said]
 
 
 def _metrics(summary: pd.DataFrame) -> list[str]:

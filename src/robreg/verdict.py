@@ -207,4 +207,4 @@ def _decimals(width: float | None) -> int:
 def _number(value: float | None, decimals: int) -> str:
     if value is None:
         return "\N{EN DASH}"
-    return f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:z.{decimals}f}".replace("-", "\N{MINUS SIGN}")  # z: no minus before what is rounded to 0

@@ -15,7 +15,7 @@ rule table:
         csv=report(
             "results/studies/{study}/tables/{table}.csv",
             category="Tables",
-            caption="../report/{table}.rst",
+            caption="../report/item.rst",
             labels=lambda wildcards: {
                 "table": wildcards.table,
                 "content": TABLES[wildcards.table].title,
@@ -56,7 +56,7 @@ rule figure:
         svg=report(
             "results/studies/{study}/figures/{figure}.svg",
             category="Figures",
-            caption="../report/{figure}.rst",
+            caption="../report/item.rst",
             labels=lambda wildcards: {
                 "figure": wildcards.figure,
                 "content": FIGURES[wildcards.figure].title,
