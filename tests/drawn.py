@@ -25,8 +25,8 @@ def make_runs(
         for seed in seeds:
             run = {"dataset": "digits", "variant": f"ar{ar}" + (f"-s{seed}" if seed else ""), "arch": "resnet8"}
             run |= {"train_attack": "pgd", "space": "pixel", "spectral_norm": None, "ar": ar, "seed": seed}
-            run |= {"default_arch": "resnet8", "paper": None} | setting
-            own = [str(value) for key, value in setting.items() if key != "dataset"]
+            run |= {"default_arch": "resnet8", "paper": None, "published": []} | setting
+            own = [str(value) for key, value in setting.items() if key not in ("dataset", "published")]
             run["folder"] = str(folder / run["dataset"] / "-".join([run["variant"], *own]))
             make_run(Path(run["folder"]), ar, seed, factor=run["spectral_norm"] or 1)
             runs.append(run)
@@ -35,7 +35,7 @@ def make_runs(
 
 def of_paper(folder: Path) -> list[dict[str, Any]]:
     """Runs in the paper's settings: data sets, a deeper network, bounds, FGSM; and normalised space at one strength."""
-    c10 = {"dataset": "c10", "paper": "c10"}
+    c10 = {"dataset": "c10", "paper": "c10", "published": [{"label": "Madry et al. 2018", "ar": 8, "robust_acc": 50}]}
     settings: list[dict[str, Any]] = [
         c10,
         {"dataset": "c100"},

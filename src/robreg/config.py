@@ -143,7 +143,8 @@ def runs(config: Mapping[str, Any], study: str) -> list[tuple[str, str]]:
 def study_runs(config: Mapping[str, Any], study: str) -> list[dict[str, Any]]:
     """List a study's runs with what identifies them: folder, variant, and the first columns of every study table.
 
-    default_arch is the data set's, and paper the data set of the paper that it stands for (None: for none).
+    default_arch is the data set's, paper the data set of the paper that it stands for (None: for none), and published
+    what Figure 12 shows of other work on it.
     """
     found = []
     for dataset, variant in runs(config, study):
@@ -165,6 +166,7 @@ def study_runs(config: Mapping[str, Any], study: str) -> list[dict[str, Any]]:
                 "seed": run.seed,
                 "default_arch": spec["architecture"],
                 "paper": spec.get("paper"),
+                "published": spec.get("published", []),
             }
         )
     return found

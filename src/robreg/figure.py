@@ -20,8 +20,6 @@ from robreg.style import Look
 PROBABILITY = np.linspace(0, 1, 11)
 LOSS_BIN = 0.25  # nats
 MIDDLE = {"prob": slice(1, -1), "loss": slice(1, 10)}  # of the bins' edges: 0.1 to 0.9, and 0.25 to 2.25
-MADRY = (8, 50.0, "Madry et al. 2018 (CIFAR-10)")  # AR, accuracy on all test examples (percent); quoted in appendix A
-
 _DASHED = (0, (4, 2))
 LOSS_GAP = {"loss_gap": Look("loss gap", style.LOSS, "solid", "D")}
 ERROR_GAP = {"acc_gap": Look("error gap", style.ERROR, _DASHED, "^")}
@@ -71,10 +69,10 @@ def fig3(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
 
 
 def fig4(runs: Sequence[Run], _compare: Sequence[int], looks: Looks) -> Figure:
-    """Margins on train and test at every strength (also Figure 10)."""
+    """Margins on test and train at every strength, a column per setting (also Figure 10)."""
     sections = [
-        Section("training set", lambda ax, members: panel.margins(ax, members, "train", looks)),
-        Section("test set", lambda ax, members: panel.margins(ax, members, "test", looks)),
+        Section("(a, b) margins, test set", lambda ax, members: panel.margins(ax, members, "test", looks)),
+        Section("(c, d) margins, training set", lambda ax, members: panel.margins(ax, members, "train", looks)),
     ]
     figure, panels = grid.arrange(group(runs), [sections], [replace(look, marker="") for look in looks.values()])
     for pair in zip(*panels, strict=True):
@@ -83,13 +81,13 @@ def fig4(runs: Sequence[Run], _compare: Sequence[int], looks: Looks) -> Figure:
 
 
 def fig5(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
-    """(a) Probability and (b) loss of test examples, middle range inset; (c) spread per layer (also Figure 11)."""
+    """(a) Probability and (b) loss of test examples, middle range inset; (c, d) spread per layer (also Figure 11)."""
     histograms = [
         Section("(a) estimated probability of the label, test set", _histogram("prob", looks), height=2.5),
         Section("(b) loss, test set", _histogram("loss", looks), height=2.5),
     ]
     spectra = Section(
-        "(c) spread of singular values per layer",
+        "(c, d) spread of singular values per layer",
         lambda ax, members: panel.spectra(ax, members, compare, looks),
         wide=True,
         shared=True,
@@ -132,8 +130,8 @@ def fig12(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure
     for ax, title in ((left, "(a) of those correct when clean"), (right, "(b) of all test examples")):
         ax.set_title(title, loc="left", fontweight="bold")
         ax.set(ylim=(0, 100), xticks=strengths(runs))
-    published = [panel.reference(right, *MADRY)] if any(run["paper"] == "c10" for run in runs) else []
-    style.legend(figure, [*looks.values(), *published])
+    stars = {(point["ar"], point["robust_acc"], point["label"]) for run in runs for point in run["published"]}
+    style.legend(figure, [*looks.values(), *(panel.reference(right, *star) for star in sorted(stars))])
     return figure
 
 
