@@ -29,7 +29,7 @@ def make_tables(folder: Path, ar: int, seed: int, *, softness: float, skewed: bo
     numbers = dict.fromkeys(table.SCHEMAS["metrics"].names, 1.0) | {"pgd_acc": 40.0 + 2 * softness}
     table.write(folder / "metrics.parquet", "metrics", {key: [value] for key, value in numbers.items()}, {})
     n = SIZES["test"]
-    variation = shared.gamma(0.5, size=(2, n)) * [[1.0], [2.0]] / (5 + softness)
+    variation = shared.gamma(0.5, size=(2, n)) * [[1.0], [2.0]] / (5 + softness) * draw.uniform(0.97, 1.03)
     rows = {"eps": [1.0] * n + [2.0] * n, "index": [*range(n)] * 2, "loss_clean": [1.0] * 2 * n}
     rows |= {"loss_adv": 1 + variation.ravel(), "variation": variation.ravel()}
     table.write(folder / "lossvar.parquet", "lossvar", rows, {})

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from robreg import claim, statistic
-from robreg.assertion import RISES
+from robreg.contrast import RISES
 
 
 def test_over_seeds_the_interval_is_welch_s():
@@ -15,6 +15,31 @@ def test_over_seeds_the_interval_is_welch_s():
     np.testing.assert_allclose(difference.interval(), expected)
     alone = scipy.stats.ttest_1samp(first, 0).confidence_interval()
     np.testing.assert_allclose(statistic.over_seeds(first).interval(), alone)
+
+
+def test_over_seeds_an_estimate_has_their_interval_unless_it_cannot_vary_or_is_a_share():
+    draw = np.random.default_rng(5)
+    vary = [statistic.mean(draw.normal(size=50), "test") for _ in range(3)]
+    seeds = statistic.combined(vary)
+    assert seeds.over == "seeds"
+    assert seeds.interval() == statistic.over_seeds([each.value for each in vary]).interval()
+    alike = statistic.combined([vary[0]] * 3)
+    assert (alike.over, alike.interval()) == ("test examples", vary[0].interval())
+    assert statistic.over_seeds([0.1] * 3).interval() == (0.1, 0.1)  # exactly: no rounding error of the mean
+    unknown = statistic.combined([vary[0], statistic.mean(np.array([np.nan] * 2), "test")])
+    assert np.isnan(unknown.interval()).all()
+
+
+def test_seeds_that_agree_on_a_share_of_few_layers_make_it_no_surer_than_one_network():
+    five, six = (statistic.share(np.arange(8) < n, "layers").scaled(1, -0.5) for n in (5, 6))
+    assert claim.verdict(five, RISES) == claim.verdict(statistic.combined([five] * 3), RISES) == "undecided"
+    nearly = statistic.combined([five] * 9 + [six])
+    low, high = np.mean([five.interval()] * 9 + [six.interval()], axis=0)
+    assert nearly.interval() == pytest.approx((low, high))
+    assert (nearly.value, nearly.over) == (pytest.approx(0.1375), "layers")
+    none, every = (statistic.share(np.arange(8) < n, "layers").scaled(1, -0.5) for n in (0, 8))
+    apart = statistic.combined([none, every])  # seeds that differ by more than layers do
+    assert (apart.over, apart.interval()) == ("seeds", statistic.over_seeds([-0.5, 0.5]).interval())
 
 
 def test_means_over_the_same_examples_are_compared_in_pairs_and_over_others_not():

@@ -10,8 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from robreg import table
-from robreg.assertion import Claim, Kind, Place
-from robreg.contrast import Networks, Outcome
+from robreg.contrast import At, Claim, Kind, Networks, Outcome, Place, weaker
 from robreg.item import Run
 from robreg.measured import Network
 from robreg.registry import CLAIMS
@@ -37,8 +36,8 @@ _PAPER_BOUNDS = (1.0, 3.0, 5.0)
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the networks of several strengths and seeds share. paper: the paper's data set that theirs stands for.
+class Family:
+    """A setting: what its networks, of several strengths and seeds, share. paper: the data set that theirs stands for.
 
     kind: the paper's kind of networks; None for one that it does not show.
     """
@@ -64,14 +63,14 @@ def record(runs: Sequence[Run], *, compare: Sequence[int], study: str, parquet: 
     runs: as config.study_runs gives them; compare: the two strengths (1/255) between which a change is judged.
     """
     low, high = compare
-    found = pa.Table.from_pylist(list(judge_all(settings(runs), low, high)), SCHEMA)
+    found = pa.Table.from_pylist(list(judge_all(families(runs), low, high)), SCHEMA)
     table.write_frame(parquet, found, {"study": study})
     with table.atomic(csv) as temporary:
         frame = found.to_pandas(types_mapper={_WHOLE: pd.Int64Dtype()}.get)
         frame.to_csv(temporary, index=False)
 
 
-def settings(runs: Sequence[Run]) -> list[Setting]:
+def families(runs: Sequence[Run]) -> list[Family]:
     """Group runs into settings; standard training (AR 0) belongs to that of every attack."""
     found = []
     for members in group(runs).values():
@@ -80,12 +79,12 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
         for run in members:
             networks.setdefault(run["ar"], {})[run["seed"]] = Network(run["dataset"], Path(run["folder"]))
         found.append(
-            Setting(**{key: first[key] for key in _WHERE}, paper=first["paper"], kind=_kind(first), networks=networks)
+            Family(**{key: first[key] for key in _WHERE}, paper=first["paper"], kind=_kind(first), networks=networks)
         )
     return found
 
 
-def judge_all(every: Sequence[Setting], low: int, high: int) -> Iterator[dict[str, Any]]:
+def judge_all(every: Sequence[Family], low: int, high: int) -> Iterator[dict[str, Any]]:
     """Make one row of every claim in every setting that it speaks of, or could; and of those that were not run.
 
     A setting without the strengths is not run. Beyond what the paper shows, a general claim is judged as an extension
@@ -93,6 +92,8 @@ def judge_all(every: Sequence[Setting], low: int, high: int) -> Iterator[dict[st
     """
     for claim in CLAIMS:
         for setting in every:
+            if _repeated(claim, setting, every, low, high):
+                continue
             source = _source(claim, setting)
             outcome = None if source is None else _measure(claim, setting, every, low, high)
             if source is not None and (outcome or source != EXTENSION or not claim.places):
@@ -122,7 +123,7 @@ def _kind(run: Run) -> Kind | None:
     return "deeper" if deeper else kinds.get(key)
 
 
-def _source(claim: Claim, setting: Setting) -> str | None:
+def _source(claim: Claim, setting: Family) -> str | None:
     """Where the paper makes a claim of such a setting; EXTENSION if only we do, None if it says nothing of it."""
     for place in claim.places:
         fits = place.kind == setting.kind and place.bound in (None, setting.spectral_norm)
@@ -132,16 +133,25 @@ def _source(claim: Claim, setting: Setting) -> str | None:
     return EXTENSION if claim.general else None
 
 
-def _measure(claim: Claim, setting: Setting, every: Sequence[Setting], low: int, high: int) -> Outcome | None:
+def _repeated(claim: Claim, setting: Family, every: Sequence[Family], low: int, high: int) -> bool:
+    """Whether a claim speaks of standard networks only, and is judged by them in PGD's setting, too."""
+    if not isinstance(claim.contrast, At) or claim.contrast.strength(low, high) or setting.train_attack == "pgd":
+        return False
+    return any(other.where == {**setting.where, "train_attack": "pgd"} for other in every)
+
+
+def _measure(claim: Claim, setting: Family, every: Sequence[Family], low: int, high: int) -> Outcome | None:
     outcome = claim.contrast(setting.networks, low, high)
     if claim.against is None or outcome is None:
         return outcome
     other = _partner(claim, setting, every)
-    against = other and claim.contrast(other.networks, low, high)
-    return outcome - against if against else None
+    against = None if other is None else claim.contrast(other.networks, low, high)
+    if against is None:
+        return None
+    return weaker(against, -outcome) if claim.against == "no bound" else outcome - against
 
 
-def _partner(claim: Claim, setting: Setting, every: Sequence[Setting]) -> Setting | None:
+def _partner(claim: Claim, setting: Family, every: Sequence[Family]) -> Family | None:
     """The setting that a claim compares this one with: like it but for the data set, or for the bound."""
     wanted = {**setting.where, "spectral_norm": None}
     if claim.against == "no bound":
@@ -150,7 +160,7 @@ def _partner(claim: Claim, setting: Setting, every: Sequence[Setting]) -> Settin
     return next((other for other in alike if other.paper == claim.against), None)
 
 
-def _row(claim: Claim, source: str, setting: Setting, outcome: Outcome | None, low: int, high: int) -> dict[str, Any]:
+def _row(claim: Claim, source: str, setting: Family, outcome: Outcome | None, low: int, high: int) -> dict[str, Any]:
     row = {"id": claim.id, "claim": claim.text, "source": source, **setting.where, "ar_low": low, "ar_high": high}
     row |= {"statistic": claim.contrast.text(low, high), "verdict": NOT_RUN}
     if outcome is None:
@@ -166,7 +176,7 @@ def _row(claim: Claim, source: str, setting: Setting, outcome: Outcome | None, l
     }
 
 
-def _missing(claim: Claim, every: Sequence[Setting]) -> Iterator[tuple[Place, Setting]]:
+def _missing(claim: Claim, every: Sequence[Family]) -> Iterator[tuple[Place, Family]]:
     """The paper's settings of a claim that the study has no run of, unless it has another data set's instead."""
     for place in claim.places:
         like = [setting for setting in every if setting.kind == place.kind]
@@ -180,10 +190,10 @@ def _missing(claim: Claim, every: Sequence[Setting]) -> Iterator[tuple[Place, Se
                     yield place, setting
 
 
-def _paper_setting(kind: Kind, dataset: str, bound: float | None) -> Setting:
+def _paper_setting(kind: Kind, dataset: str, bound: float | None) -> Family:
     arch, attack = _PAPER_NETWORKS[kind][dataset], "fgsm" if kind == "FGSM" else "pgd"
-    return Setting(dataset, arch, attack, None, bound, dataset, kind, {})
+    return Family(dataset, arch, attack, None, bound, dataset, kind, {})
 
 
-def _stands_for(setting: Setting, paper: Setting) -> bool:
+def _stands_for(setting: Family, paper: Family) -> bool:
     return (setting.paper, setting.spectral_norm) == (paper.paper, paper.spectral_norm)

@@ -3,8 +3,7 @@
 from functools import partial
 
 from robreg import measured
-from robreg.assertion import FALLS, HOLDS, RISES, Claim, Place
-from robreg.contrast import At, Change
+from robreg.contrast import FALLS, HOLDS, RISES, At, Change, Claim, Place
 
 _SMALL = ("c10",)
 _MARGIN_STD = Change("std of test margins (logits)", partial(measured.margin_std, split="test"))

@@ -1,8 +1,11 @@
-"""The statistic of a claim: a quantity's change between two strengths, or what one network or a pair of them shows."""
+"""What a claim of the paper is, and the statistic that it is judged by.
+
+A statistic is a quantity's change between two strengths, or what one network or a pair of them shows.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from robreg import statistic
@@ -11,6 +14,9 @@ from robreg.statistic import Estimate
 
 Networks = Mapping[int, Mapping[int, Network]]  # of one setting, by strength and seed
 Quantity = Callable[[Network], Estimate]
+Kind = Literal["plain", "deeper", "FGSM", "bounded"]  # PGD and the default network; ResNet-110; FGSM; a spectral norm
+RISES = HOLDS = 1  # the sign of the effect that is claimed
+FALLS = -1
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,10 @@ class Outcome:
     def __sub__(self, other: "Outcome") -> "Outcome":
         """Compare two settings."""
         return Outcome(self.estimate - other.estimate, min(self.n_seeds, other.n_seeds))
+
+    def __neg__(self) -> "Outcome":
+        """Turn what falls into what rises; the values at the two strengths stay."""
+        return replace(self, estimate=self.estimate.scaled(-1))
 
 
 class Contrast(Protocol):
@@ -41,8 +51,8 @@ class Contrast(Protocol):
 class Change:
     """A quantity at the higher strength minus the same at the lower.
 
-    Two seeds or more at both: the difference of their means. Otherwise one network of each, compared example by
-    example, or layer by layer.
+    Two seeds or more at both: the difference of their means. Otherwise, or where the seeds do not vary, one network of
+    each, compared example by example, or layer by layer.
     """
 
     words: str
@@ -58,8 +68,9 @@ class Change:
             return None
         ends = [networks[low], networks[high]]
         n_seeds = min(map(len, ends))
-        if n_seeds >= 2:
-            first, second = (statistic.over_seeds([self.quantity(net).value for net in end.values()]) for end in ends)
+        values = [[self.quantity(net).value for net in end.values()] for end in ends]
+        if n_seeds >= 2 and any(len(set(each)) > 1 for each in values):
+            first, second = map(statistic.over_seeds, values)
         else:
             first, second = (self.quantity(net) for net in _alike(*ends))
         return Outcome(second - first, n_seeds, first.value, second.value)
@@ -93,21 +104,65 @@ class At:
     quantity: Quantity
     end: Literal["low", "high"]
 
+    def strength(self, low: int, high: int) -> int:
+        """Return the one of two strengths whose networks it speaks of."""
+        return low if self.end == "low" else high
+
     def text(self, low: int, high: int) -> str:
         """Describe it in words."""
-        return f"{self.words}: AR {low if self.end == 'low' else high}"
+        return f"{self.words}: AR {self.strength(low, high)}"
 
     def __call__(self, networks: Networks, low: int, high: int) -> Outcome | None:
         """Measure it; None if the strength is missing."""
-        chosen = networks.get(low if self.end == "low" else high, {})
+        chosen = networks.get(self.strength(low, high), {})
         return _over([self.quantity(chosen[seed]) for seed in sorted(chosen)]) if chosen else None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the paper makes a claim: source (its sections, figures, tables), the kind of networks, its data sets.
+
+    bound: only the networks with this bound on the spectral norm; None for every one.
+    """
+
+    source: str
+    kind: Kind
+    datasets: tuple[str, ...] = ("c10", "c100")
+    bound: float | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim. sign: of the effect that is claimed; places: () for an extension.
+
+    general: said of every data set, so that it is also judged on data sets, and on kinds of networks, that the paper
+    does not show. against: the claim compares a setting with the like of another data set; or says its contrary of
+    the like without a bound, too, so that the weaker of the two, each as claimed, is its effect.
+    """
+
+    id: str
+    text: str
+    sign: int
+    contrast: Contrast
+    places: tuple[Place, ...] = ()
+    general: bool = True
+    against: Literal["c100", "no bound"] | None = None
+
+
+def weaker(first: Outcome, second: Outcome) -> Outcome:
+    """Choose the one that decides whether both are positive: one that is surely negative, or the one nearer to that."""
+
+    def strength(outcome: Outcome) -> tuple[bool, float]:
+        low, high = outcome.estimate.interval()
+        return not high < 0, -math.inf if math.isnan(low) else low
+
+    chosen = min(first, second, key=strength)
+    return replace(chosen, n_seeds=min(first.n_seeds, second.n_seeds))
+
+
 def _over(estimates: Sequence[Estimate]) -> Outcome:
-    if len(estimates) == 1:
-        return Outcome(estimates[0], 1)
-    values = [estimate.value for estimate in estimates]
-    return Outcome(statistic.over_seeds(values), len(values))
+    several = len(estimates) > 1
+    return Outcome(statistic.combined(estimates) if several else estimates[0], len(estimates))
 
 
 def _alike(low: Mapping[int, Network], high: Mapping[int, Network]) -> tuple[Network, Network]:

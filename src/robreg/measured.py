@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pandas as pd
 from robreg import statistic, table
 from robreg.statistic import LAYERS, Array, Estimate
 
+Extreme = Literal["smallest", "largest"]
 MIDDLE = (0.1, 0.9)  # the range of probabilities that is neither end
 LARGE = -math.log(0.01)  # a large loss, in nats: the label has a probability below 0.01
 CONFIDENT = math.log(9)  # a confident margin, in logits: 0.9 to 0.1 between the prediction and its rival
@@ -32,11 +34,12 @@ class Network:
         return {str(split): part.sort_values("index") for split, part in frame.groupby("split")}
 
     @cached_property
-    def variation(self) -> Array:
-        """The loss variation of every test example at the largest eps of lossvar.parquet."""
+    def variation(self) -> Mapping[Extreme, Array]:
+        """The loss variation of every test example at the smallest and the largest eps of lossvar.parquet."""
         frame = table.read(self.folder / "lossvar.parquet", ["eps", "index", "variation"]).to_pandas()
-        widest = frame[frame["eps"] == frame["eps"].max()].sort_values("index")
-        return widest["variation"].to_numpy("float64")
+        frame = frame.sort_values("index")
+        ends: dict[Extreme, float] = {"smallest": frame["eps"].min(), "largest": frame["eps"].max()}
+        return {name: frame.loc[frame["eps"] == eps, "variation"].to_numpy("float64") for name, eps in ends.items()}
 
     @cached_property
     def svstd(self) -> pd.DataFrame:
@@ -134,19 +137,19 @@ def indecisive_errors(network: Network) -> Estimate:
     return statistic.mean(wrong & (network.values("margin") >= -CONFIDENT), network.called())
 
 
-def variation_mean(network: Network) -> Estimate:
-    """Mean loss variation (nats) over test examples."""
-    return statistic.mean(network.variation, network.called())
+def variation_mean(network: Network, eps: Extreme = "largest") -> Estimate:
+    """Mean loss variation (nats) over test examples at an eps."""
+    return statistic.mean(network.variation[eps], network.called())
 
 
-def variation_std(network: Network) -> Estimate:
-    """Standard deviation of the loss variation (nats) over test examples."""
-    return statistic.std(network.variation, network.called())
+def variation_std(network: Network, eps: Extreme = "largest") -> Estimate:
+    """Standard deviation of the loss variation (nats) over test examples at an eps."""
+    return statistic.std(network.variation[eps], network.called())
 
 
-def variation_alike(network: Network) -> Estimate:
+def variation_alike(network: Network, eps: Extreme = "largest") -> Estimate:
     """1/2 minus |log10(std / mean)| of the loss variation: positive if the two are of the same order of magnitude."""
-    ratio = statistic.log10_ratio(variation_std(network), variation_mean(network))
+    ratio = statistic.log10_ratio(variation_std(network, eps), variation_mean(network, eps))
     return ratio.scaled(1 if ratio.value < 0 else -1, 0.5)
 
 

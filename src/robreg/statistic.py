@@ -67,9 +67,28 @@ class Estimate:
 
 def over_seeds(values: Sequence[float]) -> Estimate:
     """Return the mean over at least two seeds; two such estimates subtracted give Welch's interval."""
+    if len(set(values)) == 1:  # without the rounding error of a mean
+        return Estimate(float(values[0]), SEEDS, parts=((0.0, len(values) - 1),))
     return Estimate(
         float(np.mean(values)), SEEDS, parts=((float(np.var(values, ddof=1)) / len(values), len(values) - 1),)
     )
+
+
+def combined(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean of estimates of one quantity, one per seed, with the interval over seeds.
+
+    A share of few layers takes few values, so that seeds may agree on it by chance: it has the networks' own interval,
+    its ends averaged, where that is wider. So has, with the first network's interval, whatever does not vary at all.
+    """
+    values = [estimate.value for estimate in estimates]
+    seeds = over_seeds(values)
+    own = [estimate.bounds for estimate in estimates if estimate.bounds is not None]
+    if len(own) == len(estimates):
+        low, high = (float(end) for end in np.mean(own, axis=0))
+        ends = seeds.interval()
+        wider = high - low > ends[1] - ends[0]
+        return Estimate(seeds.value, estimates[0].over, bounds=(low, high)) if wider else seeds
+    return estimates[0] if len(set(values)) == 1 else seeds
 
 
 def mean(values: NDArray[Any], name: str, over: str = EXAMPLES) -> Estimate:
