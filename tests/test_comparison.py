@@ -1,5 +1,6 @@
 """The paper's numbers beside a study's: made runs that have exactly the paper's numbers, or near ones."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from robreg import comparison, config, reference, scatter, table
+from robreg import agreement, comparison, config, reference, scatter, table
 
 ROOT = Path(__file__).parents[1]
 CONTRACT = ["table", "dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "metric", "paper", "ours_mean"]
@@ -91,7 +92,8 @@ def test_both_spaces_and_data_sets_of_other_names_have_rows_of_their_own(tmp_pat
     assert [8, "c10wd", "pixel"] in found
     assert not [row for row in found if row[0] == 4 and row[1] == "c10wd"]
     bounded = frame[(frame["table"] == "6") & (frame["spectral_norm"] == 1)]
-    assert set(bounded["run_dataset"]) == {"c10clip1"}
+    assert set(bounded["run_dataset"]) == {"c10", "c10clip1"}
+    assert "c10clip1" not in set(frame[frame["spectral_norm"].isna()]["run_dataset"])
     assert set(frame[frame["spectral_norm"] == 3]["status"]) == {"not run"}
 
 
@@ -127,19 +129,19 @@ def test_it_says_which_space_comes_nearer_on_the_numbers_that_both_have(tmp_path
         if run["variant"] == "ar8"
     ]
     frame = compared(pixel + other)
-    found = comparison.matches(frame).set_index(["table", "space"])
+    found = agreement.matches(frame).set_index(["table", "space"])
     assert (found["run_dataset"] == "c10").all()
     assert found.loc[("3", "pixel"), "median_relative_difference"] == pytest.approx(0.3)
     assert found.loc[("3", "normalised"), "median_relative_difference"] == pytest.approx(0.1)
     assert found.loc["3", "n"].tolist() == [7, 7]  # of AR 8 only
     assert found.loc["3", "nearest"].to_dict() == {"pixel": False, "normalised": True}
-    assert "Table 3, c10: normalised space 10 %, pixel space 30 % (of 7 numbers)." in comparison.nearer(frame)
-    assert comparison.nearer(compared(pixel)) == ""
-    assert comparison.nearer(compared([])) == ""
+    assert "Table 3, c10: normalised space 10 %, pixel space 30 % (of 7 numbers)." in agreement.nearer(frame)
+    assert agreement.nearer(compared(pixel)) == ""
+    assert agreement.nearer(compared([])) == ""
 
 
 def test_a_suspected_misprint_and_a_zero_do_not_count_in_the_agreement(paper):
-    found = comparison.matches(compared(paper)).set_index(["table", "dataset"])["n"]
+    found = agreement.matches(compared(paper)).set_index(["table", "dataset"])["n"]
     assert found["B.2", "c100"] == 3
     assert found["5", "tin"] == 27
 
@@ -208,6 +210,21 @@ def test_a_plot_of_nothing_says_so_in_one_sentence(tmp_path):
     files = {kind: tmp_path / f"none.{kind}" for kind in ("parquet", "csv", "svg", "png")}
     comparison.record(study("demo"), study="demo", **files)
     assert scatter.NOTHING in files["svg"].read_text()
+
+
+@pytest.mark.parametrize(("last", "scale"), [(scatter.SPAN - 0.1, "linear"), (scatter.SPAN + 0.1, "log")])
+def test_axes_of_losses_are_logarithmic_where_the_numbers_span_as_much_as_the_caption_says(paper, last, scale):
+    frame = compared(paper[:3]).query("ours_mean == ours_mean and metric == 'test_loss'").head(2)
+    frame = frame.assign(paper=[1.0, last], ours_mean=[1.0, last])
+    assert scatter.draw(frame).axes[0].get_xscale() == scale
+    caption = (ROOT / "workflow/report/comparison.rst").read_text()
+    assert f"logarithmic where the numbers span more than a factor of {scatter.SPAN}." in caption
+
+
+def test_snakemake_s_report_has_the_claims_and_the_comparison():
+    rules = (ROOT / "workflow/rules/study.smk").read_text()
+    for file in ("claims.csv", "comparison.csv", "figures/comparison.svg"):
+        assert re.search(rf'report\(\s*"results/studies/{{study}}/{file}"', rules)
 
 
 def test_every_metric_of_the_paper_has_its_panel():

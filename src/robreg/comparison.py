@@ -9,11 +9,8 @@ import pandas as pd
 import pyarrow as pa
 
 from robreg import reference, study, style, table
-from robreg.agreement import matches, nearer
 from robreg.item import Run
 from robreg.scatter import draw
-
-__all__ = ["compare", "matches", "nearer", "ours", "record"]
 
 SCHEMA = pa.schema(
     [(key, pa.string()) for key in ("table", "dataset", "run_dataset", "arch", "train_attack", "space")]

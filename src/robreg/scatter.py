@@ -19,6 +19,7 @@ PANELS = {  # title: the metrics that it shows, or how their names begin; unit; 
     "Loss gap": (("loss_gap",), "nats", False),
     "Std of singular values (B.2)": (("svstd",), "change, AR 4 to 16", False),
 }
+SPAN = 5  # numbers that span no more than this factor have linear axes, whatever they are
 NOTHING = "This study has no network that the paper prints a number of, so there is nothing to compare."
 _RED = "#c00000"
 
@@ -55,7 +56,7 @@ def _panel(ax: Axes, frame: pd.DataFrame, looks: Mapping[tuple[str, str], Look],
     odd = frame[frame["status"] == MISPRINT]
     ax.scatter(odd["paper"], odd["ours_mean"], s=110, facecolors="none", edgecolors=_RED)
     both = pd.concat([frame["paper"], frame["ours_mean"]])
-    _scale(ax, both, logarithmic=logarithmic and both.max() > 5 * both.min() > 0)
+    _scale(ax, both, logarithmic=logarithmic and both.max() > SPAN * both.min() > 0)
     ax.plot(ax.get_xlim(), ax.get_xlim(), color="#9a9a9a", linewidth=0.9, zorder=0)  # equal
     ax.set(title=title, xlabel=f"paper ({unit})", ylabel=f"ours ({unit})", box_aspect=1)
 

@@ -96,7 +96,6 @@ rule claims:
             module=[
                 "claim",
                 "registry",
-                "assertion",
                 "confidence",
                 "smoothing",
                 "contrast",
@@ -107,7 +106,16 @@ rule claims:
         ),
     output:
         parquet="results/studies/{study}/claims.parquet",
-        csv="results/studies/{study}/claims.csv",
+        csv=report(
+            "results/studies/{study}/claims.csv",
+            category="Tables",
+            caption="../report/claims.rst",
+            labels=lambda wildcards: {
+                "table": "claims",
+                "content": "The paper's claims, judged",
+                "study": wildcards.study,
+            },
+        ),
     log:
         "logs/claims/{study}.log",
     benchmark:
@@ -136,7 +144,6 @@ rule comparison:
             module=[
                 "comparison",
                 "reference",
-                "agreement",
                 "scatter",
                 "study",
                 "style",
@@ -145,8 +152,26 @@ rule comparison:
         reference="src/robreg/reference.csv",
     output:
         parquet="results/studies/{study}/comparison.parquet",
-        csv="results/studies/{study}/comparison.csv",
-        svg="results/studies/{study}/figures/comparison.svg",
+        csv=report(
+            "results/studies/{study}/comparison.csv",
+            category="Tables",
+            caption="../report/comparison_table.rst",
+            labels=lambda wildcards: {
+                "table": "comparison",
+                "content": "The paper's numbers beside ours",
+                "study": wildcards.study,
+            },
+        ),
+        svg=report(
+            "results/studies/{study}/figures/comparison.svg",
+            category="Figures",
+            caption="../report/comparison.rst",
+            labels=lambda wildcards: {
+                "figure": "comparison",
+                "content": "The paper's numbers against ours",
+                "study": wildcards.study,
+            },
+        ),
         png="results/studies/{study}/figures/comparison.png",
     log:
         "logs/comparison/{study}.log",
