@@ -33,7 +33,14 @@ MUTATIONS = (
         "tests/test_attack.py",
     ),
     Mutation(
-        "drop the projection",
+        "drop the projection of PGD onto its ball",
+        "attack",
+        "point = (point + step * gradient.sign()).clamp(low, high)",
+        "point = (point + step * gradient.sign()).clamp(0, 1)",
+        "tests/test_attack.py",
+    ),
+    Mutation(
+        "drop the projection onto the spectral norm bound",
         "train",
         'norms = None if bound is None else project(state.layers, bound, settings["clip_rounds"])',
         "norms = None if bound is None else [bound] * len(state.layers)",
@@ -47,11 +54,18 @@ MUTATIONS = (
         "tests/test_clip.py",
     ),
     Mutation(
-        "swap train and test",
+        "swap train and test in the metrics",
         "metrics",
         'train, test = means.loc["train"], means.loc["test"]',
         'test, train = means.loc["train"], means.loc["test"]',
         "tests/test_metrics.py",
+    ),
+    Mutation(
+        "swap train and test in the data",
+        "data",
+        'name == "train"',
+        'name != "train"',
+        "tests/test_data.py",
     ),
     Mutation(
         "forget the multiplicities",

@@ -55,7 +55,7 @@ def test_the_schema_describes_every_key():
         (
             "datasets.digits.architecture",
             "resnet9",
-            r"digits\.architecture: .*unknown architecture 'resnet9'",
+            r"datasets\.digits: .*unknown architecture 'resnet9'",
         ),
         ("datasets.digits.kind", "mnist", r"datasets\.digits\.kind: 'mnist' is not one of"),
         ("datasets.digits.training.lr", "fast", r"datasets\.digits\.training\.lr: 'fast' is not of type 'number'"),
@@ -84,8 +84,8 @@ def test_the_schema_describes_every_key():
             {"net": {"callable": "torch.nn"}},
             r"net\.callable: 'torch\.nn' does not match",
         ),
-        ("datasets.digits.crop", 6, r"datasets\.digits\.crop: the size of the crop and .* go together"),
-        ("datasets.tin.crop", None, r"datasets\.tin\.crop: the size of the crop and .* go together"),
+        ("datasets.digits.crop", 6, r"datasets\.digits: .*resized-crop-flip and the data set's crop, .* go together"),
+        ("datasets.tin.crop", None, r"datasets\.tin: .*resized-crop-flip and the data set's crop, .* go together"),
         ("datasets.digits.incomplete", True, r"datasets\.digits\.incomplete: only kind tiny-imagenet"),
         (
             "datasets.digits.training.clip_rounds",
@@ -110,6 +110,8 @@ def test_the_schema_describes_every_key():
         ("runs", {"digits/ar0": {"training_attack": {"steps": 3}}}, r"ar0\.training_attack: standard training has no"),
         ("runs", {"digits/ar8-fgsm": {"training_attack": {"start": "random"}}}, r"fgsm\.training_attack: FGSM is one"),
         ("runs", {"digits/ar8": {"training_attack": {"fgsm": "plain"}}}, r"ar8\.training_attack\.fgsm: .* with PGD"),
+        ("runs", {"tin/ar4": {"training": {"augmentation": "none"}}}, r"runs: tin/ar4: .* crop, its size, go together"),
+        ("runs", {"c10/ar8": {"training": {"augmentation": "resized-crop-flip"}}}, r"runs: c10/ar8: .* go together"),
         ("runs", {"digits/ar8": {"training": {"clip_rounds": 1}}}, r"ar8\.training\.clip_rounds: .* no bound"),
         ("devise", "cpu", r"devise: unknown key 'devise': did you mean 'device'"),
     ],

@@ -339,3 +339,12 @@ def test_a_network_of_one_s_own_is_built_by_name_and_comes_back_from_its_checkpo
 def test_what_is_no_network_of_one_s_own_is_refused_by_name(path: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"architectures: callable {message}"):
         own({"callable": path, "arguments": arguments}, 10)
+
+
+def test_a_checkpoint_whose_network_is_not_installed_is_not_called_damaged(tmp_path: Path) -> None:
+    facts = {"width": 1, "shape": [3, 32, 32], "classes": 7, "mean": [0.5] * 3, "std": [0.2] * 3}
+    meta = {"arch": "far", **facts, "factory": {"callable": "no.such:thing", "arguments": {}}}
+    torch.save({"model": {}, "meta": meta}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"'no\.such:thing' cannot be imported .*install it") as caught:
+        load(tmp_path / "checkpoint.pt")
+    assert "delete" not in str(caught.value)

@@ -58,15 +58,9 @@ def _check_datasets(config: Mapping[str, Any]) -> None:
     for name, spec in config["datasets"].items():
         where = f"config.yaml: datasets.{name}"
         try:
-            named(config, name, "ar0")
+            settings(config, name, "ar0")
         except ConfigError as error:
-            raise ConfigError(f"{where}.architecture: {error}") from error
-        cropped = spec["training"]["augmentation"] == "resized-crop-flip"
-        if cropped != (spec.get("crop") is not None):
-            raise ConfigError(
-                f"{where}.crop: the size of the crop and training.augmentation resized-crop-flip go together: "
-                "give both or none"
-            )
+            raise ConfigError(f"{where}: {error}") from error
         if "incomplete" in spec and spec["kind"] != "tiny-imagenet":
             raise ConfigError(f"{where}.incomplete: only kind tiny-imagenet has it; remove the key")
 

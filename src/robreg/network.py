@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+class FactoryError(ValueError):
+    """A user's architecture that cannot be imported, called or used."""
+
+
 class Normalise(nn.Module):
     """Subtract a channel's mean and divide by its std, so that attacks in front of it see pixels in [0, 1]."""
 
@@ -124,7 +128,7 @@ def wide_bottleneck(channels: int, classes: int, width: int) -> nn.Module:
 def own(factory: Mapping[str, Any], classes: int) -> nn.Module:
     """Build a user's network: factory["callable"], "module:name", called with num_classes and factory["arguments"].
 
-    Raises ValueError, naming the callable and the mend, where it cannot be imported or called or makes no nn.Module.
+    Raises FactoryError, naming the callable and the mend, where it cannot be imported or called or makes no nn.Module.
     """
     path = factory["callable"]
     module, _, name = path.partition(":")
@@ -134,13 +138,13 @@ def own(factory: Mapping[str, Any], classes: int) -> nn.Module:
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{where} cannot be imported ({error}); install it, or correct the path") from error
+        raise FactoryError(f"{where} cannot be imported ({error}); install it, or correct the path") from error
     try:
         network = found(num_classes=classes, **factory["arguments"])
     except TypeError as error:
-        raise ValueError(f"{where} cannot be called ({error}); it must take num_classes and the arguments") from error
+        raise FactoryError(f"{where} cannot be called ({error}); it must take num_classes and the arguments") from error
     if not isinstance(network, nn.Module):
-        raise ValueError(f"{where} returned a {type(network).__name__}, not an nn.Module; name one that does")
+        raise FactoryError(f"{where} returned a {type(network).__name__}, not an nn.Module; name one that does")
     return network
 
 
@@ -175,7 +179,8 @@ def build(  # noqa: PLR0913 - what a checkpoint must say to be rebuilt
 def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
     """Load a checkpoint's network on the CPU in eval mode, and its meta data; nothing in the file is executed.
 
-    Raises ValueError, naming the file, where it is damaged or does not fit its own meta data.
+    Raises ValueError, naming the file, where it is damaged or does not fit its own meta data; FactoryError where the
+    user's architecture cannot be imported here.
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -183,7 +188,7 @@ def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         keys = ("width", "shape", "classes", "mean", "std", "factory")
         model = build(meta["arch"], **{key: meta[key] for key in keys})
         model.load_state_dict(content["model"])
-    except (FileNotFoundError, ModuleNotFoundError):
+    except (FileNotFoundError, FactoryError):
         raise
     except Exception as error:  # damaged bytes can raise anything
         raise ValueError(

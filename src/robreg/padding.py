@@ -30,7 +30,7 @@ def measure(layer: "Layer", circular: Mapping[str, float], *, dense: int) -> dic
         return {"method": "same", **found, "std_zero": circular["std"], "max_zero": circular["max"]}
     operator = _Operator(layer)
     if min(operator.shape) <= dense and max(operator.shape) <= 4 * dense:
-        sigma = torch.linalg.svdvals(operator.matrix())
+        sigma = torch.linalg.svdvals(operator.matrix().cpu())  # one large matrix of float64: no work for a GPU
         exact = {"std_zero": float(sigma.std(correction=0)), "max_zero": float(sigma[0])}
         return {"method": "dense", **found, **exact}
     return {"method": "lanczos", **found, "std_zero": None, "max_zero": _largest(operator)}

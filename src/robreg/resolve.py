@@ -45,6 +45,11 @@ def settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[str,
     _refuse_unused(f"runs.{dataset}/{variant}", override, run)
     spec = _merge(base, override)
     training = _numbers(spec["training"])
+    if (training["augmentation"] == "resized-crop-flip") != (spec.get("crop") is not None):
+        raise ConfigError(
+            f"{dataset}/{variant}: training.augmentation resized-crop-flip and the data set's crop, its size, "
+            "go together: give both or none"
+        )
     rounds = training.pop("clip_rounds", "exact")
     own = config.get("architectures", {}).get(run.arch)
     return {

@@ -41,7 +41,8 @@ def record(checkpoint: Path, data: Path, out: Path, *, tables: Path, spec: Mappi
     pairs, pieces, seed. What cannot be had is null, and the log says why.
     """
     model, meta, prepared = job.opened(checkpoint, data, device)
-    images, labels = (part[: spec["n"]] for part in prepared.split("train"))
+    chosen = _draw(len(prepared.train_labels), spec["n"], spec["seed"])  # at random: a set may be sorted by class
+    images, labels = (part[chosen] for part in prepared.split("train"))
     v_min, n = smallest_distance(model, images, labels, steps=spec["steps"])
     layers = table.read(tables / "svstd.parquet").to_pylist()
     constants = {key: float(spec[key]) for key in ("gamma", "eta", "c_x", "k", "eps")}
@@ -105,7 +106,7 @@ def first_term(
         "w_min": w_min,
         "v_min_upper": v_min,
         "log10_u_min_upper": u_min,
-        "first_term_lower": _first_term(u_min, gamma, known=zero > 0 or w_min == 0),
+        "first_term_lower": _first_term(u_min, gamma, known=zero > 0 or 0 in (w_min, v_min)),
     }
 
 
@@ -114,8 +115,8 @@ def smallest_distance(model: nn.Module, images: Tensor, labels: Tensor, *, steps
 
     images: (N, C, H, W) uint8; labels: (N,); those that are classified correctly are attacked with foolbox's DDN and
     DeepFool (its FMN, in version 3.3.4, never projects), and the way to each adversarial example is halved to the
-    boundary. Returns the smallest distance in pixels of
-    [0, 1], None if there is none, and the number of images that it is the smallest of. Raises ImportError.
+    boundary. Returns the smallest distance in pixels of [0, 1], None if there is none, and the number of images that it
+    is the smallest of. Raises ImportError.
     """
     parameter = next(model.parameters())
     found = [torch.zeros(0)]
@@ -128,7 +129,7 @@ def smallest_distance(model: nn.Module, images: Tensor, labels: Tensor, *, steps
                 found.append(_distances(model, x[correct], y[correct], steps=steps))
     distances = torch.cat(found)
     if not len(distances):
-        log.warning("v_min: of the first %d training images, none is correct and has an adversarial one", len(images))
+        log.warning("v_min: of %d training images, none is correct and has an adversarial one", len(images))
         return None, 0
     return float(distances.min()), len(distances)
 
@@ -199,6 +200,11 @@ def _first_term(log10_u_min: float | None, gamma: float, *, known: bool) -> floa
     return 1 - 10 ** min(0.0, log10_u_min - math.log10(gamma))
 
 
+def _draw(n: int, count: int, seed: int) -> Tensor:
+    """Draw count of n places (all if there are fewer) without replacement, in random order."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count]
+
+
 def _risks(margins: Path, gamma: float) -> dict[str, float]:
     columns = table.read(margins, ["split", "margin"]).to_pydict()
     split, margin = columns["split"], torch.tensor(columns["margin"])
@@ -211,8 +217,7 @@ def _risks(margins: Path, gamma: float) -> dict[str, float]:
 def _lemma(model: Classifier, prepared: Dataset, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Check Lemma 3.1 between random pairs of test images; the worst of the pairs that could be checked."""
     images = prepared.split("test")[0]
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(spec["seed"]))
-    pairs = order[: len(order) // 2 * 2].view(-1, 2)[: spec["pairs"]]
+    pairs = _draw(len(images), 2 * min(spec["pairs"], len(images) // 2), spec["seed"]).view(-1, 2)
     x = to_float(images[pairs.flatten()].to(model.normalise.mean.device)).unflatten(0, (-1, 2))
     try:
         checked = [lemma.verify(model, *pair, pieces=spec["pieces"]) for pair in x]

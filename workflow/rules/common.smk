@@ -81,6 +81,11 @@ def training(wildcards):
     return robreg_config.training(settings(wildcards))
 
 
+def by_network(value, wide):
+    """A resource of a run's job: value, or wide for the wide ResNet, whose activations take fifty times the memory."""
+    return lambda wildcards: wide if settings(wildcards)["arch"] == "wrn50" else value
+
+
 def runs(study):
     """The runs of a study, each as its folder and the columns that identify it."""
     return refuse(robreg_config.study_runs, study)

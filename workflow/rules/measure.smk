@@ -20,8 +20,8 @@ rule margins:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=2000,
-        runtime="1h",
+        mem_mb=by_network(4000, wide=16000),
+        runtime=by_network("2h", wide="8h"),
     params:
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
@@ -51,8 +51,8 @@ rule apgd:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=2000,
-        runtime="1h",
+        mem_mb=by_network(4000, wide=16000),
+        runtime=by_network("2h", wide="8h"),
     params:
         attack=lambda wildcards: settings(wildcards)["strong_attack"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -79,8 +79,8 @@ rule attacks:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=2000,
-        runtime="1h",
+        mem_mb=by_network(4000, wide=16000),
+        runtime=by_network("2h", wide="8h"),
     params:
         attack=lambda wildcards: settings(wildcards)["evaluation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -111,8 +111,8 @@ rule lossvar:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=2000,
-        runtime="1h",
+        mem_mb=by_network(4000, wide=16000),
+        runtime=by_network("2h", wide="8h"),
     params:
         attack=lambda wildcards: settings(wildcards)["loss_variation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -143,8 +143,8 @@ rule sv:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=2000,
-        runtime="1h",
+        mem_mb=by_network(4000, wide=16000),
+        runtime=by_network("2h", wide="8h"),
     params:
         dense=lambda wildcards: settings(wildcards)["dense_spectrum"],
     script:
@@ -177,8 +177,8 @@ rule spread:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=2000,
-        runtime="1h",
+        mem_mb=by_network(4000, wide=16000),
+        runtime=by_network("2h", wide="8h"),
     params:
         spec=lambda wildcards: settings(wildcards)["spread"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -199,7 +199,6 @@ rule theory:
             "src/robreg/theory.py",
             "src/robreg/lemma.py",
             "src/robreg/attack.py",
-            "src/robreg/margin.py",
             "src/robreg/network.py",
             "src/robreg/data.py",
         ],
@@ -213,8 +212,8 @@ rule theory:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=2000,
-        runtime="1h",
+        mem_mb=by_network(4000, wide=16000),
+        runtime=by_network("2h", wide="8h"),
     params:
         spec=lambda wildcards: settings(wildcards)["theory"],
     script:

@@ -19,8 +19,8 @@ rule train:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=2000,
-        runtime="12h",
+        mem_mb=by_network(6000, wide=40000),
+        runtime=by_network("24h", wide="96h"),
     params:
         settings=training,
     script:
