@@ -81,8 +81,15 @@ SCHEMAS = {
         + [(key, pa.float64()) for key in ("std_circular", "std_zero", "max_circular", "max_zero")]
     ),
     "spread": pa.schema(
-        [("layer", pa.int64()), ("name", pa.string()), ("perturbation", pa.string())]
-        + [("eps", pa.float64()), ("n", pa.int64()), *[(key, pa.float64()) for key in ("mean", "std")]]
+        [
+            ("layer", pa.int64()),
+            ("name", pa.string()),
+            ("perturbation", pa.string()),
+            ("eps", pa.float64()),
+            ("n", pa.int64()),
+            ("mean", pa.float64()),
+            ("std", pa.float64()),
+        ]
     ),
     "theory": pa.schema(
         [("n", pa.int64()), ("m", pa.int64())]
