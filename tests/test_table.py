@@ -24,12 +24,13 @@ CONTRACT = {
     "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "
     "log10_spectral_complexity",
     # Beyond the contract's page: what it leaves to this stage.
-    "apgd": "attack space start loss eps step steps restarts seed split n n_correct n_robust acc_conditional acc_robust",
+    "apgd": "attack space start loss eps step steps restarts seed split n n_correct n_robust acc_conditional "
+    "acc_robust",
     "padding": "layer name method std_circular std_zero max_circular max_zero",
     "spread": "layer name perturbation eps n mean std",
-    "theory": "n m gamma eta c_x k eps sigma_min_zero_layers log10_sigma_min_product w_min v_min_upper log10_u_min_upper "
-    "first_term_lower log10_second_term ramp_risk_train ramp_risk_test ramp_gap lemma_pairs lemma_pieces lemma_share "
-    "lemma_residual lemma_slack",
+    "theory": "n m gamma eta c_x k eps sigma_min_zero_layers log10_sigma_min_product w_min v_min_upper "
+    "log10_u_min_upper first_term_lower log10_second_term ramp_risk_train ramp_risk_test ramp_gap "
+    "lemma_pairs lemma_pieces lemma_share lemma_residual lemma_slack",
 }
 
 
