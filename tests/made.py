@@ -12,10 +12,11 @@ import pyarrow as pa
 import yaml
 from matplotlib.figure import Figure
 
-from robreg import config, study, table
+from robreg import config, reference, study, table
+from robreg.comparison import COMPARED, SCHEMA
 from robreg.item import FIGURES, chosen
-from robreg.reference import MISPRINT
 from robreg.report import Files, write
+from robreg.setting import EXTENSION, NOT_RUN
 
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -23,6 +24,10 @@ PAGES = ROOT / "workflow/report"
 META = {"dataset": "digits", "variant": "ar8", "seed": 0, "version": "0", "settings_hash": "abcdef0123456789"}
 SHAPES = {"digits": (1297, 500, [1, 8, 8], 10), "c10": (50000, 10000, [3, 32, 32], 10)}
 SHAPES |= {"c100": (50000, 10000, [3, 32, 32], 100), "tin": (100000, 10000, [3, 64, 64], 200)}
+_EPOCHS = [
+    {"epoch": 1, "lr": 0.1, "loss": 1.0, "acc": 50.0, "sigma_max": None, "seconds": 2.0, "examples_per_s": 1.0},
+    {"epoch": 2, "lr": 0.1, "loss": 0.5, "acc": 90.0, "sigma_max": None, "seconds": 1.5, "examples_per_s": 1.0},
+]
 NUMBERS = ("at_low", "at_high", "effect", "ci_low", "ci_high")
 CLAIMS = (  # id, claim, source, statistic, ci_over
     ("ge-gap-falls", "The generalisation gap of the loss falls with AR", "section 4.1, Figure 3a", "gap", "seeds"),
@@ -36,7 +41,7 @@ CLAIMS = (  # id, claim, source, statistic, ci_over
         "mean",
         "test examples",
     ),
-    ("layers-even-out", "Layers pass perturbations on more evenly", "extension", "std of the ratio", "layers"),
+    ("layers-even-out", "Layers pass perturbations on more evenly", EXTENSION, "std of the ratio", "layers"),
 )
 
 
@@ -54,7 +59,9 @@ def make(name: str, title: str, *, seeds: Sequence[int] | None = None) -> tuple[
     }
     files = Files(
         figures=[_figure(out / f"figures/{one}.svg") for one in config.items(CONFIG, name, "figures")],
-        tables=[path for one in config.items(CONFIG, name, "tables") for path in _table(out, one, runs)],
+        tables=[
+            path for one in config.items(CONFIG, name, "tables") for path in _table(out, one, runs, block["compare"])
+        ],
         data=[_prepared(data) for data in datasets],
         claims=write_frame(out / "claims.parquet", claims(runs)),
         comparison=write_frame(out / "comparison.parquet", comparison(runs)),
@@ -93,7 +100,7 @@ def claims(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             ran = any((run["dataset"], run["arch"]) == (data, arch) for run in runs)
             effect = (0.031, -0.0042, 0.00087)[(index + place) % 3]
             width = (0.01, 0.001, 0.002)[(index + place) % 3]
-            verdict = ("holds", "fails", "undecided")[(index + place) % 3] if ran else "not run"
+            verdict = ("holds", "fails", "undecided")[(index + place) % 3] if ran else NOT_RUN
             row = {"id": key, "claim": text, "source": source, "dataset": data, "arch": arch, "train_attack": attack}
             row |= {
                 "space": "pixel",
@@ -109,79 +116,81 @@ def claims(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def comparison(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Hold made-up numbers of the paper beside ours."""
+    """Hold numbers that are made up beside all that the paper prints, where a study has the network."""
+    keys = ["dataset", "arch", "train_attack", "spectral_norm", "ar"]
+    have = {tuple(run[key] for key in keys) for run in runs if run["space"] == "pixel"}
     rows = []
-    for sheet, data, arch, bound in (
-        ("3", "c10", "resnet56", None),
-        ("6", "c10", "resnet56", 1.0),
-        ("5", "tin", "wrn50", None),
-    ):
-        for metric, paper in (("train_acc", 99.51), ("test_acc", 88.86), ("loss_gap", 0.54), ("pgd_acc", 65.92)):
-            for ar in (4, 8, 16):
-                wanted = (data, arch, bound, ar, "pgd")
-                keys = ("dataset", "arch", "spectral_norm", "ar", "train_attack")
-                ran = any(tuple(run[key] for key in keys) == wanted for run in runs)
-                row = {"table": sheet, "dataset": data, "run_dataset": data if ran else None, "arch": arch}
-                row |= {"train_attack": "pgd", "space": "pixel", "spectral_norm": bound, "ar": ar, "ar_high": None}
-                row |= {"metric": metric, "paper": paper - ar / 10, "ours_mean": paper - ar / 8 if ran else None}
-                row |= {"ours_std": None, "n_seeds": int(ran), "difference": ar / 10 - ar / 8 if ran else None}
-                odd = (metric, ar, sheet) == ("pgd_acc", 4, "3")
-                status = MISPRINT if odd else "compared" if ran else "not run"
-                rows.append(row | {"status": status, "note": "probable misprint" if odd else None})
-    real = ("spectral_norm", "ar_high", "ours_mean", "ours_std", "difference")
-    return pd.DataFrame(rows).astype(dict.fromkeys(real, float))
+    for row in reference.read().astype(object).replace(np.nan, None).to_dict("records"):
+        ran = tuple(row[key] for key in keys) in have
+        row |= {"run_dataset": row["dataset"] if ran else None, "space": "pixel" if ran else None}
+        row |= {"ours_mean": row["paper"] * 1.01 if ran else None, "ours_std": None, "n_seeds": int(ran)}
+        row |= {"difference": row["paper"] * 0.01 if ran else None, "note": row["note"] or None}
+        rows.append(row | {"status": row["status"] or (COMPARED if ran else NOT_RUN)})
+    real = ("spectral_norm", "ar_high", "paper", "ours_mean", "ours_std", "difference")
+    return pd.DataFrame(rows)[SCHEMA.names].astype(dict.fromkeys(real, float))
 
 
 def _run(folder: Path, run: Mapping[str, Any]) -> None:
-    """Metrics and history: a collapse of AR 16 trained with FGSM on c100."""
-    numbers: dict[str, float | None] = dict.fromkeys(table.SCHEMAS["metrics"].names, 1.0)
-    collapsed = (run["dataset"], run["train_attack"], run["ar"]) == ("c100", "fgsm", 16)
-    numbers |= {"train_acc": 99.0, "pgd_acc": 0.5 if collapsed else 30.0 + run["ar"] + run["seed"]}
+    """All of a run's tables, by their schemas: a collapse of AR 16 trained with FGSM on c100."""
     meta = META | {key: run[key] for key in ("dataset", "variant", "seed")}
-    table.write(folder / "metrics.parquet", "metrics", {key: [value] for key, value in numbers.items()}, meta)
-    epochs = {"epoch": [1, 2], "lr": [0.1, 0.1], "loss": [1.0, 0.5], "acc": [50.0, 90.0], "sigma_max": [None, None]}
-    table.write(
-        folder / "history.parquet", "history", epochs | {"seconds": [2.0, 1.5], "examples_per_s": [1.0, 1.0]}, meta
-    )
+    for kind, rows in (_measures(run) | {"history": _EPOCHS}).items():
+        columns = {key: [row[key] for row in rows] for key in table.SCHEMAS[kind].names}
+        table.write(folder / f"{kind}.parquet", kind, columns, meta)
 
 
-def _table(out: Path, name: str, runs: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Make a table with the columns of its maker, and its summary as the workflow makes it."""
-    frame = pd.DataFrame([row for run in chosen(name, runs) for row in _rows(name, run)])
-    made = []
-    for stem, content in ((name, frame), (f"{name}_summary", study.summarise(frame))):
-        made.append(write_frame(out / f"tables/{stem}.parquet", content.astype({"spectral_norm": float})))
-        content.to_csv(made[-1].with_suffix(".csv"))
-    return made
-
-
-def _rows(name: str, run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    keys = {key: run[key] for key in study.KEYS}
+def _measures(run: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     ar, seed = run["ar"], run["seed"]
-    if name == "b2":
-        return [
-            keys | {"ar_high": 32, "layers": layers, "decrease_sum": 1.2 + seed / 10, "increase_sum": 0.11}
-            for layers in ("convolutions", "all")
-            if ar == 8 or (run["dataset"] != "digits" and ar == 4)
-        ]
-    if name == "table1":
-        radii = (4, 8, 16) if run["dataset"] == "digits" else (1, 2, 4)
-        values = {f"loss_variation_{what}_eps{eps}": eps / (8 + ar + seed) for eps in radii for what in ("mean", "std")}
-        return [keys | values]
-    if name in ("theory", "attacks", "padding"):
-        columns = [key for key in table.SCHEMAS["theory"].names if name == "theory"] or [
-            f"{name}_{i}" for i in range(9)
-        ]
-        return [keys | {column: (index + 1) * (ar + seed + 1) / 7 for index, column in enumerate(columns)}]
-    values = {"train_acc": 99.0, "test_acc": 90 - ar / 10 + seed, "acc_gap": 9 - ar / 10 + seed, "train_loss": 0.01}
-    return [keys | values | {"test_loss": 0.4, "loss_gap": 0.1 - ar / 500 + seed / 100, "pgd_acc": 30.0 + ar + seed}]
+    collapsed = (run["dataset"], run["train_attack"], ar) == ("c100", "fgsm", 16)
+    metrics = {"train_acc": 99.0, "test_acc": 90 - ar / 10 + seed, "acc_gap": 9 - ar / 10 + seed, "train_loss": 0.01}
+    metrics |= {"test_loss": 0.4, "loss_gap": 0.1 - ar / 500 + seed / 100, "robust_acc": 25.0 + ar + seed}
+    metrics |= {"pgd_acc": 0.5 if collapsed else 30.0 + ar + seed}
+    radii = (4, 8, 16) if run["dataset"] == "digits" else (1, 2, 4)
+    attacks = [("pgd", "cross_entropy"), ("apgd", "cross_entropy"), ("apgd", "dlr"), ("apgd", "worst")]
+    layers = [(1, "conv1", "conv"), (2, "conv2", "conv"), (3, "linear", "linear")]
+    changes = (-0.01, 0.002, 0.003)  # of the std of singular values, by layer and strength
+    return {
+        "metrics": [_full("metrics", **metrics)],
+        "theory": [_full("theory", first_term_lower=1 / (2 + ar + seed), w_min=1 / (3 + ar))],
+        "lossvar": [
+            _full("lossvar", eps=float(eps), index=i, variation=eps / (8 + ar + i)) for eps in radii for i in (0, 1)
+        ],
+        "attacks": [
+            _full("attacks", attack=attack, loss=loss, split="test", acc_robust=20.0 + ar + index)
+            for index, (attack, loss) in enumerate(attacks)
+        ],
+        "svstd": [
+            _full("svstd", layer=layer, name=name, kind=kind, std=1 + seed / 10 + ar * change)
+            for (layer, name, kind), change in zip(layers, changes, strict=True)
+        ],
+        "padding": [
+            _full("padding", layer=layer, name=name, method="dense", std_zero=1 - 0.001 * ar)
+            for layer, name, _ in layers
+        ],
+    }
+
+
+def _full(kind: str, /, **values: Any) -> dict[str, Any]:
+    """Make a row of a run's table: the values given, and 1 or "made" elsewhere."""
+    kinds = {field.name: field.type for field in table.SCHEMAS[kind]}
+    assert values.keys() <= kinds.keys()
+    plain = {
+        key: "made" if pa.types.is_string(one) else 1.0 if pa.types.is_floating(one) else 1
+        for key, one in kinds.items()
+    }
+    return plain | values
+
+
+def _table(out: Path, name: str, runs: Sequence[Mapping[str, Any]], compare: Sequence[int]) -> list[Path]:
+    """Make a table and its summary as the workflow does."""
+    study.record(name, chosen(name, runs), compare=compare, folder=out / "tables", study="made")
+    return [out / f"tables/{stem}.parquet" for stem in (name, f"{name}_summary")]
 
 
 def _figure(path: Path) -> Path:
     """Draw something of the size of a figure, as SVG and PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.hashsalt": "robreg"}):
-        figure = Figure(figsize=(3.55 if path.stem == "fig8" else 7.2, 2.4))
+        figure = Figure(figsize=(7.2, 2.4))
         figure.subplots().plot(np.sqrt(np.arange(9)))
         figure.savefig(path, metadata={"Date": None})
     figure.savefig(path.with_suffix(".png"), dpi=100)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import docutils.core
 import made
@@ -12,14 +13,17 @@ import pytest
 from docutils.utils import Reporter
 from playwright.sync_api import Page
 
-from robreg import beside, embed, flow, job, provenance, report, study, table, verdict
+from robreg import claim_view, comparison_view, config, drawing, job, provenance, report, study, table
 from robreg.agreement import nearer
-from robreg.crosstab import apart, blocks
+from robreg.deviation import deviations
 from robreg.item import FIGURES
+from robreg.provenance import shared
 from robreg.quantity import cell, describe, duration
+from robreg.reference import MISPRINT
 from robreg.report import caption
-from robreg.shared import shared
-from robreg.words import cautions
+from robreg.setting import EXTENSION, NOT_RUN
+from robreg.table_view import apart, blocks
+from robreg.words import cautions, limits
 from workflow import copy_tree, snakemake
 
 HOSTILE = "<script>alert(1)</script> \"quoted\" & 'more' {{ 7 * 7 }}"
@@ -84,17 +88,18 @@ def test_nothing_is_loaded_from_elsewhere(name: str, folder: Path) -> None:
     page = text(path)
     assert not re.search(r"https?://|src=\"(?!data:)|@import|url\((?!#)", page)
     assert "default-src 'none'" in page
-    anchors = set(re.findall(r' id="([^"]+)"', page))
-    assert set(re.findall(r'href="#([^"]+)"', page)) <= anchors
+    anchors = re.findall(r' id="([^"]+)"', page)
+    assert len(anchors) == len(set(anchors))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(anchors)
     for link in re.findall(r'href="([^#"]+)"', page):
         assert (path.parent / link).exists()
 
 
 def test_figures_and_tables_are_in_the_papers_order(paper: Path) -> None:
-    found = re.findall(r'<figure id="(\w+)"', text(paper))
+    found = re.findall(r'<figure id="([^"]+)"', text(paper))
     first = ["fig1", "fig2", "fig3", "table3", "table4", "table5", "fig4", "fig5", "b2", "fig6", "table6", "fig7"]
     then = ["fig8", "table1", "fig9", "fig10", "fig11", "table2", "fig12", "spread", "attacks", "padding", "theory"]
-    assert found == [*first, *then, "comparison"]
+    assert found == [*first, *then, "comparison-plot"]
 
 
 def test_what_no_section_names_comes_last() -> None:
@@ -108,7 +113,7 @@ def test_numbers_come_from_the_tables(demo: Path) -> None:
     page = text(demo)
     assert "<span>0.1100</span> <span><small>± 0.0100</small></span>" in page  # 0.1 - ar / 500 + seed / 100
     assert "1297 training and 500 test images" in page
-    assert "15 networks, trained" in page
+    assert "15 networks on handwritten digits (8x8), trained" in page
 
 
 def test_settings_are_told_in_words(demo: Path, paper: Path) -> None:
@@ -167,12 +172,11 @@ def test_a_large_svg_gives_way_to_its_png(
     for name, size in (("small", 60), ("wide", 400)):
         (tmp_path / f"{name}.svg").write_text('<svg width="500pt">' + " " * size)
         (tmp_path / f"{name}.png").write_bytes(b"png")
-    monkeypatch.setattr(embed, "_LARGE", large)
-    monkeypatch.setattr(embed, "_ALL", budget)
-    found = embed.embed([tmp_path / "small.svg", tmp_path / "wide.svg"])
+    monkeypatch.setattr(drawing, "_LARGE", large)
+    monkeypatch.setattr(drawing, "_ALL", budget)
+    found = drawing.embed([tmp_path / "small.svg", tmp_path / "wide.svg"])
     assert {name: one.raster for name, one in found.items()} == {"small": False, "wide": True}
     assert found["wide"].uri == "data:image/png;base64,cG5n"
-    assert not found["wide"].narrow
 
 
 # Claims
@@ -180,15 +184,17 @@ def test_a_large_svg_gives_way_to_its_png(
 
 def test_claims_come_first_and_each_has_a_verdict(paper: Path) -> None:
     page = text(paper)
-    assert page.index('id="claims"') < page.index('id="figures"') < page.index('id="comparison"')
-    assert page.index('id="comparison"') < page.index('id="deviations"') < page.index('id="made"')
+    order = ["claims", "figures", "comparison", "run", "deviations", "limits", "made", "settings"]
+    assert re.findall(r'<h2 id="(\w+)"', page) == order
+    (contents,) = re.findall(r"<nav.*?</nav>", page)
+    assert re.findall(r'href="#(\w+)"', contents) == order
     for _, claim, *_ in made.CLAIMS:
         assert claim in page
 
 
 def test_claims_are_grouped_and_counted(here: Path) -> None:
     frame = made.claims(made.make("paper", "t")[0]["runs"])
-    groups = verdict.grouped(frame)
+    groups = claim_view.grouped(frame)
     assert [group.title for group in groups] == [
         "Generalisation",
         "Margins and confidence",
@@ -199,26 +205,43 @@ def test_claims_are_grouped_and_counted(here: Path) -> None:
         "Bound on the spectral norm",
         "Extensions",
     ]
-    for key in verdict.VERDICTS:
+    for key in claim_view.VERDICTS:
         assert sum(group.counts[key] for group in groups) == (frame["verdict"] == key).sum() > 0
     rows = [one for group in groups for claim in group.claims for one in claim.judged]
-    assert len(rows) == (frame["verdict"] != "not run").sum()
+    assert len(rows) == (frame["verdict"] != NOT_RUN).sum()
     assert (
-        "5 claims of the paper, 5 were tested. Counted in every setting: 7 hold, 7 fail" in verdict.headline(frame)[0]
+        "5 claims of the paper, 5 were tested. Counted in every setting: 7 hold, 7 fail"
+        in claim_view.headline(frame)[0]
     )
+
+
+def test_what_the_paper_does_not_claim_is_counted_apart() -> None:
+    rows = [
+        {"id": name, "claim": name, "source": source, "dataset": "c10", "verdict": verdict}
+        for name, source, verdict in (
+            ("gap", "section 4.1", "holds"),
+            ("gap", EXTENSION, "fails"),
+            ("own", EXTENSION, NOT_RUN),
+        )
+    ]
+    assert claim_view.headline(pd.DataFrame(rows))[:2] == [
+        "Of 1 claim of the paper, 1 was tested. Counted in every setting: 1 hold, 0 fail, 0 are undecided.",
+        "Beyond the paper (our own claims, and its claims on networks that it does not show): of 2 claims, "
+        "1 was tested. Counted in every setting: 0 hold, 1 fail, 0 are undecided, 1 were not run.",
+    ]
 
 
 def test_an_effect_has_the_decimals_of_its_interval() -> None:
     row = {"id": "svstd", "claim": "c", "source": "s", "dataset": "c10", "statistic": "t", "ci_over": "seeds"}
     row |= {"n_seeds": 2, "verdict": "holds", "effect": -0.12345, "ci_low": -0.1334, "ci_high": -0.1134}
     frame = pd.DataFrame([row, row | {"effect": 41.0, "ci_low": None, "ci_high": None, "verdict": "undecided"}])
-    (claim,) = verdict.grouped(frame)[0].claims
+    (claim,) = claim_view.grouped(frame)[0].claims
     first, second = claim.judged
     minus = "\N{MINUS SIGN}"
     assert (first.effect, first.interval) == (f"{minus}0.123", f"{minus}0.133 to {minus}0.113")
     assert (second.effect, second.interval, second.n_seeds) == ("41", "", "2")
     row |= {"effect": -0.0001, "ci_low": -0.5, "ci_high": 0.5}
-    assert verdict.grouped(pd.DataFrame([row]))[0].claims[0].judged[0].effect == "0.0"
+    assert claim_view.grouped(pd.DataFrame([row]))[0].claims[0].judged[0].effect == "0.0"
 
 
 def test_claims_without_any_run_are_folded(demo: Path) -> None:
@@ -230,7 +253,7 @@ def test_claims_without_any_run_are_folded(demo: Path) -> None:
 
 def test_unknown_verdicts_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown verdict maybe"):
-        verdict.counts([{"verdict": "maybe"}])
+        claim_view.counts([{"verdict": "maybe"}])
 
 
 # Cautions
@@ -244,26 +267,116 @@ def test_failed_trainings_are_named(paper: Path, demo: Path) -> None:
     assert cautions([row | {"train_acc": 90.0}], {"d": 10}) == []
 
 
+# Deviations and limits
+
+
+def kind_of_run(dataset: str, variant: str, **changes: Any) -> dict[str, Any]:
+    """A run's settings, as deviations and limits have them."""
+    resolved = config.settings(made.CONFIG, dataset, variant)
+    return resolved | {"paper": made.CONFIG["datasets"][dataset].get("paper")} | changes
+
+
+@pytest.mark.parametrize(
+    ("dataset", "variant", "tables", "more"),
+    [
+        ("digits", "ar8", (), ()),
+        ("digits", "ar8", ("theory",), ("Lemma 3.1", "Theorem 3.1")),
+        ("digits", "ar8-fgsm", (), ("Start of FGSM",)),
+        ("digits", "ar8-sn1", (), ("Bound on the spectral norm",)),
+        ("c10small", "ar8", (), ()),
+        ("c10jpeg", "ar8", (), ("Number of layers", "Table 3, adversarial accuracy")),
+        (
+            "c10",
+            "ar4-sn5",
+            (),
+            ("Number of layers", "Table 3, adversarial accuracy", "Three loss gaps", "Bound on the spectral norm"),
+        ),
+        ("c100", "ar8", (), ("Number of layers", "B.2, CIFAR-100")),
+        ("c100", "ar8-resnet110", (), ("Number of layers", "Three loss gaps")),
+        ("tin", "ar8", (), ("Batch normalisation under attack",)),
+    ],
+)
+def test_deviations_follow_from_the_kind_of_run(
+    dataset: str, variant: str, tables: tuple[str, ...], more: tuple[str, ...]
+) -> None:
+    plain = {one.point for one in deviations([kind_of_run("digits", "ar8")], ())}
+    found = {one.point for one in deviations([kind_of_run(dataset, variant)], tables)}
+    assert found - plain == set(more)
+    assert plain <= found
+    assert "1x1 convolutions and the linear layer" in plain
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        ("attacks", "in the table of attacks"),
+        ("padding", "table of zero-padded spectra shows"),
+        ("theory", "printed sum is reported"),
+        ("b2", "B.2 over the convolutions"),
+    ],
+)
+def test_a_table_is_spoken_of_only_where_the_study_lists_it(shown: str, words: str) -> None:
+    def said(tables: tuple[str, ...]) -> str:
+        one = kind_of_run("c10", "ar8")
+        parts = limits([one], {"c10": "CIFAR-10"}, counts=[1], tables=tables)
+        return " ".join([*parts, *(found.decision for found in deviations([one], tables))])
+
+    assert words in said((shown,))
+    assert words not in said(())
+
+
+def test_limits_follow_from_the_data(demo: Path) -> None:
+    def said(dataset: str, **changes: Any) -> str:
+        one = kind_of_run(dataset, "ar8", **changes)
+        return " ".join(limits([one], {dataset: "These"}, counts=[1], tables=()))
+
+    foreign, other = (
+        "These is not data of the paper",
+        "These stands for the paper's CIFAR-10: the same images from other",
+    )
+    part = "These is only a part of the paper's CIFAR-10"
+    found = {name: [words in said(name) for words in (foreign, part, other)] for name in ("c10", "c10jpeg", "c10small")}
+    assert found == {"c10": [False] * 3, "c10jpeg": [False, False, True], "c10small": [True, False, False]}
+    assert part in said("c10", data=kind_of_run("c10", "ar8")["data"] | {"max_train": 100})
+    assert ("only directions are" in said("c10jpeg"), "only directions are" in said("c10small")) == (False, True)
+    assert "Handwritten digits (8x8) is not data of the paper" in text(demo)
+
+
 # Comparison
 
 
 def test_every_number_of_the_paper_stands_in_the_page(paper: Path, demo: Path, here: Path) -> None:
     frame = made.comparison(made.make("paper", "t")[0]["runs"])
-    found = beside.blocks(frame)
+    found = comparison_view.blocks(frame)
     assert sum(block.cells for block in found) == len(frame)
-    assert "36 of the 36 numbers" in text(paper)
-    assert "1 of them are probable misprints" in text(paper)
-    assert '<span class="paper">65.52†</span>' in text(paper)
-    assert "† probable misprint" in text(paper)
+    assert f"{(frame['status'] != NOT_RUN).sum()} of the {len(frame)} numbers that the paper prints stand" in text(
+        paper
+    )
+    assert "Of these, 1 is a probable misprint of the paper, and marked." in text(paper)
+    assert '<span class="paper">0.4372†</span>' in text(paper)
+    assert "† repeats CIFAR-10&#39;s sum" in text(paper)
+    assert re.findall(r"<h3>([^<]+) of the paper</h3>", text(paper)) == [*(f"Table {n}" for n in range(1, 7)), "B.2"]
+    assert "<h4>B.2</h4>" in text(demo)
     assert f"None of the {len(frame)} numbers" in text(demo)
     assert f"<summary>{len(frame)} numbers of the paper whose networks are not in this study" in text(demo)
+
+
+def test_only_misprints_beside_a_number_of_ours_are_counted(here: Path) -> None:
+    frame = made.comparison(made.make("paper", "t")[0]["runs"]).head(3)
+    frame = frame.assign(status=MISPRINT, ours_mean=[1.0, None, None])
+    assert comparison_view.counted(frame) == (
+        "1 of the 3 numbers that the paper prints stands beside one of this study's. "
+        "Of these, 1 is a probable misprint of the paper, and marked."
+    )
+    said = comparison_view.counted(frame.assign(ours_mean=[1.0, 1.0, None]))
+    assert said.endswith("Of these, 2 are probable misprints of the paper, and marked.")
 
 
 def test_a_number_beside_two_of_ours_counts_once_and_the_nearer_is_named(here: Path) -> None:
     described, files = made.make("paper", "t")
     frame = made.comparison(described["runs"])
     both = pd.concat([frame, frame.assign(space="normalised", ours_mean=frame["paper"], difference=0.0)])
-    assert beside.counted(both) == beside.counted(frame)
+    assert comparison_view.counted(both) == comparison_view.counted(frame)
     made.write_frame(files.comparison, both)
     report.write(here / "both.html", described, files, template=made.template())
     assert nearer(both)
@@ -275,10 +388,10 @@ def test_a_pair_shows_ours_the_papers_and_the_difference() -> None:
     row = {"table": "B.2", "dataset": "c10", "run_dataset": "c10wd", "arch": "resnet56", "train_attack": "pgd"}
     row |= {"space": "pixel", "spectral_norm": None, "ar": 4, "ar_high": 16, "metric": "test_acc", "paper": 80.0}
     row |= {"ours_mean": 81.25, "ours_std": 0.5, "n_seeds": 2, "difference": 1.25, "status": "", "note": None}
-    (block,) = beside.blocks(pd.DataFrame([row]))
+    (block,) = comparison_view.blocks(pd.DataFrame([row]))
     assert block.setting == "c10, resnet56; ours: c10wd"
     assert (block.strengths, block.n_seeds, block.run) == (("4 → 16",), (2,), True)
-    assert block.rows[0][1] == (beside.Pair("81.25", "0.50", "80.00", "+1.25", ""),)
+    assert block.rows[0][1] == (comparison_view.Pair("81.25", "0.50", "80.00", "+1.25", ""),)
 
 
 # Tables
@@ -353,9 +466,26 @@ def test_the_drawn_rules_are_the_workflows(tmp_path: Path) -> None:
         real[names[rule]].add(names[source])
     implied = {rule: {one for source in real[rule] for one in _above(real, source)} for rule in real}
     least = {rule: real[rule] - implied[rule] for rule in real if rule != "demo"}
-    assert {rule: set(sources) for rule, sources in flow.READS.items()} == least
-    boxes = {box["name"]: box for box in flow.drawing()["boxes"]}
-    assert all(boxes[source]["y"] < boxes[name]["y"] for name, sources in flow.READS.items() for source in sources)
+    assert {rule: set(sources) for rule, sources in drawing.READS.items()} == least
+    boxes = {box["name"]: box for box in drawing.rules()["boxes"]}
+    assert all(boxes[source]["y"] < boxes[name]["y"] for name, sources in drawing.READS.items() for source in sources)
+
+
+def test_the_report_is_written_anew_when_a_module_that_it_is_made_by_changes() -> None:
+    package = made.ROOT / "src/robreg"
+    seen, left = set[str](), ["report"]
+    while left:
+        seen.add(name := left.pop())
+        imports = re.findall(
+            r"^from robreg(?:\.(\w+))? import (.+)$", (package / f"{name}.py").read_text(), re.MULTILINE
+        )
+        left += [
+            one for module, names in imports for one in ([module] if module else names.split(", ")) if one not in seen
+        ]
+    rule = (made.ROOT / "workflow/rules/study.smk").read_text().partition("\nrule report:")[2]
+    listed = set(re.findall(r'^ {16}"(\w+)",$', rule, re.MULTILINE))
+    assert seen <= listed
+    assert all((package / f"{name}.py").exists() for name in listed)
 
 
 def _above(graph: dict[str, set[str]], rule: str) -> set[str]:

@@ -14,10 +14,9 @@ from robreg.contrast import At, Claim, Kind, Networks, Outcome, Place, weaker
 from robreg.item import Run
 from robreg.measured import Network
 from robreg.registry import CLAIMS
-from robreg.setting import group
+from robreg.setting import EXTENSION, NOT_RUN, group
 from robreg.statistic import Estimate
 
-EXTENSION, NOT_RUN = "extension", "not run"
 _WHERE = ("dataset", "arch", "train_attack", "space", "spectral_norm")
 _TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
 SCHEMA = pa.schema(

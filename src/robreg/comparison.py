@@ -11,6 +11,7 @@ import pyarrow as pa
 from robreg import reference, study, style, table
 from robreg.item import Run
 from robreg.scatter import draw
+from robreg.setting import NOT_RUN
 
 SCHEMA = pa.schema(
     [(key, pa.string()) for key in ("table", "dataset", "run_dataset", "arch", "train_attack", "space")]
@@ -18,7 +19,7 @@ SCHEMA = pa.schema(
     + [(key, pa.float64()) for key in ("paper", "ours_mean", "ours_std")]
     + [("n_seeds", pa.int64()), ("difference", pa.float64()), ("status", pa.string()), ("note", pa.string())]
 )
-COMPARED, NOT_RUN = "compared", "not run"
+COMPARED = "compared"
 B2 = (4, 16)  # the strengths of appendix B.2
 _CELL = ("dataset", "arch", "train_attack", "spectral_norm", "ar", "metric")
 

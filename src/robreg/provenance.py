@@ -1,4 +1,4 @@
-"""What a study's runs cost, and what they were made with: from their histories' metadata and Snakemake's benchmarks."""
+"""What a study's runs cost, and what they were made with: settings, histories' metadata and Snakemake's benchmarks."""
 
 import hashlib
 import platform
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -26,6 +27,7 @@ PACKAGES = (
     "jinja2",
     "foolbox",
 )
+_NAMED = ("dataset", "variant")  # what a run's name says
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ class Account:
     code: str
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Settings as text. common: by dotted key; differing: keys; by_run: a run's values of them, by its name."""
+
+    common: Mapping[str, str]
+    differing: tuple[str, ...]
+    by_run: Mapping[str, tuple[str, ...]]
+
+
 def account(runs: Sequence[Run]) -> list[Account]:
     """Account for every run of a study."""
     current = job.code_hash()
@@ -76,6 +87,20 @@ def costs(study: str, runs: Sequence[Run], order: Sequence[str]) -> list[Cost]:
         for rule, job_costs in _benchmarks(name).items():
             spent.setdefault(rule, []).extend(job_costs)
     return [_cost(rule, spent[rule]) for rule in order if rule in spent]
+
+
+def shared(settings: Mapping[str, Mapping[str, Any]]) -> Shared:
+    """Compare resolved settings, given by run."""
+    flat = {run: _flat({key: one[key] for key in one if key not in _NAMED}) for run, one in settings.items()}
+    keys = list(dict.fromkeys(key for one in flat.values() for key in one))
+    keys = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]  # none beside its parts
+    texts = {key: [_text(one.get(key)) for one in flat.values()] for key in keys}
+    differing = tuple(key for key in keys if len(set(texts[key])) > 1)
+    return Shared(
+        common={key: texts[key][0] for key in keys if key not in differing},
+        differing=differing,
+        by_run={run: tuple(texts[key][index] for key in differing) for index, run in enumerate(flat)},
+    )
 
 
 def package_hash() -> str:
@@ -146,3 +171,19 @@ def _benchmarks(name: str) -> dict[str, list[dict[str, float]]]:
             {str(key): float(value) for key, value in values.items()}
         )
     return jobs
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return "none" if value is None else str(value)
+
+
+def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Turn nested settings into one level with dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return leaves

@@ -33,8 +33,6 @@ _KNOWN = {
     "loss_gap": Quantity("loss gap", "nats", 4),
     "pgd_acc": Quantity("adversarial accuracy", "%", 2),
     "robust_acc": Quantity("robust accuracy, all examples", "%", 2),
-    "margin_std": Quantity("std of test margins", "logits", 3),
-    "svstd_sum": Quantity("std of singular values, summed over layers", "", 3),
     "spectral_complexity": Quantity("spectral complexity", "", 2, scientific=True),
     "log10_spectral_complexity": Quantity("spectral complexity", "log10", 2),
     "svstd_decrease_sum": Quantity("decrease of the std, sum", "", 4),

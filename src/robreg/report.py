@@ -9,14 +9,13 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from robreg import beside, flow, job, provenance, table, verdict
+from robreg import claim_view, comparison_view, drawing, job, provenance, table
 from robreg.agreement import nearer
-from robreg.crosstab import apart, blocks
 from robreg.deviation import deviations
-from robreg.embed import Embedded, embed
+from robreg.drawing import embed
 from robreg.quantity import duration, memory
-from robreg.shared import shared
 from robreg.study import SETTING
+from robreg.table_view import apart, blocks
 from robreg.words import attack_words, cautions, data_words, limits, listed, span
 
 SECTIONS = (  # the paper's order: title, figures, tables; then what goes beyond it
@@ -63,7 +62,7 @@ def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> 
     "dataset/variant"). template stands beside the captions, {figure, table or comparison}.rst.
     Raises ValueError if the page is larger than LIMIT.
     """
-    context = _study(study, files.data)
+    context = _study(study, files)
     variables = _variables(study, context["n_seeds"])
     context |= _judged(files.claims) | _results(files, template.parent, variables)
     context |= _compared(files, template.parent, variables) | _making(study)
@@ -104,23 +103,28 @@ def _variables(study: Mapping[str, Any], n_seeds: str) -> dict[str, Any]:
     return {"n_seeds": n_seeds, "compare": study["compare"], "attack": "; ".join(attacks)}
 
 
-def _study(study: Mapping[str, Any], data: Sequence[Path]) -> dict[str, Any]:
+def _study(study: Mapping[str, Any], files: Files) -> dict[str, Any]:
     """What was run."""
-    metas = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in data}
+    metas = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in files.data}
     counts = pd.DataFrame(study["runs"]).groupby(SETTING, dropna=False).size().tolist()
-    settings = list(study["settings"].values())
+    settings = [study["settings"][_name(run)] | {"paper": run["paper"]} for run in study["runs"]]
+    tables = _summaries(files)
     return {
         "study": study,
         "datasets": [_dataset(study, name, meta) for name, meta in metas.items()],
         "cautions": cautions([_outcome(run) for run in study["runs"]], _classes(metas)),
-        "limits": limits(settings, study["titles"], counts),
-        "deviations": deviations(settings),
+        "limits": limits(settings, study["titles"], counts=counts, tables=tables),
+        "deviations": deviations(settings, tables),
         "n_seeds": span(counts),
     }
 
 
 def _classes(metas: Mapping[str, Any]) -> dict[str, int]:
     return {name: meta["classes"] for name, meta in metas.items()}
+
+
+def _name(run: Mapping[str, Any]) -> str:
+    return f"{run['dataset']}/{run['variant']}"
 
 
 def _outcome(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,27 +137,41 @@ def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> di
     """One data set's part: what was run on it, and its runs' settings."""
     own = {key: settings for key, settings in study["settings"].items() if settings["dataset"] == name}
     terms = data_words(meta, list(own.values()))
-    return {"name": name, "title": study["titles"][name], "terms": terms, "n_runs": len(own), "shared": shared(own)}
+    return {
+        "name": name,
+        "title": study["titles"][name],
+        "terms": terms,
+        "n_runs": len(own),
+        "shared": provenance.shared(own),
+    }
 
 
 def _judged(claims: Path) -> dict[str, Any]:
     """The claims, in groups, and in one sentence."""
     frame = table.read(claims).to_pandas()
-    return {"groups": verdict.grouped(frame), "headline": verdict.headline(frame), "verdicts": verdict.VERDICTS}
+    return {
+        "groups": claim_view.grouped(frame),
+        "headline": claim_view.headline(frame),
+        "verdicts": claim_view.VERDICTS,
+    }
 
 
 def _results(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Figures and tables with their captions, in sections."""
-    summaries = {path.stem.removesuffix("_summary"): path for path in files.tables if path.stem.endswith("_summary")}
     drawn = {
         name: {"file": figure, "caption": caption(captions / f"{name}.rst", variables)}
         for name, figure in embed(files.figures).items()
     }
     made = {
         name: _table(name, path) | {"caption": caption(captions / f"{name}.rst", variables)}
-        for name, path in summaries.items()
+        for name, path in _summaries(files).items()
     }
     return {"sections": list(sections(drawn, made))}
+
+
+def _summaries(files: Files) -> dict[str, Path]:
+    """The summaries over seeds, by table."""
+    return {path.stem.removesuffix("_summary"): path for path in files.tables if path.stem.endswith("_summary")}
 
 
 def _table(name: str, path: Path) -> dict[str, Any]:
@@ -183,12 +201,14 @@ def sections(drawn: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[dict
 def _compared(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
     """The paper's numbers beside ours: the plot, blocks with and without ours, and what they amount to."""
     frame = table.read(files.comparison).to_pandas()
-    found = beside.blocks(frame)
+    found = comparison_view.blocks(frame)
     compared = [block for block in found if block.run]
-    plot: Embedded = embed([files.plot])[files.plot.stem]
     return {
-        "plot": {"file": plot, "caption": caption(captions / "comparison.rst", variables)},
-        "counted": beside.counted(frame),
+        "plot": {
+            "file": embed([files.plot])[files.plot.stem],
+            "caption": caption(captions / "comparison.rst", variables),
+        },
+        "counted": comparison_view.counted(frame),
         "nearer": nearer(frame) if compared else "",
         "compared": compared,
         "uncompared": [block for block in found if not block.run],
@@ -198,13 +218,13 @@ def _compared(files: Files, captions: Path, variables: Mapping[str, Any]) -> dic
 def _making(study: Mapping[str, Any]) -> dict[str, Any]:
     """Times and provenance."""
     accounts = provenance.account(study["runs"])
-    costs = provenance.costs(study["name"], study["runs"], list(flow.READS))
+    costs = provenance.costs(study["name"], study["runs"], list(drawing.READS))
     total = f"The {len(accounts)} networks were trained in {duration(sum(one.epochs_s for one in accounts))} of epochs"
     wall, cpu = (duration(sum(getattr(one, key) for one in costs)) for key in ("wall_s", "cpu_s"))
     measured = f"; all {sum(one.jobs for one in costs)} jobs together took {wall} ({cpu} of CPU time)."
     used = {key: listed(getattr(one, key) for one in accounts) for key in ("version", "torch", "device")}
     return {
-        "flow": flow.drawing(),
+        "flow": drawing.rules(),
         "accounts": accounts,
         "costs": costs,
         "times": total + (measured if costs else "."),

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from robreg.item import Run
 
+NOT_RUN = "not run"  # verdict of a claim, and status of a number of the paper: the study has no networks for it
+EXTENSION = "extension"  # source of a claim where the paper does not make it
+
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Split runs into settings, each with a name such as "digits, resnet8"; order is kept.

@@ -11,8 +11,7 @@ from matplotlib.lines import Line2D
 
 from robreg.table import atomic
 
-WIDTH = 7.2  # inches, of a figure with two or three columns; text is 9 pt, and never below 8
-SINGLE = 3.55  # inches, of a figure with one column: a phone shows it unscaled
+WIDTH = 7.2  # inches, of every figure; text is 9 pt, and never below 8
 DPI = 200
 THEME: dict[Any, Any] = {  # matplotlib's stubs list every key as a literal
     "font.family": "sans-serif",

@@ -1,17 +1,34 @@
 """Settings and data sets in words, for readers who have not seen config.yaml."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-Settings = Mapping[str, Any]  # of a run: config.settings
+Settings = Mapping[str, Any]  # of a run: config.settings; for limits and deviations also paper (config.study_runs)
 
-_PAPER_DATA = ("cifar10", "cifar100", "tiny-imagenet")
+_PAPER_DATA = {
+    "c10": ("cifar10", "CIFAR-10"),
+    "c100": ("cifar100", "CIFAR-100"),
+    "tin": ("tiny-imagenet", "Tiny-ImageNet"),
+}
 _PAPER_NETWORKS = ("resnet56", "resnet110", "wrn50")
-_ALWAYS = (
-    "Adversarial accuracy is an upper estimate: a stronger attack than this one may find more adversarial examples. "
-    "APGD, in the table of attacks, is such a stronger attack, on fewer examples.",
-    "It is conditional on being correct when clean, as in the paper, so networks are compared on different examples.",
-    "Spectra are of circular convolutions, as in the paper; the networks pad with zeros.",
+_ALWAYS = (  # a limit, the table of a study that bears on it, and what the table adds
+    (
+        "Adversarial accuracy is an upper estimate: a stronger attack than this one may find more adversarial "
+        "examples.",
+        "attacks",
+        " APGD, in the table of attacks, is such a stronger attack, on fewer examples.",
+    ),
+    (
+        "It is conditional on being correct when clean, as in the paper, so networks are compared on different "
+        "examples.",
+        "attacks",
+        " Robust accuracy, in the table of attacks, counts them all.",
+    ),
+    (
+        "Spectra are of circular convolutions, as in the paper; the networks pad with zeros.",
+        "padding",
+        " The table of zero-padded spectra shows how much the two differ.",
+    ),
 )
 _NORMALISED = (
     "runs named normspace: every radius and step is multiplied by the channel's standard deviation, "
@@ -145,12 +162,15 @@ def theory_words(spec: Mapping[str, Any]) -> str:
     )
 
 
-def limits(settings: Sequence[Settings], titles: Mapping[str, str], counts: Sequence[int]) -> list[str]:
-    """Say what a study cannot show. titles: of its data sets; counts: the numbers of seeds behind its means."""
-    said = [
-        f"{titles[name]} is not data of the paper, which uses CIFAR-10, CIFAR-100 and Tiny-ImageNet."
-        for name in _foreign(settings)
-    ]
+def limits(
+    settings: Sequence[Settings], titles: Mapping[str, str], *, counts: Sequence[int], tables: Collection[str]
+) -> list[str]:
+    """Say what a study cannot show.
+
+    titles: of its data sets; counts: the numbers of seeds behind its means; tables: those that it lists.
+    """
+    data = {one["dataset"]: one for one in settings}
+    said = [limit for name, one in data.items() if (limit := _foreign(one, titles[name]))]
     small = dict.fromkeys(one["arch"] for one in settings if one["arch"] not in _PAPER_NETWORKS)
     said += [
         f"{name} is far smaller than the paper's networks (ResNet-56, ResNet-110, wide ResNet-50)." for name in small
@@ -162,7 +182,8 @@ def limits(settings: Sequence[Settings], titles: Mapping[str, str], counts: Sequ
         said.append("There is one seed per setting, so nothing here shows how much seeds differ.")
     else:
         said.append(f"Means are over {few} seeds per setting, so a standard deviation is itself uncertain.")
-    return said + list(_ALWAYS)
+    said += [limit for name, one in data.items() if (limit := _other_files(one, titles[name]))]
+    return said + [limit + (more if name in tables else "") for limit, name, more in _ALWAYS]
 
 
 def cautions(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, int]) -> list[str]:
@@ -195,10 +216,23 @@ def span(counts: Sequence[int]) -> str:
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
-def _foreign(settings: Sequence[Settings]) -> list[str]:
-    """Data sets that are not the paper's, or only a part of them."""
-    data = {one["dataset"]: one["data"] for one in settings}
-    return [name for name, one in data.items() if one["kind"] not in _PAPER_DATA or one["max_train"] or one["max_test"]]
+def _foreign(one: Settings, title: str) -> str:
+    """Say so if a data set does not stand for one of the paper's, or holds only a part of it."""
+    if one["paper"] is None:
+        return f"{title} is not data of the paper, which uses CIFAR-10, CIFAR-100 and Tiny-ImageNet."
+    part = one["data"]["max_train"] or one["data"]["max_test"]
+    return f"{title} is only a part of the paper's {_PAPER_DATA[one['paper']][1]}." if part else ""
+
+
+def _other_files(one: Settings, title: str) -> str:
+    """Say so if a data set stands for one of the paper's, but does not come from the official files."""
+    kind, name = _PAPER_DATA.get(one["paper"], ("", ""))
+    if not kind or one["data"]["kind"] == kind:
+        return ""
+    return (
+        f"{title} stands for the paper's {name}: the same images from other files; where those compress with loss, "
+        "as JPEG does, the values of the pixels are other ones."
+    )
 
 
 def _start(start: str) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from robreg.claim_view import plain
 from robreg.quantity import Cell, cell, describe
 from robreg.setting import group
 from robreg.study import KEYS
-from robreg.verdict import plain
 
 
 def blocks(summary: pd.DataFrame) -> list[dict[str, Any]]:

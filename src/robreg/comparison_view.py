@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from robreg.claim_view import place, plain
 from robreg.quantity import Quantity, describe
 from robreg.reference import MISPRINT
-from robreg.verdict import place, plain
 
 _CELL = ("table", "dataset", "arch", "train_attack", "spectral_norm", "ar", "ar_high", "metric")
 _PLACE = ("dataset", "arch", "train_attack", "spectral_norm", "space")
@@ -52,13 +52,16 @@ def blocks(frame: pd.DataFrame) -> list[Block]:
 
 
 def counted(frame: pd.DataFrame) -> str:
-    """Say how many of the paper's numbers stand beside one of ours, and how many are probable misprints."""
-    ran = frame.assign(ran=frame["ours_mean"].notna()).groupby(list(_CELL), dropna=False)["ran"].any()
-    if not ran.any():
-        return f"None of the {len(ran)} numbers that the paper prints belongs to a network of this study."
-    misprints = int(frame.drop_duplicates(list(_CELL))["status"].eq(MISPRINT).sum())
-    marked = f" {misprints} of them are probable misprints of the paper, and marked." if misprints else ""
-    return f"{ran.sum()} of the {len(ran)} numbers that the paper prints stand beside one of this study's.{marked}"
+    """Say how many of the paper's numbers stand beside one of ours, and how many of those are probable misprints."""
+    numbers = len(frame.drop_duplicates(list(_CELL)))
+    beside = frame[frame["ours_mean"].notna()].drop_duplicates(list(_CELL))
+    if beside.empty:
+        return f"None of the {numbers} numbers that the paper prints belongs to a network of this study."
+    odd = int(beside["status"].eq(MISPRINT).sum())
+    verbs = ("is a probable misprint", "are probable misprints")
+    marked = f" Of these, {odd} {verbs[odd > 1]} of the paper, and marked." if odd else ""
+    stand = "stands" if len(beside) == 1 else "stand"
+    return f"{len(beside)} of the {numbers} numbers that the paper prints {stand} beside one of this study's.{marked}"
 
 
 def _block(rows: Sequence[Mapping[str, Any]]) -> Block:

@@ -7,13 +7,15 @@ from typing import Any
 
 import pandas as pd
 
+from robreg.setting import EXTENSION, NOT_RUN
+
 VERDICTS = {
     "holds": "the 95 % interval of the effect excludes 0 in the claimed direction",
     "fails": "it excludes 0 in the other direction",
     "undecided": "it contains 0, or there is none",
-    "not run": "the study has no networks for it",
+    NOT_RUN: "the study has no networks for it",
 }
-EXTENSION = "extension"
+_BEYOND = "Beyond the paper (our own claims, and its claims on networks that it does not show)"
 _TOPICS = (  # titles of groups in the paper's order, and how the ids of their claims begin
     ("Margins and confidence", ("margin", "prob")),
     ("Spectra of the layers", ("svstd",)),
@@ -30,7 +32,7 @@ _ORDER = (
 
 
 @dataclass(frozen=True)
-class Judged:
+class SettingView:
     """One claim in one setting: where it was tested, its verdict, and the effect that decided it, as text.
 
     ends: the quantity at the two strengths that are compared, "" where there are none.
@@ -47,37 +49,37 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Claim:
+class ClaimView:
     """One claim. statistic: what the effect is, "" where its settings differ in it; unrun: settings not run."""
 
     text: str
     source: str
     statistic: str
-    judged: tuple[Judged, ...]
+    judged: tuple[SettingView, ...]
     unrun: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupView:
     """Claims about one thing. anchor: its place in the page; counts: of every verdict."""
 
     title: str
     anchor: str
-    claims: tuple[Claim, ...]
+    claims: tuple[ClaimView, ...]
     counts: Mapping[str, int]
 
     @property
-    def judged(self) -> list[Claim]:
+    def judged(self) -> list[ClaimView]:
         """Those that were tested in some setting."""
         return [claim for claim in self.claims if claim.judged]
 
     @property
-    def unrun(self) -> list[Claim]:
+    def unrun(self) -> list[ClaimView]:
         """Those that some setting was not run for."""
         return [claim for claim in self.claims if claim.unrun]
 
 
-def grouped(frame: pd.DataFrame) -> list[Group]:
+def grouped(frame: pd.DataFrame) -> list[GroupView]:
     """Put claims.parquet (one row per claim and setting; columns that are not known are ignored) into groups."""
     rows = plain(frame)
     members: dict[str, list[dict[str, Any]]] = {}
@@ -86,7 +88,7 @@ def grouped(frame: pd.DataFrame) -> list[Group]:
     known = [title for title in _ORDER if title in members]
     titles = [*known, *(title for title in members if title not in known)]
     return [
-        Group(title, f"claims-{index}", _claims(members[title]), counts(members[title]))
+        GroupView(title, f"claims-{index}", _claims(members[title]), counts(members[title]))
         for index, title in enumerate(titles, 1)
     ]
 
@@ -101,11 +103,14 @@ def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def headline(frame: pd.DataFrame) -> list[str]:
-    """Sum all claims up in sentences: first the paper's, then the extensions; then the claims that fail, by name."""
+    """Sum all claims up in sentences: where the paper makes them, and beyond it; then the claims that fail, by name."""
     rows = plain(frame)
-    own = [row for row in rows if row["source"] == EXTENSION]
-    said = [_sum("the paper", [row for row in rows if row["source"] != EXTENSION])]
-    said += [_sum("our own", own)] if own else []
+    beyond = [row for row in rows if row["source"] == EXTENSION]
+    number, told = _sum([row for row in rows if row["source"] != EXTENSION])
+    said = [f"Of {number} of the paper, {told}"]
+    if beyond:
+        number, told = _sum(beyond)
+        said.append(f"{_BEYOND}: of {number}, {told}")
     failed: dict[str, list[str]] = {}
     for row in rows:
         if row["verdict"] == "fails":
@@ -132,24 +137,22 @@ def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in rows]
 
 
-def _sum(whose: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Count claims and verdicts: "Of 12 claims of the paper, 8 were tested, 20 times: 15 hold, ..."."""
+def _sum(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Count claims and verdicts: "12 claims" and "8 were tested. Counted in every setting: 15 hold, ..."."""
     number = counts(rows)
-    ran = [row["id"] for row in rows if row["verdict"] != "not run"]
+    ran = [row["id"] for row in rows if row["verdict"] != NOT_RUN]
     claims = len({row["id"] for row in rows})
-    head = f"Of {claims} claim{'s' if claims != 1 else ''} of {whose}"
+    head = f"{claims} claim{'s' if claims != 1 else ''}"
     if not ran:
-        return f"{head}, none was tested here."
-    words = {"holds": "hold", "fails": "fail", "undecided": "are undecided", "not run": "were not run"}
-    told = ", ".join(f"{number[key]} {word}" for key, word in words.items() if number[key] or key != "not run")
+        return head, "none was tested here."
+    words = {"holds": "hold", "fails": "fail", "undecided": "are undecided", NOT_RUN: "were not run"}
+    told = ", ".join(f"{number[key]} {word}" for key, word in words.items() if number[key] or key != NOT_RUN)
     tested = len(set(ran))
-    return f"{head}, {tested} {'was' if tested == 1 else 'were'} tested. Counted in every setting: {told}."
+    return head, f"{tested} {'was' if tested == 1 else 'were'} tested. Counted in every setting: {told}."
 
 
 def _topic(row: Mapping[str, Any]) -> str:
-    """The group of a claim: its own "group" if the table has that column, otherwise from its source and setting."""
-    if row.get("group"):
-        return str(row["group"])
+    """The group of a claim: from its setting, otherwise from its id."""
     special = {
         "Extensions": row["source"] == EXTENSION,
         "Bound on the spectral norm": row.get("spectral_norm") is not None,
@@ -161,31 +164,31 @@ def _topic(row: Mapping[str, Any]) -> str:
     return next(iter(by_setting + by_words), "Generalisation")
 
 
-def _claims(rows: Sequence[Mapping[str, Any]]) -> tuple[Claim, ...]:
+def _claims(rows: Sequence[Mapping[str, Any]]) -> tuple[ClaimView, ...]:
     claims: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         claims.setdefault(row["id"], []).append(row)
     return tuple(map(_claim, claims.values()))
 
 
-def _claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
+def _claim(rows: Sequence[Mapping[str, Any]]) -> ClaimView:
     statistics = {row["statistic"] for row in rows}
     common = statistics.pop() if len(statistics) == 1 else ""
-    return Claim(
+    return ClaimView(
         text=rows[0]["claim"],
         source="; ".join(dict.fromkeys(row["source"] for row in rows)),
         statistic=common or "",
-        judged=tuple(_judged(row, common) for row in rows if row["verdict"] != "not run"),
-        unrun=tuple(place(row) for row in rows if row["verdict"] == "not run"),
+        judged=tuple(_judged(row, common) for row in rows if row["verdict"] != NOT_RUN),
+        unrun=tuple(place(row) for row in rows if row["verdict"] == NOT_RUN),
     )
 
 
-def _judged(row: Mapping[str, Any], common: str | None) -> Judged:
+def _judged(row: Mapping[str, Any], common: str | None) -> SettingView:
     effect, low, high = (row[key] for key in ("effect", "ci_low", "ci_high"))
     known = None not in (effect, low, high)
     decimals = _decimals(high - low if known and high > low else effect)
     ends = [row.get(key) for key in ("at_low", "at_high")]
-    return Judged(
+    return SettingView(
         setting=place(row),
         verdict=row["verdict"],
         ends="" if None in ends else " → ".join(_number(end, decimals) for end in ends),
