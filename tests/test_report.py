@@ -19,7 +19,6 @@ from robreg.deviation import deviations
 from robreg.item import FIGURES
 from robreg.provenance import shared
 from robreg.quantity import cell, describe, duration
-from robreg.reference import MISPRINT
 from robreg.report import caption
 from robreg.setting import EXTENSION, NOT_RUN
 from robreg.table_view import apart, blocks
@@ -225,9 +224,9 @@ def test_what_the_paper_does_not_claim_is_counted_apart() -> None:
         )
     ]
     assert claim_view.headline(pd.DataFrame(rows))[:2] == [
-        "Of 1 claim of the paper, 1 was tested. Counted in every setting: 1 hold, 0 fail, 0 are undecided.",
+        "Of 1 claim of the paper, 1 was tested. Counted in every setting: 1 holds, 0 fail, 0 are undecided.",
         "Beyond the paper (our own claims, and its claims on networks that it does not show): of 2 claims, "
-        "1 was tested. Counted in every setting: 0 hold, 1 fail, 0 are undecided, 1 were not run.",
+        "1 was tested. Counted in every setting: 0 hold, 1 fails, 0 are undecided, 1 was not run.",
     ]
 
 
@@ -352,7 +351,8 @@ def test_every_number_of_the_paper_stands_in_the_page(paper: Path, demo: Path, h
     assert f"{(frame['status'] != NOT_RUN).sum()} of the {len(frame)} numbers that the paper prints stand" in text(
         paper
     )
-    assert "Of these, 1 is a probable misprint of the paper, and marked." in text(paper)
+    assert "Of these, 6 are marked as odd in the paper itself" in text(paper)
+    assert frame["note"].notna().sum() == 6
     assert '<span class="paper">0.4372†</span>' in text(paper)
     assert "† repeats CIFAR-10&#39;s sum" in text(paper)
     assert re.findall(r"<h3>([^<]+) of the paper</h3>", text(paper)) == [*(f"Table {n}" for n in range(1, 7)), "B.2"]
@@ -361,15 +361,15 @@ def test_every_number_of_the_paper_stands_in_the_page(paper: Path, demo: Path, h
     assert f"<summary>{len(frame)} numbers of the paper whose networks are not in this study" in text(demo)
 
 
-def test_only_misprints_beside_a_number_of_ours_are_counted(here: Path) -> None:
+def test_only_oddities_beside_a_number_of_ours_are_counted(here: Path) -> None:
     frame = made.comparison(made.make("paper", "t")[0]["runs"]).head(3)
-    frame = frame.assign(status=MISPRINT, ours_mean=[1.0, None, None])
+    frame = frame.assign(note="odd", ours_mean=[1.0, None, None])
     assert comparison_view.counted(frame) == (
         "1 of the 3 numbers that the paper prints stands beside one of this study's. "
-        "Of these, 1 is a probable misprint of the paper, and marked."
+        "Of these, 1 is marked as odd in the paper itself: probable misprints, or rounding."
     )
     said = comparison_view.counted(frame.assign(ours_mean=[1.0, 1.0, None]))
-    assert said.endswith("Of these, 2 are probable misprints of the paper, and marked.")
+    assert "Of these, 2 are marked" in said
 
 
 def test_a_number_beside_two_of_ours_counts_once_and_the_nearer_is_named(here: Path) -> None:

@@ -15,6 +15,12 @@ VERDICTS = {
     "undecided": "it contains 0, or there is none",
     NOT_RUN: "the study has no networks for it",
 }
+_SAID = {  # of one, and of several
+    "holds": ("holds", "hold"),
+    "fails": ("fails", "fail"),
+    "undecided": ("is undecided", "are undecided"),
+    NOT_RUN: ("was not run", "were not run"),
+}
 _BEYOND = "Beyond the paper (our own claims, and its claims on networks that it does not show)"
 _TOPICS = (  # titles of groups in the paper's order, and how the ids of their claims begin
     ("Margins and confidence", ("margin", "prob")),
@@ -145,8 +151,7 @@ def _sum(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     head = f"{claims} claim{'s' if claims != 1 else ''}"
     if not ran:
         return head, "none was tested here."
-    words = {"holds": "hold", "fails": "fail", "undecided": "are undecided", NOT_RUN: "were not run"}
-    told = ", ".join(f"{number[key]} {word}" for key, word in words.items() if number[key] or key != NOT_RUN)
+    told = ", ".join(f"{number[key]} {_SAID[key][number[key] != 1]}" for key in _SAID if number[key] or key != NOT_RUN)
     tested = len(set(ran))
     return head, f"{tested} {'was' if tested == 1 else 'were'} tested. Counted in every setting: {told}."
 

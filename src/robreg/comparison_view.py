@@ -8,7 +8,6 @@ import pandas as pd
 
 from robreg.claim_view import place, plain
 from robreg.quantity import Quantity, describe
-from robreg.reference import MISPRINT
 
 _CELL = ("table", "dataset", "arch", "train_attack", "spectral_norm", "ar", "ar_high", "metric")
 _PLACE = ("dataset", "arch", "train_attack", "spectral_norm", "space")
@@ -52,14 +51,14 @@ def blocks(frame: pd.DataFrame) -> list[Block]:
 
 
 def counted(frame: pd.DataFrame) -> str:
-    """Say how many of the paper's numbers stand beside one of ours, and how many of those are probable misprints."""
+    """Say how many of the paper's numbers stand beside one of ours, and how many of those have a note."""
     numbers = len(frame.drop_duplicates(list(_CELL)))
     beside = frame[frame["ours_mean"].notna()].drop_duplicates(list(_CELL))
     if beside.empty:
         return f"None of the {numbers} numbers that the paper prints belongs to a network of this study."
-    odd = int(beside["status"].eq(MISPRINT).sum())
-    verbs = ("is a probable misprint", "are probable misprints")
-    marked = f" Of these, {odd} {verbs[odd > 1]} of the paper, and marked." if odd else ""
+    odd = int(beside["note"].fillna("").ne("").sum())
+    be = "is" if odd == 1 else "are"
+    marked = f" Of these, {odd} {be} marked as odd in the paper itself: probable misprints, or rounding." if odd else ""
     stand = "stands" if len(beside) == 1 else "stand"
     return f"{len(beside)} of the {numbers} numbers that the paper prints {stand} beside one of this study's.{marked}"
 
