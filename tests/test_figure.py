@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from robreg import figure as figure_module
-from robreg import style, table
+from robreg import panel, style, table
 from robreg.figure import compose, draw
 from robreg.item import FIGURES, chosen
 from robreg.setting import group
@@ -102,6 +102,17 @@ def test_margins_have_one_density_per_strength(runs: list[dict[str, Any]]) -> No
             assert 0.9 < np.trapezoid(curve.get_ydata(), curve.get_xdata()) <= 1.01
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+
+
+def test_bars_stay_below_the_box_of_an_inset() -> None:
+    ax = Figure().subplots()
+    ax.stairs([90, 30, 5, 1], [0, 0.1, 0.3, 0.6, 1])
+    ax.set(xlim=(0, 1), ylim=(0, 95))
+    panel.lower(ax, (0.2, 0.4, 0.7, 0.5), margin=0.08)  # the bar of 30 reaches under the box, that of 90 does not
+    assert ax.get_ylim() == pytest.approx((0, 95))
+    panel.lower(ax, (0.15, 0.4, 0.7, 0.5), margin=0.08)  # now that of 90 does
+    assert 90 / ax.get_ylim()[1] == pytest.approx(0.32)
+    assert max(ax.get_yticks()) <= 95
 
 
 def test_histograms_are_percent_and_the_inset_is_a_part_of_them(runs: list[dict[str, Any]]) -> None:

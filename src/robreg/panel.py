@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.patches import StepPatch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from robreg import style
@@ -117,6 +118,22 @@ def histogram(ax: Axes, frame: pd.DataFrame, column: str, bins: np.ndarray, look
         ax.errorbar(centre, shares.mean(0), _std(shares), fmt="none", ecolor=looks[ar].color, elinewidth=0.9, capsize=0)
     ax.set_xlim(bins[0], bins[-1])
     ax.set_ylim(bottom=0)
+
+
+def lower(ax: Axes, box: tuple[float, float, float, float], *, margin: float) -> None:
+    """Raise the top of a panel of histograms until its bars stay below an inset's box and the margin for its labels.
+
+    box: (left, bottom, width, height), and margin, in shares of the panel.
+    """
+    begin, end = (ax.get_xlim()[1] * share for share in (box[0] - margin, box[0] + box[2]))
+    full, top = ax.get_ylim()[1], ax.get_ylim()[1]
+    for patch in ax.patches:
+        if isinstance(patch, StepPatch):
+            values, edges, _ = patch.get_data()
+            beneath = values[(edges[1:] > begin) & (edges[:-1] < end)]
+            top = max(top, beneath.max(initial=0) / (box[1] - margin))
+    ax.set_ylim(0, top)
+    ax.set_yticks([tick for tick in ax.get_yticks() if tick <= full])  # no share is as large as the room above
 
 
 def variation(ax: Axes, runs: Sequence[Run], looks: Mapping[float, Look]) -> None:
