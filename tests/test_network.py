@@ -98,6 +98,20 @@ def test_the_initialisation_is_fixups() -> None:
     assert not model.linear.bias.any()
 
 
+def test_without_fixups_biases_the_channels_that_a_stage_adds_never_live() -> None:
+    torch.manual_seed(0)
+    model = make("resnet8", width=4, shape=(3, 8, 8))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    x, y = torch.rand(64, 3, 8, 8), torch.arange(64) % 10
+    for _ in range(20):
+        sgd.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        sgd.step()
+    dead = [int((stage[0].conv2.weight.flatten(1) == 0).all(1).sum()) for stage in model.network.stages]
+    assert dead == [0, 4, 12]  # of 4, 8 and 16: a ReLU's gradient at exactly 0 is 0
+    assert int((model.network.linear.weight == 0).all(0).sum()) == 12
+
+
 def test_the_stem_keeps_pytorchs_initialisation() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -300,8 +300,11 @@ def test_deviations_follow_from_the_kind_of_run(
 ) -> None:
     plain = {one.point for one in deviations([kind_of_run("digits", "ar8")], ())}
     found = {one.point for one in deviations([kind_of_run(dataset, variant)], tables)}
+    fixup = {"Channels that a stage adds"}
     assert found - plain == set(more)
-    assert plain <= found
+    assert plain - fixup <= found
+    assert fixup <= found or dataset == "tin"
+    assert not fixup <= found or dataset != "tin"
     assert "1x1 convolutions and the linear layer" in plain
 
 

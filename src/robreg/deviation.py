@@ -58,6 +58,10 @@ def _rounded(one: Settings) -> bool:
     return deep or (one["paper"] == "c10" and one["spectral_norm"] in (1, 5))
 
 
+def _fixup(one: Settings) -> bool:
+    return one["arch"].startswith("resnet") and one["factory"] is None
+
+
 def _deep(one: Settings) -> bool:
     return one["arch"] in ("resnet56", "resnet110")
 
@@ -97,6 +101,15 @@ _ALL = (
         "The training set's mean and standard deviation per channel, in the network's first layer, "
         "so that attacks see pixels.",
         _always,
+    ),
+    Deviation(
+        "Channels that a stage adds",
+        "Fixup starts the last convolution of every block at 0, shortcuts fill new channels with 0, and the paper "
+        "omits Fixup's biases. So these channels are exactly 0 behind a ReLU, whose gradient at 0 is 0: they stay 0 for "
+        "ever (three quarters of the last stage), with zero rows in weights, zero singular values and no part in logits.",
+        "Kept, for this is the network that the paper describes; the capacity is that of the first stage's width, and "
+        "every spectrum counts the zeros.",
+        _fixup,
     ),
     Deviation(
         "Adversarial accuracy",
