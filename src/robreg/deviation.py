@@ -105,8 +105,9 @@ _ALL = (
     Deviation(
         "Channels that a stage adds",
         "Fixup starts the last convolution of every block at 0, shortcuts fill new channels with 0, and the paper "
-        "omits Fixup's biases. So these channels are exactly 0 behind a ReLU, whose gradient at 0 is 0: they stay 0 for "
-        "ever (three quarters of the last stage), with zero rows in weights, zero singular values and no part in logits.",
+        "omits Fixup's biases. So these channels are exactly 0 behind a ReLU, whose gradient at 0 is 0: they stay 0 "
+        "for ever (three quarters of the last stage), with zero rows in weights, singular values of 0, and no part in "
+        "the logits.",
         "Kept, for this is the network that the paper describes; the capacity is that of the first stage's width, and "
         "every spectrum counts the zeros.",
         _fixup,
