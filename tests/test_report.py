@@ -241,6 +241,9 @@ def test_an_effect_has_the_decimals_of_its_interval() -> None:
     assert (second.effect, second.interval, second.n_seeds) == ("41", "", "2")
     row |= {"effect": -0.0001, "ci_low": -0.5, "ci_high": 0.5}
     assert claim_view.grouped(pd.DataFrame([row]))[0].claims[0].judged[0].effect == "0.0"
+    row |= {"effect": -0.0239, "ci_low": -0.0476, "ci_high": -0.00023}  # without 0, and looking like it
+    interval = claim_view.grouped(pd.DataFrame([row]))[0].claims[0].judged[0].interval
+    assert interval == f"{minus}0.0476 to {minus}0.0002"
 
 
 def test_claims_without_any_run_are_folded(demo: Path) -> None:

@@ -192,6 +192,8 @@ def _judged(row: Mapping[str, Any], common: str | None) -> SettingView:
     effect, low, high = (row[key] for key in ("effect", "ci_low", "ci_high"))
     known = None not in (effect, low, high)
     decimals = _decimals(high - low if known and high > low else effect)
+    if known and low * high > 0:  # an interval without 0 must look like one
+        decimals = max(decimals, _decimals(min(abs(low), abs(high))) - 1)
     ends = [row.get(key) for key in ("at_low", "at_high")]
     return SettingView(
         setting=place(row),
