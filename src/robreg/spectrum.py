@@ -93,7 +93,8 @@ def _listed(row: Mapping[str, Any]) -> dict[str, list[Any]]:
 def layers(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     """List the convolutions and linear layers in the order in which one image of shape (C, H, W) passes them.
 
-    Raises ValueError that names every layer whose operator this module does not treat, with the reason.
+    Raises ValueError that names every layer whose operator this module does not treat, with the reason, and where the
+    network cannot take such an image.
     """
     found: list[Layer] = []
     reasons = [f"layer {name}: {reason}" for name, module in model.named_modules() if (reason := _foreign(module))]
@@ -115,6 +116,10 @@ def layers(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     try:
         with torch.no_grad(), frozen(model):
             model(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
+    except RuntimeError as error:  # of torch: shapes that do not fit
+        raise ValueError(
+            f"the network cannot take an image of shape {shape} ({error}); use another, or a crop"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
