@@ -12,6 +12,7 @@ import pandas as pd
 
 from robreg import job, table
 from robreg.item import Run
+from robreg.resolve import flat
 
 BENCHMARKS = Path("benchmarks")  # Snakemake's own files, one per job; a run made elsewhere may lack them
 PACKAGES = (
@@ -91,15 +92,15 @@ def costs(study: str, runs: Sequence[Run], order: Sequence[str]) -> list[Cost]:
 
 def shared(settings: Mapping[str, Mapping[str, Any]]) -> Shared:
     """Compare resolved settings, given by run."""
-    flat = {run: _flat({key: one[key] for key in one if key not in _NAMED}) for run, one in settings.items()}
-    keys = list(dict.fromkeys(key for one in flat.values() for key in one))
+    leaves = {run: flat({key: one[key] for key in one if key not in _NAMED}) for run, one in settings.items()}
+    keys = list(dict.fromkeys(key for one in leaves.values() for key in one))
     keys = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]  # none beside its parts
-    texts = {key: [_text(one.get(key)) for one in flat.values()] for key in keys}
+    texts = {key: [_text(one.get(key)) for one in leaves.values()] for key in keys}
     differing = tuple(key for key in keys if len(set(texts[key])) > 1)
     return Shared(
         common={key: texts[key][0] for key in keys if key not in differing},
         differing=differing,
-        by_run={run: tuple(texts[key][index] for key in differing) for index, run in enumerate(flat)},
+        by_run={run: tuple(texts[key][index] for key in differing) for index, run in enumerate(leaves)},
     )
 
 
@@ -179,11 +180,3 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value))
     return "none" if value is None else str(value)
-
-
-def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Turn nested settings into one level with dotted keys."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return leaves

@@ -92,6 +92,14 @@ def fingerprint(resolved: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(resolved, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Turn nested settings into one level with dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return leaves
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """Write that a name is not known, with the nearest that is, and all of them."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -22,7 +22,7 @@ from robreg.clip import project
 from robreg.data import Dataset, random_crop_flip, random_resized_crop_flip, to_float
 from robreg.job import code_hash
 from robreg.network import Classifier, build
-from robreg.resolve import fingerprint
+from robreg.resolve import fingerprint, flat
 from robreg.spectrum import Layer, layers
 from robreg.table import atomic, write
 
@@ -278,17 +278,9 @@ def _restore(state: State, resume: Path, identity: Mapping[str, Any], device: to
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Name the keys that differ, as "training.epochs was 20, is 10"."""
-    before, after = (_flat({**side, "settings": json.loads(side["settings"])}) for side in (old, new))
+    before, after = (flat({**side, "settings": json.loads(side["settings"])}) for side in (old, new))
     keys = sorted(key for key in before | after if before.get(key) != after.get(key))
     return [f"{key.removeprefix('settings.')} was {before.get(key)}, is {after.get(key)}" for key in keys]
-
-
-def _flat(tree: object, path: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {path: tree}
-    return {
-        leaf: value for key, sub in tree.items() for leaf, value in _flat(sub, f"{path}.{key}" if path else key).items()
-    }
 
 
 @contextmanager
