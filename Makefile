@@ -35,6 +35,6 @@ lint: .venv/test.done  ## all static checks
 
 lock:  ## pin the newest versions that pyproject.toml allows, for every platform; needs uv
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
-		--python-version 3.11 --extra theory pyproject.toml envs/run.in -o envs/run.txt
+		--python-version 3.11 --extra slurm --extra theory pyproject.toml envs/run.in -o envs/run.txt
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
 		--python-version 3.11 --group pyproject.toml:test --override envs/test-override.in envs/run.txt -o envs/test.txt

@@ -11,7 +11,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
-PARTS = ("Snakefile", "config.yaml", "workflow", "src", "envs", "pyproject.toml", "Makefile")
+PARTS = ("Snakefile", "config.yaml", "slurm", "workflow", "src", "envs", "pyproject.toml", "Makefile")
 
 
 def copy_tree(folder, edit=None, *, tests=False):

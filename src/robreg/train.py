@@ -21,6 +21,7 @@ from robreg.attack import draw_noise, frozen, iterates, radius
 from robreg.clip import project
 from robreg.data import Dataset, random_crop_flip, random_resized_crop_flip, to_float
 from robreg.job import code_hash
+from robreg.lease import Lease
 from robreg.network import Classifier, build
 from robreg.resolve import fingerprint, flat
 from robreg.spectrum import Layer, layers
@@ -61,32 +62,25 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
     removed at the end. A run that was killed at any moment and started again ends with the same bits on a CPU.
     Raises ValueError if resume.pt was made for other settings, DivergedError, or Stopped on SIGTERM.
     """
-    resume = checkpoint.with_name("resume.pt")
-    identity = _identity(settings, data)
-    state = _start(settings, data, device)
-    if resume.exists():
-        _restore(state, resume, identity, device)
-    else:
-        _save(state, resume, identity)
-    with _sigterm() as stop, torch.random.fork_rng([] if device.type == "cpu" else [device]):
-        _fit(state, settings, data, resume=resume, identity=identity, stop=stop)
-    meta = {**_meta(settings, data, device), "code_hash": state.code}
-    with atomic(checkpoint) as temporary:
-        torch.save({"model": state.model.state_dict(), "meta": meta}, temporary)
-    columns = {key: [row[key] for row in state.history] for key in state.history[0]}
-    write(history, "history", columns, meta)
-    resume.unlink()
+    with Lease(checkpoint.with_name("lease.json")) as lease:
+        resume = Resume(checkpoint.with_name("resume.pt"), _identity(settings, data), lease)
+        state = _start(settings, data, device)
+        if resume.path.exists():
+            resume.restore(state, device)
+        else:
+            resume.save(state)
+        with _sigterm() as stop, torch.random.fork_rng([] if device.type == "cpu" else [device]):
+            _fit(state, settings, data, resume=resume, stop=stop)
+        lease.check()
+        meta = {**_meta(settings, data, device), "code_hash": state.code}
+        with atomic(checkpoint) as temporary:
+            torch.save({"model": state.model.state_dict(), "meta": meta}, temporary)
+        columns = {key: [row[key] for row in state.history] for key in state.history[0]}
+        write(history, "history", columns, meta)
+        resume.path.unlink()
 
 
-def _fit(
-    state: State,
-    settings: Mapping[str, Any],
-    data: Dataset,
-    *,
-    resume: Path,
-    identity: Mapping[str, Any],
-    stop: threading.Event,
-) -> None:
+def _fit(state: State, settings: Mapping[str, Any], data: Dataset, *, resume: "Resume", stop: threading.Event) -> None:
     epochs = settings["training"]["epochs"]
     device = state.model.normalise.mean.device
     images, labels = data.train_images, data.train_labels
@@ -99,7 +93,7 @@ def _fit(
         row["seconds"] = time.perf_counter() - begin
         row["examples_per_s"] = len(images) / row["seconds"]
         state.history.append(row)
-        _save(state, resume, identity)
+        resume.save(state)
         mean = sum(past["seconds"] for past in state.history[first - 1 :]) / (epoch - first + 1)
         log.info(
             "epoch %d/%d lr %g loss %.4f acc %.2f %% %.0f examples/s, %.0f s left",
@@ -244,36 +238,48 @@ def _identity(settings: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
     }
 
 
-def _save(state: State, resume: Path, identity: Mapping[str, Any]) -> None:
-    content = {
-        "identity": dict(identity),
-        "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "history": state.history,
-        "code_hash": state.code,
-    }
-    with atomic(resume) as temporary:
-        torch.save(content, temporary)
+@dataclass
+class Resume:
+    """The file that a training goes on from: whose it is, and the lease that allows to write it."""
 
+    path: Path
+    identity: dict[str, Any]
+    lease: Lease
 
-def _restore(state: State, resume: Path, identity: Mapping[str, Any], device: torch.device) -> None:
-    """Load everything from resume.pt, or refuse it; never a part of it."""
-    try:
-        content = torch.load(resume, map_location=device, weights_only=True)
-        found = content["identity"]
-    except Exception as error:  # damaged bytes can raise anything
-        raise ValueError(
-            f"{resume} is damaged: delete it to train this run from the start ({type(error).__name__})"
-        ) from error
-    if found != identity:
-        raise ValueError(
-            f"{resume} belongs to other settings ({', '.join(_differences(found, identity))}): "
-            "restore them to go on, or delete the file to train this run from the start"
-        )
-    state.model.load_state_dict(content["model"])
-    state.optimizer.load_state_dict(content["optimizer"])
-    state.history, state.code = content["history"], content["code_hash"]
-    log.info("going on after epoch %d from %s", len(state.history), resume)
+    def save(self, state: State) -> None:
+        """Write the state after its last finished epoch, or before the first."""
+        if state.history:
+            self.lease.progress()
+        else:
+            self.lease.check()
+        content = {
+            "identity": self.identity,
+            "model": state.model.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "history": state.history,
+            "code_hash": state.code,
+        }
+        with atomic(self.path) as temporary:
+            torch.save(content, temporary)
+
+    def restore(self, state: State, device: torch.device) -> None:
+        """Load everything, or refuse it; never a part of it."""
+        try:
+            content = torch.load(self.path, map_location=device, weights_only=True)
+            found = content["identity"]
+        except Exception as error:  # damaged bytes can raise anything
+            raise ValueError(
+                f"{self.path} is damaged: delete it to train this run from the start ({type(error).__name__})"
+            ) from error
+        if found != self.identity:
+            raise ValueError(
+                f"{self.path} belongs to other settings ({', '.join(_differences(found, self.identity))}): "
+                "restore them to go on, or delete the file to train this run from the start"
+            )
+        state.model.load_state_dict(content["model"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        state.history, state.code = content["history"], content["code_hash"]
+        log.info("going on after epoch %d from %s", len(state.history), self.path)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -2,9 +2,9 @@
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
-from snakemake.settings.types import RerunTrigger
 
 from robreg import config as robreg_config
+from robreg import driver
 from robreg.job import TRAINING_CODE
 from robreg.item import FIGURES, TABLES, chosen
 
@@ -43,19 +43,7 @@ try:
 except robreg_config.ConfigError as error:
     raise WorkflowError(str(error)) from None
 
-
-def rerun_triggers(workflow):
-    """Snakemake's triggers but "code" and "software-env": a comment in a script must not retrain a network.
-
-    Modules that decide a measure's numbers are inputs of its rule instead. A choice on the command line stays.
-    """
-    chosen = workflow.dag_settings.rerun_triggers
-    data_only = frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS, RerunTrigger.INPUT})
-    return data_only if chosen == RerunTrigger.all() else chosen
-
-
-# The settings are not there yet when a Snakefile is read, and a default profile would override the cluster's.
-type(workflow).rerun_triggers = property(rerun_triggers)
+driver.install(workflow)
 
 
 def refuse(look_up, *names):
@@ -81,9 +69,15 @@ def training(wildcards):
     return robreg_config.training(settings(wildcards))
 
 
-def by_network(value, wide):
-    """A resource of a run's job: value, or wide for the wide ResNet, whose activations take fifty times the memory."""
-    return lambda wildcards: wide if settings(wildcards)["arch"] == "wrn50" else value
+def by_network(value, **exceptions):
+    """A resource of a run's job: value, or that of its architecture where one is named."""
+    return lambda wildcards: exceptions.get(settings(wildcards)["arch"], value)
+
+
+def memory(value, **exceptions):
+    """Memory by architecture in MB; every attempt after the first gets twice as much, for one may have run out of it."""
+    first = by_network(value, **exceptions)
+    return lambda wildcards, attempt: first(wildcards) * min(attempt, 2)
 
 
 def runs(study):

@@ -1,5 +1,5 @@
 # One trained network -> its measures, each a Parquet table. The modules that decide the numbers are inputs, so that an
-# edit of one of them repeats its measure, and no training.
+# edit of one of them repeats its measure, and no training. On a cluster the measures of one run share a job.
 
 
 rule margins:
@@ -16,12 +16,14 @@ rule margins:
         "logs/margins/{dataset}/{variant}.log",
     benchmark:
         "benchmarks/margins/{dataset}/{variant}.tsv"
+    group:
+        "measures_{dataset}_{variant}"
     conda:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=by_network(4000, wide=16000),
-        runtime=by_network("2h", wide="8h"),
+        mem_mb=memory(4000, wrn50=16000),
+        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
     params:
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
@@ -47,12 +49,14 @@ rule apgd:
         "logs/apgd/{dataset}/{variant}.log",
     benchmark:
         "benchmarks/apgd/{dataset}/{variant}.tsv"
+    group:
+        "measures_{dataset}_{variant}"
     conda:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=by_network(4000, wide=16000),
-        runtime=by_network("2h", wide="8h"),
+        mem_mb=memory(4000, wrn50=16000),
+        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
     params:
         attack=lambda wildcards: settings(wildcards)["strong_attack"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -75,12 +79,14 @@ rule attacks:
         "logs/attacks/{dataset}/{variant}.log",
     benchmark:
         "benchmarks/attacks/{dataset}/{variant}.tsv"
+    group:
+        "measures_{dataset}_{variant}"
     conda:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=by_network(4000, wide=16000),
-        runtime=by_network("2h", wide="8h"),
+        mem_mb=memory(4000, wrn50=16000),
+        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
     params:
         attack=lambda wildcards: settings(wildcards)["evaluation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -107,12 +113,14 @@ rule lossvar:
         "logs/lossvar/{dataset}/{variant}.log",
     benchmark:
         "benchmarks/lossvar/{dataset}/{variant}.tsv"
+    group:
+        "measures_{dataset}_{variant}"
     conda:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=by_network(4000, wide=16000),
-        runtime=by_network("2h", wide="8h"),
+        mem_mb=memory(4000, wrn50=16000),
+        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
     params:
         attack=lambda wildcards: settings(wildcards)["loss_variation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -139,12 +147,14 @@ rule sv:
         "logs/sv/{dataset}/{variant}.log",
     benchmark:
         "benchmarks/sv/{dataset}/{variant}.tsv"
+    group:
+        "measures_{dataset}_{variant}"
     conda:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=by_network(4000, wide=16000),
-        runtime=by_network("2h", wide="8h"),
+        mem_mb=memory(4000, wrn50=16000),
+        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
     params:
         dense=lambda wildcards: settings(wildcards)["dense_spectrum"],
     script:
@@ -173,12 +183,14 @@ rule spread:
         "logs/spread/{dataset}/{variant}.log",
     benchmark:
         "benchmarks/spread/{dataset}/{variant}.tsv"
+    group:
+        "measures_{dataset}_{variant}"
     conda:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=by_network(4000, wide=16000),
-        runtime=by_network("2h", wide="8h"),
+        mem_mb=memory(4000, wrn50=16000),
+        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
     params:
         spec=lambda wildcards: settings(wildcards)["spread"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -208,12 +220,14 @@ rule theory:
         "logs/theory/{dataset}/{variant}.log",
     benchmark:
         "benchmarks/theory/{dataset}/{variant}.tsv"
+    group:
+        "measures_{dataset}_{variant}"
     conda:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=by_network(4000, wide=16000),
-        runtime=by_network("2h", wide="8h"),
+        mem_mb=memory(4000, wrn50=16000),
+        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
     params:
         spec=lambda wildcards: settings(wildcards)["theory"],
     script:
@@ -235,6 +249,8 @@ rule metrics:
         "logs/metrics/{dataset}/{variant}.log",
     benchmark:
         "benchmarks/metrics/{dataset}/{variant}.tsv"
+    group:
+        "measures_{dataset}_{variant}"
     conda:
         "../../envs/conda.yaml"
     threads: 1

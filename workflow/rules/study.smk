@@ -1,6 +1,14 @@
 # All runs of a study -> tables -> figures -> report.
 
 
+localrules:
+    table,
+    figure,
+    claims,
+    comparison,
+    report,
+
+
 rule table:
     """
     Make {wildcards.table} of the study {wildcards.study}, one row per run, and its summary over seeds.

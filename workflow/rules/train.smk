@@ -19,8 +19,8 @@ rule train:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=by_network(6000, wide=40000),
-        runtime=by_network("24h", wide="96h"),
+        mem_mb=memory(6000, wrn50=40000),
+        runtime=by_network("24h", resnet8="2h", resnet110="48h", wrn50="96h"),
     params:
         settings=training,
     script:

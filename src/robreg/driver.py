@@ -1,0 +1,116 @@
+"""What the workflow needs and Snakemake does not do; every change of Snakemake's behaviour is in this file.
+
+Only the Snakefile imports it: the rest of the package runs without Snakemake.
+"""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from snakemake.exceptions import LockException, WorkflowError
+from snakemake.jobs import Job
+from snakemake.logging import logger
+from snakemake.scheduling.job_scheduler import JobScheduler
+from snakemake.settings.types import RerunTrigger
+from snakemake.workflow import Workflow
+from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+from snakemake_interface_executor_plugins.registry.plugin import Plugin
+from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
+
+from robreg import cluster
+from robreg.failure import Failures
+from robreg.lease import STALLED, stalls
+
+
+def install(workflow: Workflow) -> None:
+    """Change what this Snakemake process does; called once, when the Snakefile is read."""
+    # The settings are not there yet, and a default profile would override the cluster's: so it is a property.
+    Workflow.rerun_triggers = property(_rerun_triggers)
+    Job.restart_times = property(_restart_times)
+    workflow.execute = _execute(workflow, workflow.execute)
+    if workflow.remote_exec:  # in a job on a cluster
+        JobScheduler.exit_gracefully = _pass_sigterm_on(JobScheduler.exit_gracefully)
+
+
+def _rerun_triggers(workflow: Workflow) -> frozenset[RerunTrigger]:
+    """Snakemake's triggers but "code" and "software-env": a comment in a script must not retrain a network.
+
+    Modules that decide a measure's numbers are inputs of its rule instead. A choice on the command line stays.
+    """
+    chosen = workflow.dag_settings.rerun_triggers
+    data_only = frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS, RerunTrigger.INPUT})
+    return data_only if chosen == RerunTrigger.all() else chosen
+
+
+def _restart_times(job: Job) -> int:
+    """As many restarts as --retries allows while a training gets on; one for all else, which would only fail again."""
+    allowed = int(job.rule.restart_times)
+    if job.rule.name == "train" and stalls(Path(job.output[0]).with_name("lease.json")) < STALLED:
+        return allowed
+    return min(allowed, 1)
+
+
+def _pass_sigterm_on(wind_down: Callable[..., None]) -> Callable[..., None]:
+    """The scheduler's answer to SIGTERM, and the signal for its scripts: SLURM sends it to Snakemake alone."""
+
+    def wrapper(scheduler: JobScheduler, *arguments: object) -> None:
+        for child in psutil.Process().children(recursive=True):
+            child.send_signal(signal.SIGTERM)
+        wind_down(scheduler, *arguments)
+
+    return wrapper
+
+
+def _execute(workflow: Workflow, execute: Callable[..., None]) -> Callable[..., None]:
+    """Snakemake's execute, with what comes before it on a cluster, and a last word about failed and locked-out runs."""
+
+    def wrapper(executor_plugin: Plugin, executor_settings: ExecutorSettingsBase | None, **others: object) -> None:
+        name = executor_plugin.name
+        if workflow.is_main_process and not executor_plugin.common_settings.dryrun_exec:
+            logger.addHandler(Failures())
+        if name == "slurm":
+            _wait_for_earlier_jobs(workflow, executor_settings)
+        if name == "slurm-jobstep" and workflow.group_settings.local_groupid != "local":
+            executor_plugin, executor_settings = _in_one_process(workflow), None
+        try:
+            execute(executor_plugin=executor_plugin, executor_settings=executor_settings, **others)
+        except LockException:
+            again = shlex.join(["snakemake", *sys.argv[1:]])
+            raise WorkflowError(
+                "Another Snakemake works on these files, or was killed while it did. If none runs any more, on no "
+                f"machine, this takes its lock away and goes on:\n  snakemake --unlock && {again}"
+            ) from None
+
+    return wrapper
+
+
+def _wait_for_earlier_jobs(workflow: Workflow, settings: ExecutorSettingsBase) -> None:
+    """Wait for the jobs of a driver that died: they write files that this one would otherwise plan to make again.
+
+    With a lock in .snakemake another driver lives, or died: Snakemake itself decides whether the two get along.
+    """
+    if any(Path(".snakemake/locks").glob("*")):
+        return
+    try:
+        cluster.wait(
+            settings.jobname_prefix,
+            Path(workflow.workdir_init),
+            seconds=settings.init_seconds_before_status_checks,
+            say=logger.warning,
+        )
+    except cluster.ClusterError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def _in_one_process(workflow: Workflow) -> Plugin:
+    """Return the executor for a group's job: a run's measures, one at a time on the job's CPUs and its one GPU.
+
+    The plugin's own executor starts Snakemake once more, and asks that step for the sum of the group's GPUs.
+    """
+    workflow.global_resources["_cores"] = int(os.environ["SLURM_CPUS_PER_TASK"])
+    workflow.global_resources["gpu"] = 1
+    return ExecutorPluginRegistry().get_plugin("local")
