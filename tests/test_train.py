@@ -161,7 +161,7 @@ def test_finished_epochs_are_not_trained_again(source, prepared, tmp_path, monke
 
 def test_sigterm_saves_and_stops(source, prepared, undisturbed, tmp_path):
     assert kill_at("batch", 6, make_settings(), source, tmp_path, signal.SIGTERM) == 7
-    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lease.json", "resume.pt"]
     assert len(torch.load(tmp_path / "resume.pt", weights_only=True)["history"]) == 1
     assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
 
@@ -240,7 +240,7 @@ def test_a_damaged_state_is_refused_by_name(keep, source, prepared, tmp_path):
 def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(prepared, tmp_path):
     with pytest.raises(train.DivergedError, match=r"epoch 1, batch \d+: .* at lr 1e\+30"):
         run(make_settings(lr=1e30), prepared, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lease.json", "resume.pt"]
     assert torch.load(tmp_path / "resume.pt", weights_only=True)["history"] == []
 
 

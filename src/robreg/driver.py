@@ -8,11 +8,12 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 from snakemake.exceptions import LockException, WorkflowError
-from snakemake.jobs import Job
+from snakemake.jobs import GroupJob, Job
 from snakemake.logging import logger
 from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake.settings.types import RerunTrigger
@@ -23,7 +24,9 @@ from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
 
 from robreg import cluster
 from robreg.failure import Failures
-from robreg.lease import STALLED, stalls
+from robreg.lease import STALLED, stalls, token
+
+_attempts: dict[Path, dict[int, str | None]] = {}  # who held a run's lease when an attempt failed
 
 
 def install(workflow: Workflow) -> None:
@@ -31,6 +34,7 @@ def install(workflow: Workflow) -> None:
     # The settings are not there yet, and a default profile would override the cluster's: so it is a property.
     Workflow.rerun_triggers = property(_rerun_triggers)
     Job.restart_times = property(_restart_times)
+    GroupJob.log_error = _with_message(GroupJob.log_error)
     workflow.execute = _execute(workflow, workflow.execute)
     if workflow.remote_exec:  # in a job on a cluster
         JobScheduler.exit_gracefully = _pass_sigterm_on(JobScheduler.exit_gracefully)
@@ -47,11 +51,29 @@ def _rerun_triggers(workflow: Workflow) -> frozenset[RerunTrigger]:
 
 
 def _restart_times(job: Job) -> int:
-    """As many restarts as --retries allows while a training gets on; one for all else, which would only fail again."""
+    """As many restarts as --retries allows while a training gets on; one for all else, which would only fail again.
+
+    An attempt that did not come as far as to take the lease did not get on either.
+    """
     allowed = int(job.rule.restart_times)
-    if job.rule.name == "train" and stalls(Path(job.output[0]).with_name("lease.json")) < STALLED:
-        return allowed
+    if job.rule.name == "train":
+        file = Path(job.output[0]).with_name("lease.json")
+        taken = _attempts.setdefault(file, {})
+        taken[job.attempt] = token(file)
+        last = [attempt for attempt in sorted(taken) if taken[attempt] == taken[job.attempt]]
+        idle = len(last) - (taken[job.attempt] is not None)
+        if stalls(file) + idle < STALLED:
+            return allowed
     return min(allowed, 1)
+
+
+def _with_message(log_error: Callable[..., None]) -> Callable[..., None]:
+    """Snakemake's log_error of a group, which would lose what the executor said, such as sbatch's refusal."""
+
+    def wrapper(group: GroupJob, msg: str | None = None, **others: object) -> None:
+        log_error(group, msg=msg, group_msg=msg, **others)
+
+    return wrapper
 
 
 def _pass_sigterm_on(wind_down: Callable[..., None]) -> Callable[..., None]:
@@ -59,7 +81,8 @@ def _pass_sigterm_on(wind_down: Callable[..., None]) -> Callable[..., None]:
 
     def wrapper(scheduler: JobScheduler, *arguments: object) -> None:
         for child in psutil.Process().children(recursive=True):
-            child.send_signal(signal.SIGTERM)
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(signal.SIGTERM)
         wind_down(scheduler, *arguments)
 
     return wrapper

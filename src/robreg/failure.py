@@ -50,7 +50,8 @@ class Failures(logging.Handler):
         if event == "job_error" and not extra["indent"]:  # indented: a group's, already noted
             self._note([extra], extra["aux"])
         elif event == "group_error":
-            jobs = [{**job, "log": [*job["log"], *extra["aux_logs"]]} for job in extra["job_error_info"]]
+            said = {"rule_msg": extra.get("group_msg")}
+            jobs = [{**job, **said, "log": [*job["log"], *extra["aux_logs"]]} for job in extra["job_error_info"]]
             self._note(jobs, extra)
         elif event == "job_finished":
             self.failed = {jobs: failure for jobs, failure in self.failed.items() if extra["job_id"] not in jobs}
@@ -94,10 +95,13 @@ def _reason(job: dict[str, Any], end: str | None) -> str:
     said = [found[-1] for text in texts if (found := _ERROR.findall(text))] or [
         found[-1] for text in texts if (found := _STDERR.findall(text))
     ]
-    refused = re.search(r"The error message was '(.*?)'", str(job["rule_msg"] or ""), re.DOTALL)
+    message = str(job["rule_msg"] or "")
+    refused = re.search(r"The error message was '(.*?)'\.$", message, re.DOTALL | re.MULTILINE)
     parts = [_ENDS[end]] if end in _ENDS else []
     if refused:
         parts.append(f"sbatch refused it: {' '.join(refused[1].split())}")
+    elif "submission" in message:
+        parts.append(message.partition("For further error details")[0])
     parts += said[:1]
     if not parts:
         parts.append("it ended without a word" + (f" (SLURM: {end})" if end else ""))

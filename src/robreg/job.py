@@ -79,7 +79,7 @@ def _refuse_gpus(count: int, wish: str) -> None:
     """Refuse the CPU where a GPU was promised, and one of several GPUs that other jobs may have too."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     in_slurm = "SLURM_JOB_ID" in os.environ
-    if in_slurm and visible and not count:
+    if in_slurm and visible not in ("", "-1", "NoDevFiles") and not count:
         raise ValueError(
             f"SLURM gave this job GPU {visible}, but torch sees none: install a torch for its driver, or set "
             "device: cpu in config.yaml and take the GPU out of slurm/profile.yaml"

@@ -15,6 +15,8 @@ BEAT = 20.0  # seconds between two signs of life
 SILENCE = 3 * BEAT  # after which a holder elsewhere is taken for dead
 STALLED = 2  # attempts in a row without a finished epoch, after which another is not worth its queueing
 
+_KEYS = {"token", "held", "job", "pid", "beat", "place", "born", "stalls"}
+
 log = logging.getLogger(__name__)
 
 
@@ -49,14 +51,16 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         """Take the lease, and keep it alive from a thread."""
-        old = self._read()
         job = os.environ.get("SLURM_JOB_ID")
-        if old is not None and old["held"] and self._lives(old):
-            raise HeldError(
-                f"{self._path.parent} is being trained by process {old['pid']} on {old['place'][0]}"
-                + (f", SLURM job {old['job']}" if old["job"] else "")
-                + f" ({self._path}): wait for it, or stop it first"
-            )
+        old = _read(self._path)
+        if old is not None and old["held"]:
+            if self._lives(old):
+                raise HeldError(
+                    f"{self._path.parent} is being trained by process {old['pid']} on {old['place'][0]}"
+                    + (f", SLURM job {old['job']}" if old["job"] else "")
+                    + f" ({self._path}): wait for it, or stop it first"
+                )
+            old = _read(self._path)  # it was watched for a while
         stalls = 0 if old is None else old["stalls"]
         if old is not None and job and old["job"] == job and stalls >= STALLED:
             raise StalledError(
@@ -98,10 +102,10 @@ class Lease:
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
             with self._lock:
-                if self._released.is_set() or not self._mine():
-                    return
-                self._content["beat"] += 1
                 try:
+                    if self._released.is_set() or not self._mine():
+                        return
+                    self._content["beat"] += 1
                     self._write()
                 except OSError as error:
                     log.warning("%s could not be renewed: %s", self._path, error)
@@ -113,7 +117,7 @@ class Lease:
         end = time.monotonic() + SILENCE
         while time.monotonic() < end:
             time.sleep(min(1.0, SILENCE / 10))
-            now = self._read()
+            now = _read(self._path)
             if now is None or not now["held"]:
                 return False
             if (now["token"], now["beat"]) != (old["token"], old["beat"]):
@@ -121,16 +125,8 @@ class Lease:
         return False
 
     def _mine(self) -> bool:
-        found = self._read()
+        found = _read(self._path)
         return found is not None and found["token"] == self._token
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads(self._path.read_text()))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise ValueError(f"{self._path} is damaged: delete it if no other process trains this run") from error
 
     def _write(self, *, new: bool = False) -> None:
         """Replace the file at once, under a name that no other process uses; new: only if there is none."""
@@ -150,10 +146,34 @@ class Lease:
 
 def stalls(path: Path) -> int:
     """Return how many attempts in a row, the running one included, have not finished an epoch (0 without a file)."""
+    found = _known(path)
+    return 0 if found is None else int(found["stalls"])
+
+
+def token(path: Path) -> str | None:
+    """Return what tells the last attempt that took the lease from all others."""
+    found = _known(path)
+    return None if found is None else str(found["token"])
+
+
+def _known(path: Path) -> dict[str, Any] | None:
+    """Return what a lease says, for those who only look: a damaged one says nothing."""
     try:
-        return int(json.loads(path.read_text())["stalls"])
+        return _read(path)
+    except ValueError:
+        return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text())
     except FileNotFoundError:
-        return 0
+        return None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not set(found) >= _KEYS:
+        raise ValueError(f"{path} is damaged: delete it if no other process trains this run")
+    return found
 
 
 def _place() -> list[str]:
@@ -166,6 +186,7 @@ def _place() -> list[str]:
 def _born(pid: int) -> str | None:
     """Return when a process of this machine started, which tells it from a later one of the same number."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]  # dead, if nobody has asked for its end
     except (FileNotFoundError, ProcessLookupError):
         return None

@@ -1,0 +1,223 @@
+"""A real SLURM of one node on this machine (munged, slurmctld, slurmd), without accounting, on loopback alone."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
+DAEMONS = ("slurmd", "slurmctld", "munged")  # in the order of stopping
+CGROUP = Path("/sys/fs/cgroup")
+LINK = Path("/etc/slurm/slurm.conf")  # the plugin drops SLURM_CONF from the environment of srun
+
+CONFIG = """\
+ClusterName=robreg
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={control}
+SlurmdPort={node}
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+SwitchType=switch/none
+MpiDefault=none
+ProctrackType={proctrack}
+TaskPlugin={task}
+JobAcctGatherType={gather}
+JobAcctGatherFrequency=task=2
+JobAcctGatherParams={gather_parameters}
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+GresTypes=gpu
+SlurmdParameters=config_overrides
+ReturnToService=2
+JobRequeue=1
+KillWait=5
+MinJobAge=3600
+MailProg=/bin/true
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,requeue_delay=2
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=60000 Gres=gpu:{gpus} State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES DefMemPerCPU=500 DefaultTime=60 MaxTime=INFINITE State=UP
+"""
+CGROUPS = """\
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
+ConstrainRAMSpace=yes
+ConstrainSwapSpace=yes
+AllowedSwapSpace=0
+"""
+
+
+def refusal():
+    """Say why no test cluster can run here, or None."""
+    if os.geteuid() or shutil.which("apt-get") is None:
+        return "the test cluster needs root on Debian: it installs and starts munge, slurmctld and slurmd"
+    if LINK.exists():
+        return f"{LINK} exists: this machine has a SLURM of its own, which the test cluster would get in the way of"
+    return None
+
+
+def install():
+    """Install Debian's packages, and keep their own services from starting."""
+    listed = subprocess.run(
+        ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *PACKAGES],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.splitlines()
+    missing = [name for name in PACKAGES if f"{name} installed" not in listed]
+    if not missing:
+        return
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "update", "-qq"], check=True, env=environment)
+        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing]
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    finally:
+        if ours:
+            policy.unlink()
+
+
+class Cluster:
+    """The running cluster; a context manager that leaves neither a process nor a file behind."""
+
+    def __init__(self, *, cpus, gpus=2):
+        self.folder, self.cpus, self.gpus = Path(tempfile.mkdtemp(prefix="robreg-slurm-")), cpus, gpus
+        self.folder.chmod(0o755)  # munge refuses a socket in a private folder
+        self.host = socket.gethostname().split(".")[0]
+        self.environment = {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
+        self.confines_memory = os.access(CGROUP / "memory/cgroup.procs", os.W_OK)  # cgroup v1
+
+    def __enter__(self):
+        install()
+        self.configure()
+        munge = self.folder / "munge"
+        self.run(
+            "munged",
+            *(f"--{kind}-file={munge}.{end}" for kind, end in (("key", "key"), ("log", "log"))),
+            f"--pid-file={self.folder}/munged.pid",
+            f"--seed-file={munge}.seed",
+            f"--socket={munge}.socket",
+        )
+        try:
+            self.until(lambda: Path(f"{munge}.socket").exists())
+            self.run("slurmctld", "-i")
+            self.until(lambda: "UP" in self.run("scontrol", "ping", check=False))
+            self.run("slurmd")
+            self.until(self.idle)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *error):
+        self.stop()
+
+    def configure(self):
+        ports = []
+        for _ in range(2):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                ports.append(free.getsockname()[1])
+        for name in ("state", "spool", "gpus"):
+            (self.folder / name).mkdir(parents=True)
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        for gpu in range(self.gpus):  # device nodes that SLURM takes for GPUs
+            os.mknod(self.folder / f"gpus/gpu{gpu}", 0o020666, os.makedev(1, 3))
+        confined = self.confines_memory
+        content = CONFIG.format(
+            folder=self.folder,
+            host=self.host,
+            cpus=self.cpus,
+            gpus=self.gpus,
+            control=ports[0],
+            node=ports[1],
+            proctrack="proctrack/cgroup" if confined else "proctrack/linuxproc",
+            task="task/cgroup" if confined else "task/none",
+            gather="jobacct_gather/cgroup" if confined else "jobacct_gather/linux",
+            gather_parameters="UsePss" if confined else "OverMemoryKill",
+        )
+        (self.folder / "slurm.conf").write_text(content)
+        (self.folder / "cgroup.conf").write_text(
+            CGROUPS if confined else "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n"
+        )
+        LINK.unlink(missing_ok=True)  # only dangling: refusal() saw that there is none
+        LINK.symlink_to(self.folder / "slurm.conf")
+        devices = f"{self.folder}/gpus/gpu[0-{self.gpus - 1}]"
+        (self.folder / "gres.conf").write_text(f"AutoDetect=off\nNodeName={self.host} Name=gpu File={devices}\n")
+
+    def run(self, *command, check=True):
+        """Run one of SLURM's commands, and return what it prints."""
+        done = subprocess.run(
+            command, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)} ended with {done.returncode}: {done.stdout}")
+        return done.stdout
+
+    def idle(self):
+        return self.run("sinfo", "--noheader", "--format=%t", check=False).strip() in ("idle", "mix", "alloc")
+
+    def jobs(self, *states):
+        """Return the ids of jobs in these states, or of all that have not ended."""
+        chosen = [f"--states={','.join(states)}"] if states else []
+        return self.run("squeue", "--noheader", "--format=%i", *chosen).split()
+
+    def job(self, number):
+        """Return what SLURM knows of a job."""
+        words = self.run("scontrol", "--oneliner", "show", "job", number).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def until(self, happened, *, seconds=60):
+        """Wait until something is true."""
+        end = time.monotonic() + seconds
+        while not (found := happened()):
+            assert time.monotonic() < end, (
+                f"waited {seconds} s in vain\n{self.run('squeue', '--states=all', check=False)}"
+            )
+            time.sleep(0.2)
+        return found
+
+    def stop(self):
+        """Cancel what is left and stop the daemons, by their process ids."""
+        if self.run("scontrol", "ping", check=False).count("UP"):
+            self.run("scancel", "--user=root", check=False)
+            deadline = time.monotonic() + 30
+            while self.jobs() and time.monotonic() < deadline:
+                time.sleep(0.2)
+        for name in DAEMONS:
+            file = self.folder / f"{name}.pid"
+            if not file.exists() or not (text := file.read_text().strip()):
+                continue
+            if psutil.pid_exists(int(text)) and psutil.Process(int(text)).name() == name:
+                daemon = psutil.Process(int(text))
+                daemon.send_signal(signal.SIGTERM)
+                daemon.wait(timeout=30)
+        for left in CGROUP.glob(f"*/slurm_{self.host}"):
+            for path in sorted((path for path in left.rglob("*") if path.is_dir()), reverse=True):
+                path.rmdir()
+            left.rmdir()
+        LINK.unlink(missing_ok=True)
+        shutil.rmtree(self.folder)

@@ -1,0 +1,22 @@
+"""A small network whose passes take as long as ROBREG_TEST_PAUSE says, to be interrupted at leisure, or that fails."""
+
+import os
+import time
+
+from torch import Tensor, nn
+
+
+class Slow(nn.Module):
+    """One convolution and one linear layer for 8x8 images; the pause changes no bit."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, num_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "ROBREG_TEST_FAIL" in os.environ:
+            raise RuntimeError(os.environ["ROBREG_TEST_FAIL"])
+        time.sleep(float(os.environ.get("ROBREG_TEST_PAUSE", "0")))
+        return self.layers(x)
