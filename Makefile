@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint lock
+.PHONY: demo test slurm-test lint lock
 
 demo: .venv/run.done  ## the demo study on embedded real data; leaves its report
 	$(BIN)/snakemake --cores all --rerun-incomplete demo
@@ -10,6 +10,9 @@ demo: .venv/run.done  ## the demo study on embedded real data; leaves its report
 
 test: .venv/test.done  ## all tests
 	$(BIN)/python -m pytest
+
+slurm-test: .venv/test.done  ## the workflow on a SLURM of one node, which it installs and stops; root on Debian
+	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 lint: .venv/test.done  ## all static checks
 	$(BIN)/ruff check .

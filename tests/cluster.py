@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+PREFIX = "robreg-slurm-"
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
 DAEMONS = ("slurmd", "slurmctld", "munged")  # in the order of stopping
 CGROUP = Path("/sys/fs/cgroup")
@@ -67,7 +68,8 @@ def refusal():
     """Say why no test cluster can run here, or None."""
     if os.geteuid() or shutil.which("apt-get") is None:
         return "the test cluster needs root on Debian: it installs and starts munge, slurmctld and slurmd"
-    if LINK.exists():
+    ours = LINK.is_symlink() and LINK.readlink().parent.name.startswith(PREFIX)  # left by a test that was killed
+    if LINK.exists() and not (ours and not alive_in(LINK.readlink().parent)):
         return f"{LINK} exists: this machine has a SLURM of its own, which the test cluster would get in the way of"
     return None
 
@@ -98,11 +100,27 @@ def install():
             policy.unlink()
 
 
+def alive(number, name):
+    """Say whether a process of this number is the daemon, and not one that ended and was not asked for yet."""
+    try:
+        process = psutil.Process(number)
+        return process.name() == name and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def alive_in(folder):
+    """Return the daemons of a cluster in this folder that run, by name."""
+    files = {name: folder / f"{name}.pid" for name in DAEMONS}
+    numbers = {name: int(file.read_text()) for name, file in files.items() if file.exists() and file.stat().st_size}
+    return {name: number for name, number in numbers.items() if alive(number, name)}
+
+
 class Cluster:
     """The running cluster; a context manager that leaves neither a process nor a file behind."""
 
     def __init__(self, *, cpus, gpus=2):
-        self.folder, self.cpus, self.gpus = Path(tempfile.mkdtemp(prefix="robreg-slurm-")), cpus, gpus
+        self.folder, self.cpus, self.gpus = Path(tempfile.mkdtemp(prefix=PREFIX)), cpus, gpus
         self.folder.chmod(0o755)  # munge refuses a socket in a private folder
         self.host = socket.gethostname().split(".")[0]
         self.environment = {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
@@ -163,7 +181,7 @@ class Cluster:
         (self.folder / "cgroup.conf").write_text(
             CGROUPS if confined else "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n"
         )
-        LINK.unlink(missing_ok=True)  # only dangling: refusal() saw that there is none
+        LINK.unlink(missing_ok=True)  # refusal() saw that nothing uses it
         LINK.symlink_to(self.folder / "slurm.conf")
         devices = f"{self.folder}/gpus/gpu[0-{self.gpus - 1}]"
         (self.folder / "gres.conf").write_text(f"AutoDetect=off\nNodeName={self.host} Name=gpu File={devices}\n")
@@ -190,6 +208,11 @@ class Cluster:
         words = self.run("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    def start_now(self, number):
+        """Start a requeued job without the two minutes that SLURM waits."""
+        self.until(lambda: self.job(number)["JobState"] == "PENDING")
+        self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+
     def until(self, happened, *, seconds=60):
         """Wait until something is true."""
         end = time.monotonic() + seconds
@@ -207,14 +230,9 @@ class Cluster:
             deadline = time.monotonic() + 30
             while self.jobs() and time.monotonic() < deadline:
                 time.sleep(0.2)
-        for name in DAEMONS:
-            file = self.folder / f"{name}.pid"
-            if not file.exists() or not (text := file.read_text().strip()):
-                continue
-            if psutil.pid_exists(int(text)) and psutil.Process(int(text)).name() == name:
-                daemon = psutil.Process(int(text))
-                daemon.send_signal(signal.SIGTERM)
-                daemon.wait(timeout=30)
+        for name, number in alive_in(self.folder).items():
+            os.kill(number, signal.SIGTERM)
+            self.until(lambda number=number, name=name: not alive(number, name))
         for left in CGROUP.glob(f"*/slurm_{self.host}"):
             for path in sorted((path for path in left.rglob("*") if path.is_dir()), reverse=True):
                 path.rmdir()

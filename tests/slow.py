@@ -16,7 +16,7 @@ class Slow(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if "ROBREG_TEST_FAIL" in os.environ:
+        if "ROBREG_TEST_FAIL" in os.environ and len(x) > 1:  # not the look at its layers
             raise RuntimeError(os.environ["ROBREG_TEST_FAIL"])
         time.sleep(float(os.environ.get("ROBREG_TEST_PAUSE", "0")))
         return self.layers(x)

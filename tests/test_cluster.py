@@ -1,4 +1,4 @@
-"""SLURM's queue: which jobs an earlier driver left behind, how they are waited for, and how a job ended."""
+"""SLURM's queue: which jobs an earlier driver left behind, how they are waited for."""
 
 import os
 import re
@@ -52,6 +52,7 @@ def test_only_jobs_of_this_folder_s_drivers_are_found(fake, tmp_path):
             f"14|RUNNING|5b1c|{folder}|without a prefix",
             f"15|RUNNING|robreg_77|{tmp_path}/elsewhere|another checkout's",
             f"16|COMPLETING|robreg_77|{folder}|",
+            "a word of SLURM's own",
         ),
     )
     found = cluster.live("robreg", link)
@@ -86,7 +87,7 @@ def test_jobs_left_behind_are_named_and_waited_for(fake, tmp_path):
     assert len(calls()) == 5
     first, down, last = said
     assert re.findall("^.*job.*$|^  .*$", first, re.MULTILINE)[:3] == [
-        "2 job(s) of an earlier Snakemake are still in SLURM's queue:",
+        "2 job(s) of another Snakemake, killed or running, are still in SLURM's queue:",
         "  11 RUNNING rule_train digits_ar8",
         "  12 PENDING rule_prepare c10",
     ]
@@ -103,13 +104,6 @@ def test_a_cluster_that_is_down_from_the_start_is_not_waited_for(fake, tmp_path)
     assert (len(calls()), said) == (1, [])
 
 
-def test_the_end_of_a_job_is_slurm_s_state(fake):
-    calls = fake("scontrol", "echo JobId=7 JobName=robreg_5b1c JobState=OUT_OF_MEMORY Reason=OutOfMemory Requeue=1")
-    assert cluster.end_of("7") == "OUT_OF_MEMORY"
-    assert calls() == ["--oneliner show job 7"]
-
-
-@pytest.mark.parametrize("script", ["echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", "true"])
-def test_a_job_that_slurm_forgot_has_no_end(script, fake):
-    fake("scontrol", script)
-    assert cluster.end_of("7") is None
+def test_jobs_without_a_name_of_their_own_are_not_looked_for(tmp_path):
+    with pytest.raises(cluster.ClusterError, match="slurm-jobname-prefix: name one"):
+        cluster.live("", tmp_path)

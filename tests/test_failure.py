@@ -13,9 +13,12 @@ from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from robreg.failure import Failures
+from robreg.lease import KEYS
 
+STATUS = "SLURM-job '7' failed, SLURM status is: '{}'. Detailed reason unavailable.For further error details see"
 SLURM_LOG = "logs/slurm/7.log"
-TIMEOUT = "the time limit was reached; ask for a longer runtime if it is not to be tried again"
+MEMORY = "more memory was needed than was asked for; raise mem_mb in slurm/profile.yaml"
+TIMEOUT = "the time limit was reached; raise runtime in slurm/profile.yaml"
 
 
 @pytest.fixture
@@ -32,22 +35,6 @@ def printed(tmp_path, monkeypatch, caplog, capsys):
         return capsys.readouterr().err.splitlines()
 
     return lines
-
-
-@pytest.fixture
-def ends(tmp_path, monkeypatch):
-    """Say how SLURM says that a job ended."""
-    command = tmp_path / "bin" / "scontrol"
-    command.parent.mkdir()
-    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
-
-    def end(state):
-        command.write_text(
-            f'#!/bin/sh\n[ "$4" = 7 ] && echo JobId="$4" JobName=robreg_5b1c JobState={state} Reason=None'
-        )
-        command.chmod(0o755)
-
-    return end
 
 
 def make_job(rule, number, run="c10/ar8"):
@@ -127,28 +114,27 @@ def test_a_job_that_ended_without_a_word_is_said_to(printed, tmp_path):
             f"{TIMEOUT}; *** JOB 7 DUE TO TIME LIMIT ***",
         ),
         ("TIMEOUT", "", TIMEOUT),
-        ("OUT_OF_MEMORY", "", "more memory was needed than was asked for; raise mem_mb"),
+        ("OUT_OF_MEMORY", "", MEMORY),
+        ("FAILED", "error: Detected 1 oom-kill event(s) in StepId=7.0.", f"{MEMORY}"),
         ("FAILED", "", "it ended without a word (SLURM: FAILED)"),
         ("FAILED", "Error: no space left (log: a.log)", "no space left (log: a.log)"),
         ("NODE_FAIL", "no reason", "the node failed"),
     ],
 )
-def test_slurm_s_word_comes_first(state, log, reason, printed, ends, tmp_path):
-    ends(state)
+def test_slurm_s_word_comes_first(state, log, reason, printed, tmp_path):
     write(SLURM_LOG, f"host: node1\n{log}\n", tmp_path)
-    make_job("apgd", 3).log_error("SLURM-job '7' failed", aux_logs=[SLURM_LOG], external_jobid="7")
+    make_job("apgd", 3).log_error(STATUS.format(state), aux_logs=[SLURM_LOG], external_jobid="7")
     assert printed()[2:] == [f"apgd c10/ar8: {reason}", "  log: logs/apgd/c10/ar8.log", f"  log: {SLURM_LOG}"]
 
 
-def test_a_group_fails_in_the_job_that_wrote_last(printed, ends, tmp_path):
-    ends("TIMEOUT")
+def test_a_group_fails_in_the_job_that_wrote_last(printed, tmp_path):
     jobs = [make_job(rule, number) for number, rule in enumerate(("apgd", "margins", "sv", "theory"), start=3)]
     error = "2026-01-02 03:04:05,678 ERROR {} failed\n"
     write("logs/margins/c10/ar8.log", error.format("margins"), tmp_path)
     write("logs/apgd/c10/ar8.log", error.format("an earlier attempt of apgd"), tmp_path, age=100)
     write("logs/sv/c10/ar8.log", "done", tmp_path, age=50)
     write(SLURM_LOG, "Error: margins failed", tmp_path, age=-50)
-    group_fails(*jobs, aux_logs=[SLURM_LOG], external_jobid="7")
+    group_fails(*jobs, aux_logs=[SLURM_LOG], group_msg=STATUS.format("TIMEOUT"))
     assert printed()[1:] == [
         "1 job(s) failed:",
         f"margins c10/ar8: {TIMEOUT}; margins failed",
@@ -167,7 +153,8 @@ def test_a_group_fails_in_the_job_that_wrote_last(printed, ends, tmp_path):
 def test_sbatch_s_refusal_is_the_reason(words, printed):
     call = "    sbatch call:\n        sbatch --parsable --wrap='snakemake'\nFor further error details see the log."
     make_job("train", 3).log_error(f"SLURM sbatch failed. The error message was '{words}'.\n{call}")
-    assert printed()[2] == f"train c10/ar8: sbatch refused it: {' '.join(words.split())}"
+    reason = " ".join(words.removeprefix("sbatch: error: ").split())
+    assert printed()[2] == f"train c10/ar8: sbatch refused it: {reason}"
 
 
 @pytest.mark.parametrize("number", [3, 4])
@@ -182,10 +169,9 @@ def test_a_failure_that_a_later_attempt_made_good_is_not_printed(number, printed
 
 
 @pytest.mark.parametrize("stalls", [1, 2])
-def test_a_training_that_got_nowhere_twice_is_said_not_to_be_tried_again(stalls, printed, ends, tmp_path):
-    ends("TIMEOUT")
-    write("results/c10/ar8/lease.json", json.dumps({"held": False, "stalls": stalls}), tmp_path)
-    make_job("train", 3).log_error(external_jobid="7")
+def test_a_training_that_got_nowhere_twice_is_said_not_to_be_tried_again(stalls, printed, tmp_path):
+    write("results/c10/ar8/lease.json", json.dumps(dict.fromkeys(KEYS) | {"stalls": stalls}), tmp_path)
+    make_job("train", 3).log_error(STATUS.format("TIMEOUT"))
     make_job("sv", 4).log_error()
     train, sv = (line for line in printed() if line.startswith(("train", "sv")))
     assert train.startswith(f"train c10/ar8: {TIMEOUT}")
@@ -205,3 +191,21 @@ def test_data_sets_and_studies_are_named_without_their_folders(printed):
         job.output = [output]
         job.log_error()
     assert [line.split(":")[0] for line in printed()[2::2]] == ["prepare c10", "claims studies/paper"]
+
+
+def test_an_error_of_an_earlier_attempt_is_not_the_reason(printed, tmp_path):
+    write("logs/sv/c10/ar8.log", "2026-01-02 03:04:05,678 ERROR of last week\n", tmp_path, age=100)
+    logger.info("rule sv:", extra={"event": LogEvent.JOB_INFO, "jobid": 3})
+    make_job("sv", 3).log_error(STATUS.format("CANCELLED"))
+    assert printed()[2] == "sv c10/ar8: the job was cancelled"
+
+
+def test_a_group_that_never_began_is_named_as_what_it_is(printed):
+    group_fails(make_job("margins", 3), make_job("sv", 4), group_msg="Job submission failed with exception: no squeue")
+    assert printed()[2] == "measures c10/ar8: Job submission failed with exception: no squeue"
+
+
+def test_a_record_that_is_not_understood_does_not_stop_the_driver(printed, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    logger.error("Error in rule sv", extra={"event": LogEvent.JOB_ERROR, "indent": False})
+    assert printed() == []

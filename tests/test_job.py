@@ -44,7 +44,7 @@ def test_a_slurm_job_that_cannot_use_its_gpu_is_refused(wish, machine):
         job.device(wish, 1)
 
 
-@pytest.mark.parametrize("visible", [None, ""])
+@pytest.mark.parametrize("visible", [None, "", "-1", "NoDevFiles"])
 def test_a_slurm_job_without_a_gpu_takes_the_cpu(visible, machine):
     machine(0, slurm="7", visible=visible)
     assert job.device("auto", 1) == torch.device("cpu")

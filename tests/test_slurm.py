@@ -18,6 +18,10 @@ pytestmark = pytest.mark.slurm
 RUN = "results/digits/ar8-slow"
 CHECKPOINT = f"{RUN}/checkpoint.pt"
 PAUSE = 0.02  # of one of the 55 passes of an epoch
+BROKEN = """from robreg.job import logged
+with logged(snakemake.log[0]):
+    raise ValueError("no spectrum today")
+"""
 TIMES = ("seconds", "examples_per_s")  # columns that no two runs share
 
 
@@ -29,10 +33,10 @@ def reduce(config):
     config["device"] = "cpu"  # the cluster's GPUs are none
 
 
-def slow(config, epochs=40):
+def slow(config, epochs=40, threads=1):
     """One run that takes about a second an epoch and hardly a CPU."""
     digits = config["datasets"]["digits"]
-    digits |= {"max_train": 300, "max_test": 100}
+    digits |= {"max_train": 300, "max_test": 100, "threads": threads}
     digits["training"] |= {"epochs": epochs, "lr_drops": [epochs // 2]}
     config["architectures"] = {"slow": {"callable": "slow:Slow"}}
     config["device"] = "cpu"
@@ -41,8 +45,8 @@ def slow(config, epochs=40):
 class Driver:
     """A Snakemake that drives SLURM jobs from a folder of its own."""
 
-    def __init__(self, folder, cluster, *arguments, **environment):
-        self.folder, self.cluster, self.arguments = folder, cluster, arguments
+    def __init__(self, folder, cluster, *arguments, targets=(CHECKPOINT,), **environment):
+        self.folder, self.cluster, self.arguments = folder, cluster, (*arguments, "--", *targets)
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
         self.environment |= {"ROBREG_TEST_PAUSE": str(PAUSE), **environment}
         self.start()
@@ -51,7 +55,7 @@ class Driver:
         command = [str(SNAKEMAKE), "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "2"]
         with (self.folder / "driver.log").open("a") as log:
             self.process = subprocess.Popen(
-                [*command, *self.arguments, "--", CHECKPOINT],
+                [*command, *self.arguments],
                 cwd=self.folder,
                 env=self.environment,
                 stdout=log,
@@ -117,13 +121,13 @@ def undisturbed(tmp_path_factory):
         snakemake(folder, "-c1", CHECKPOINT)
         return folder / CHECKPOINT
 
-    return {epochs: train(epochs) for epochs in (40, 150)}
+    return {epochs: train(epochs) for epochs in (40, 110)}
 
 
 @pytest.fixture(scope="session")
-def cluster(demos):
+def cluster():
     """A node with room for every case at once."""
-    with Cluster(cpus=12, gpus=12) as running:
+    with Cluster(cpus=16, gpus=16) as running:
         yield running
 
 
@@ -131,20 +135,27 @@ def cluster(demos):
 def cases(cluster, tmp_path_factory):
     """All cases, started together: they sleep most of the time."""
 
-    def case(name, *arguments, epochs=40, **environment):
-        folder = copy_tree(tmp_path_factory.mktemp(name), lambda config: slow(config, epochs))
-        return Driver(folder, cluster, *arguments, **environment)
+    def case(name, *arguments, epochs=40, threads=1, **others):
+        folder = copy_tree(tmp_path_factory.mktemp(name), lambda config: slow(config, epochs, threads))
+        if name == "measures":
+            (folder / "workflow/scripts/sv.py").write_text(BROKEN)
+        return Driver(folder, cluster, *arguments, **others)
 
     limit = ("--set-resources", "train:runtime=1", "train:slurm_extra='--signal=TERM@5'")
     little = ("--set-resources", "train:mem_mb=500 if attempt == 1 else 4000")
     started = {
-        "limit": case("limit", *limit, epochs=150),
+        "limit": case("limit", *limit, epochs=110),
         "requeued": case("requeued"),
         "cancelled": case("cancelled"),
         "memory": case("memory", *little),
-        "broken": case("broken", ROBREG_TEST_FAIL="broken on purpose"),
+        "broken": case("broken", threads=2, ROBREG_TEST_FAIL="broken on purpose"),
         "driver": case("driver"),
+        "measures": case("measures", epochs=2, targets=(f"{RUN}/margins.parquet", f"{RUN}/sv.parquet")),
     }
+    jobs = {name: started[name].trains(3) for name in ("requeued", "cancelled")}
+    cluster.run("scancel", jobs["cancelled"])
+    cluster.run("scontrol", "requeue", jobs["requeued"])
+    cluster.start_now(jobs["requeued"])
     yield started
     for driver in started.values():
         if driver.process.poll() is None:
@@ -190,10 +201,11 @@ def test_the_demo_has_two_jobs_a_run_each_with_one_gpu(demos, say):
     assert [job["JobState"] for job in jobs] == ["COMPLETED"] * 8
     asked = {(job["NumCPUs"], job["MinMemoryNode"], job["TresPerJob"]) for job in jobs}
     assert asked == {("1", "6000M", "gres:gpu:1"), ("1", "4000M", "gres:gpu:1")}
-    logs = [path.read_text() for path in (demos[0]["slurm"] / "logs").glob("[a-r]*/digits/*.log")]
+    logs = [path.read_text() for path in (demos[0]["slurm"] / "logs").glob("*/digits/*.log")]
     seen = [re.search(r"SLURM job (\d+) on \S+, CUDA_VISIBLE_DEVICES (\S+)", text) for text in logs if "device" in text]
-    assert len(seen) >= 4 * 6
-    assert {match[2] for match in seen if match} <= {"0", "1"}
+    assert len(seen) == 4 * 8
+    assert all(seen)
+    assert {match[2] for match in seen} <= {"0", "1"}
     overhead = seconds["slurm"] / seconds["local"] - 1
     say(f"8 jobs for 4 runs; {seconds['local']:.0f} s locally, {seconds['slurm']:.0f} s through SLURM: {overhead:+.0%}")
 
@@ -201,69 +213,6 @@ def test_the_demo_has_two_jobs_a_run_each_with_one_gpu(demos, say):
 def test_accounting_is_absent(demos, say):
     assert "accounting storage is disabled" in demos[3]
     say(f"sacct says {demos[3].strip()!r}, and every run above is polled with squeue")
-
-
-def test_the_time_limit_is_hit_twice_in_one_training(cases, undisturbed, say):
-    driver = cases["limit"]
-    driver.finish()
-    stopped = [text for text in driver.slurm_logs() if "SIGTERM in epoch" in text]
-    assert len(stopped) >= 2
-    assert len(driver.jobs()) == len(driver.slurm_logs()) == len(stopped) + 1
-    assert driver.went_on_after() > 3
-    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[150], shallow=False)
-    say(f"{len(stopped)} attempts stopped before the limit and said so; checkpoint equal to an undisturbed one's")
-
-
-def test_scontrol_requeue(cases, undisturbed, cluster, say):
-    driver = cases["requeued"]
-    job = driver.trains(3)
-    cluster.run("scontrol", "requeue", job)
-    cluster.until(lambda: cluster.job(job)["JobState"] == "PENDING")
-    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-    driver.finish()
-    assert driver.jobs() == [job]
-    assert cluster.job(job)["Restarts"] == "1"
-    epoch = driver.went_on_after()
-    assert epoch >= 3
-    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[40], shallow=False)
-    say(f"the same job went on after epoch {epoch}; checkpoint equal to an undisturbed one's")
-
-
-def test_scancel(cases, undisturbed, cluster, say):
-    driver = cases["cancelled"]
-    job = driver.trains(3)
-    cluster.run("scancel", job)
-    driver.finish()
-    assert cluster.job(job)["JobState"] == "CANCELLED"
-    assert len(driver.jobs()) == 2
-    epoch = driver.went_on_after()
-    assert epoch >= 3
-    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[40], shallow=False)
-    say(f"a second job went on after epoch {epoch}; checkpoint equal to an undisturbed one's")
-
-
-def test_the_memory_limit_is_exceeded(cases, undisturbed, cluster, say):
-    driver = cases["memory"]
-    driver.finish()
-    first, second = driver.jobs()
-    state = cluster.job(first)["JobState"]
-    assert state in ("OUT_OF_MEMORY", "FAILED")
-    assert cluster.job(second)["JobState"] == "COMPLETED"
-    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[40], shallow=False)
-    say(f"500 MB ended in {state}, the second attempt got 4 GB and finished")
-
-
-def test_a_failing_script(cases, say):
-    driver = cases["broken"]
-    words = driver.fail().splitlines()
-    assert words[0] == "job(s) failed:"
-    assert words[1] == (
-        "train digits/ar8-slow: broken on purpose; no epoch was finished in two attempts, so it is not tried again"
-    )
-    logs = [driver.folder / line.removeprefix("  log: ") for line in words[2:]]
-    assert [path.exists() for path in logs] == [True, True]
-    assert len(driver.jobs()) == 2
-    say(f"two attempts of 20 allowed, then: {words[1]}")
 
 
 def test_a_killed_driver_is_followed_by_another(cases, undisturbed, cluster, say):
@@ -276,12 +225,77 @@ def test_a_killed_driver_is_followed_by_another(cases, undisturbed, cluster, say
     unlock = re.search(r"^  (snakemake --unlock) && snakemake --profile slurm .*$", driver.output(), re.MULTILINE)[1]
     subprocess.run([SNAKEMAKE, *unlock.split()[1:]], cwd=driver.folder, check=True, env=driver.environment)
     driver.start()
-    cluster.until(lambda: "1 job(s) of an earlier Snakemake are still in SLURM's queue" in driver.output())
+    cluster.until(lambda: "1 job(s) of another Snakemake, killed or running" in driver.output())
     assert f"scancel {job}" in driver.output()
     driver.finish()
     assert driver.jobs() == [job]
     assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[40], shallow=False)
     say("a lock named the command that takes it away; the next driver waited for the job, and started no other")
+
+
+def test_the_time_limit_is_hit_twice_in_one_training(cases, undisturbed, say):
+    driver = cases["limit"]
+    driver.finish()
+    stopped = [text for text in driver.slurm_logs() if "SIGTERM in epoch" in text]
+    assert len(stopped) >= 2
+    assert len(driver.jobs()) == len(driver.slurm_logs()) == len(stopped) + 1
+    assert driver.went_on_after() > 3
+    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[110], shallow=False)
+    say(f"{len(stopped)} attempts stopped before the limit and said so; checkpoint equal to an undisturbed one's")
+
+
+def test_scontrol_requeue(cases, undisturbed, cluster, say):
+    driver = cases["requeued"]
+    driver.finish()
+    (job,) = driver.jobs()
+    assert (cluster.job(job)["Restarts"], cluster.job(job)["NumCPUs"]) == ("1", "1")
+    epoch = driver.went_on_after()
+    assert epoch >= 3
+    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[40], shallow=False)
+    say(f"the same job went on after epoch {epoch}; checkpoint equal to an undisturbed one's")
+
+
+def test_scancel(cases, undisturbed, cluster, say):
+    driver = cases["cancelled"]
+    driver.finish()
+    assert [cluster.job(job)["JobState"] for job in driver.jobs()] == ["CANCELLED", "COMPLETED"]
+    epoch = driver.went_on_after()
+    assert epoch >= 3
+    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[40], shallow=False)
+    say(f"a second job went on after epoch {epoch}; checkpoint equal to an undisturbed one's")
+
+
+def test_the_memory_limit_is_exceeded(cases, undisturbed, cluster, say):
+    driver = cases["memory"]
+    driver.finish()
+    _, second = driver.jobs()
+    assert re.search("oom-kill event|Exceeded job memory limit", driver.slurm_logs()[0])
+    assert cluster.job(second)["JobState"] == "COMPLETED"
+    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[40], shallow=False)
+    say("500 MB were exceeded, the second attempt got 4 GB and finished")
+
+
+def test_a_failing_script(cases, cluster, say):
+    driver = cases["broken"]
+    words = driver.fail().splitlines()
+    assert words[0] == "job(s) failed:"
+    assert words[1] == (
+        "train digits/ar8-slow: broken on purpose; no epoch was finished in two attempts, so it is not tried again"
+    )
+    logs = [driver.folder / line.removeprefix("  log: ") for line in words[2:]]
+    assert [path.exists() for path in logs] == [True, True]
+    assert [cluster.job(job)["NumCPUs"] for job in driver.jobs()] == ["2", "2"]  # the run's threads
+    say(f"two attempts of 20 allowed, then: {words[1]}")
+
+
+def test_a_failing_measure(cases, cluster, say):
+    driver = cases["measures"]
+    words = driver.fail().splitlines()
+    assert words[1] == "sv digits/ar8-slow: no spectrum today"
+    assert [(driver.folder / line.removeprefix("  log: ")).exists() for line in words[2:]] == [True, True]
+    assert [cluster.job(job)["JobState"] for job in driver.jobs()] == ["COMPLETED", "FAILED", "FAILED"]
+    assert (driver.folder / RUN / "margins.parquet").exists()
+    say(f"two attempts of the run's measures; what the others made stays; then: {words[1]}")
 
 
 def test_the_node_goes_down_and_comes_back(cases, cluster, undisturbed, tmp_path, say):
@@ -290,9 +304,9 @@ def test_the_node_goes_down_and_comes_back(cases, cluster, undisturbed, tmp_path
     driver = Driver(copy_tree(tmp_path / "node", slow), cluster)
     job = driver.trains(3)
     cluster.run("scontrol", "update", f"NodeName={cluster.host}", "State=DOWN", "Reason=test")
-    cluster.until(lambda: cluster.job(job)["JobState"] == "PENDING")
+    cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING")
     cluster.run("scontrol", "update", f"NodeName={cluster.host}", "State=RESUME")
-    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    cluster.start_now(job)
     driver.finish()
     assert driver.jobs() == [job]
     epoch = driver.went_on_after()

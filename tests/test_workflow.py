@@ -327,8 +327,26 @@ def test_a_wrong_target_is_refused_with_the_right_one(demo, target, message):
     assert message in snakemake(demo, "-n", "-c1", target, check=False)
 
 
-def test_the_cluster_s_profile_is_refused_by_name(demo):
-    assert "profile directory given (slurm)" in snakemake(demo, "--profile", "slurm", "-n", "all", check=False)
+def test_the_cluster_s_plan_is_two_jobs_a_run_and_the_rest_at_home(demo):
+    plan = snakemake(demo, "--profile", "slurm", "-n", "all")
+    groups = re.findall(r"Group job measures_(\S+) ", plan)
+    rules = re.findall(r"^rule (\w+):", plan, re.MULTILINE)
+    assert len(groups) == len(set(groups)) == 31
+    assert rules == ["train"] * 31
+    assert set(re.findall(r"^localrule (\w+):", plan, re.MULTILINE)) == {"prepare", *STUDY} - {"demo"} | {"all"}
+
+
+@pytest.mark.parametrize(
+    ("run", "attempt", "memory", "minutes"),
+    [("c10/ar8", 1, 6000, 1440), ("c10/ar8", 2, 12000, 1440), ("c10/ar8", 9, 12000, 1440), ("tin/ar8", 1, 40000, 5760)],
+)
+def test_a_training_asks_for_what_its_network_needs(demo, run, attempt, memory, minutes):
+    target = f"results/{run}/checkpoint.pt"
+    plan = snakemake(demo, "--profile", "slurm", "-n", "--attempt", str(attempt), target)
+    asked = re.search(r"^rule train:\n(?: .*\n)*? +resources: (.*)$", plan, re.MULTILINE)[1]
+    assert {f"mem_mb={memory}", "gpu=1", f"runtime={minutes}", "slurm_extra=--signal=TERM@120"} <= set(
+        asked.split(", ")
+    )
 
 
 def test_a_bad_config_starts_no_job(demo):
@@ -381,6 +399,7 @@ def test_the_readme_s_commands_work(demo, script):
     edit_config(demo, lambda config: config["studies"].update(readme_study()))
     path = f"{SNAKEMAKE.parent}{os.pathsep}{os.environ['PATH']}"
     script = script.replace("-c all steps", "-n steps").replace("-c all --forcerun train", "-n --forcerun train")
+    script = script.replace("--profile slurm all", "--profile slurm -n all").replace("make .venv", "make -n .venv")
     command = ["bash", "-ec", script]
     done = subprocess.run(
         command, cwd=demo, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False

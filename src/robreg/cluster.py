@@ -24,10 +24,12 @@ class Job(NamedTuple):
 def live(prefix: str, folder: Path) -> list[Job]:
     """Return this user's jobs that were submitted from folder, with names that begin with prefix, and have not ended.
 
-    Raises ClusterError if squeue fails.
+    Raises ClusterError if squeue fails, or without a prefix.
     """
+    if not prefix:
+        raise ClusterError("slurm/profile.yaml: slurm-jobname-prefix: name one, or jobs are not found again")
     asked = _run("squeue", "--noheader", f"--user={os.geteuid()}", "--format=%i|%T|%j|%Z|%k")
-    found = [line.split("|", 4) for line in asked.splitlines()]
+    found = [line.split("|", 4) for line in asked.splitlines() if line.count("|") >= 4]
     return [
         Job(number, state, comment)
         for number, state, name, submitted_from, comment in found
@@ -46,7 +48,7 @@ def wait(prefix: str, folder: Path, *, seconds: float, say: Callable[[str], obje
     lines = [f"  {job.id} {job.state} {job.comment.replace('_wildcards_', ' ')}" for job in jobs]
     cancel = shlex.join(["scancel", *(job.id for job in jobs)])
     say(
-        f"{len(jobs)} job(s) of an earlier Snakemake are still in SLURM's queue:\n"
+        f"{len(jobs)} job(s) of another Snakemake, killed or running, are still in SLURM's queue:\n"
         + "\n".join(lines)
         + f"\nWaiting for them, for nothing they do is lost. To cancel them instead, in another shell: {cancel}"
     )
@@ -56,16 +58,7 @@ def wait(prefix: str, folder: Path, *, seconds: float, say: Callable[[str], obje
             jobs = live(prefix, folder)
         except ClusterError as error:
             say(f"{error}; asking again in {seconds:g} s")
-    say("The jobs of the earlier Snakemake have ended; going on.")
-
-
-def end_of(job: str) -> str | None:
-    """Return a job's state in SLURM, as "TIMEOUT"; None if SLURM does not know it (any more)."""
-    try:
-        answer = _run("scontrol", "--oneliner", "show", "job", job)
-    except ClusterError:
-        return None
-    return next((word.removeprefix("JobState=") for word in answer.split() if word.startswith("JobState=")), None)
+    say("The other Snakemake's jobs have ended; going on.")
 
 
 def _run(*command: str) -> str:

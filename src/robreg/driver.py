@@ -3,13 +3,13 @@
 Only the Snakefile imports it: the rest of the package runs without Snakemake.
 """
 
-import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from snakemake.exceptions import LockException, WorkflowError
@@ -17,7 +17,7 @@ from snakemake.jobs import GroupJob, Job
 from snakemake.logging import logger
 from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake.settings.types import RerunTrigger
-from snakemake.workflow import Workflow
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from snakemake_interface_executor_plugins.registry.plugin import Plugin
 from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
@@ -26,13 +26,18 @@ from robreg import cluster
 from robreg.failure import Failures
 from robreg.lease import STALLED, stalls, token
 
+if TYPE_CHECKING:
+    from snakemake.workflow import Workflow
+
+Check = Callable[[Any, list[SubmittedJobInfo]], AsyncIterator[SubmittedJobInfo]]
+
 _attempts: dict[Path, dict[int, str | None]] = {}  # who held a run's lease when an attempt failed
 
 
-def install(workflow: Workflow) -> None:
+def install(workflow: "Workflow") -> None:
     """Change what this Snakemake process does; called once, when the Snakefile is read."""
     # The settings are not there yet, and a default profile would override the cluster's: so it is a property.
-    Workflow.rerun_triggers = property(_rerun_triggers)
+    type(workflow).rerun_triggers = property(_rerun_triggers)
     Job.restart_times = property(_restart_times)
     GroupJob.log_error = _with_message(GroupJob.log_error)
     workflow.execute = _execute(workflow, workflow.execute)
@@ -40,7 +45,7 @@ def install(workflow: Workflow) -> None:
         JobScheduler.exit_gracefully = _pass_sigterm_on(JobScheduler.exit_gracefully)
 
 
-def _rerun_triggers(workflow: Workflow) -> frozenset[RerunTrigger]:
+def _rerun_triggers(workflow: "Workflow") -> frozenset[RerunTrigger]:
     """Snakemake's triggers but "code" and "software-env": a comment in a script must not retrain a network.
 
     Modules that decide a measure's numbers are inputs of its rule instead. A choice on the command line stays.
@@ -88,7 +93,7 @@ def _pass_sigterm_on(wind_down: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _execute(workflow: Workflow, execute: Callable[..., None]) -> Callable[..., None]:
+def _execute(workflow: "Workflow", execute: Callable[..., None]) -> Callable[..., None]:
     """Snakemake's execute, with what comes before it on a cluster, and a last word about failed and locked-out runs."""
 
     def wrapper(executor_plugin: Plugin, executor_settings: ExecutorSettingsBase | None, **others: object) -> None:
@@ -96,6 +101,8 @@ def _execute(workflow: Workflow, execute: Callable[..., None]) -> Callable[..., 
         if workflow.is_main_process and not executor_plugin.common_settings.dryrun_exec:
             logger.addHandler(Failures())
         if name == "slurm":
+            executor = executor_plugin.executor
+            executor.check_active_jobs = _forget_no_job(executor.check_active_jobs)
             _wait_for_earlier_jobs(workflow, executor_settings)
         if name == "slurm-jobstep" and workflow.group_settings.local_groupid != "local":
             executor_plugin, executor_settings = _in_one_process(workflow), None
@@ -111,7 +118,34 @@ def _execute(workflow: Workflow, execute: Callable[..., None]) -> Callable[..., 
     return wrapper
 
 
-def _wait_for_earlier_jobs(workflow: Workflow, settings: ExecutorSettingsBase) -> None:
+def _forget_no_job(check: Check) -> Check:
+    """The plugin's look at its jobs, which loses them all where SLURM does not answer for a while."""
+
+    async def wrapper(executor: Any, active_jobs: list[SubmittedJobInfo]) -> AsyncIterator[SubmittedJobInfo]:  # noqa: ANN401
+        seen: list[SubmittedJobInfo] = []
+        for name in ("report_job_success", "report_job_error"):
+            setattr(executor, name, _noting(getattr(type(executor), name), executor, seen))
+        async for job in check(executor, active_jobs):
+            seen.append(job)
+            yield job
+        lost = [job for job in active_jobs if job not in seen]
+        if lost:
+            logger.warning(f"SLURM does not say how {len(lost)} job(s) are; asking again")
+        for job in lost:
+            yield job
+
+    return wrapper
+
+
+def _noting(report: Callable[..., None], executor: object, seen: list[SubmittedJobInfo]) -> Callable[..., None]:
+    def wrapper(job: SubmittedJobInfo, *arguments: object, **others: object) -> None:
+        seen.append(job)
+        report(executor, job, *arguments, **others)
+
+    return wrapper
+
+
+def _wait_for_earlier_jobs(workflow: "Workflow", settings: ExecutorSettingsBase) -> None:
     """Wait for the jobs of a driver that died: they write files that this one would otherwise plan to make again.
 
     With a lock in .snakemake another driver lives, or died: Snakemake itself decides whether the two get along.
@@ -129,11 +163,10 @@ def _wait_for_earlier_jobs(workflow: Workflow, settings: ExecutorSettingsBase) -
         raise WorkflowError(str(error)) from None
 
 
-def _in_one_process(workflow: Workflow) -> Plugin:
-    """Return the executor for a group's job: a run's measures, one at a time on the job's CPUs and its one GPU.
+def _in_one_process(workflow: "Workflow") -> Plugin:
+    """Return the executor for a group's job: a run's measures, one at a time on its CPUs and its one GPU.
 
     The plugin's own executor starts Snakemake once more, and asks that step for the sum of the group's GPUs.
     """
-    workflow.global_resources["_cores"] = int(os.environ["SLURM_CPUS_PER_TASK"])
-    workflow.global_resources["gpu"] = 1
+    workflow.global_resources["turn"] = 1  # what every measure takes
     return ExecutorPluginRegistry().get_plugin("local")

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robreg.cluster import end_of
 from robreg.lease import STALLED, stalls
 
 _ENDS = {
-    "TIMEOUT": "the time limit was reached; ask for a longer runtime if it is not to be tried again",
-    "OUT_OF_MEMORY": "more memory was needed than was asked for; raise mem_mb",
+    "TIMEOUT": "the time limit was reached; raise runtime in slurm/profile.yaml",
+    "OUT_OF_MEMORY": "more memory was needed than was asked for; raise mem_mb in slurm/profile.yaml",
     "CANCELLED": "the job was cancelled",
     "PREEMPTED": "the job was preempted",
     "NODE_FAIL": "the node failed",
@@ -21,6 +20,7 @@ _ENDS = {
     "DEADLINE": "the job's deadline passed",
 }
 _ERROR = re.compile(r"^\d{4}-\S+ \S+ ERROR (.+)", re.MULTILINE)
+_OOM = re.compile(r"oom-kill event|Exceeded job memory limit")
 _STDERR = re.compile(r"^(?:slurmstepd: error|srun: error|sbatch: error|Error): (.+)", re.MULTILINE)
 
 
@@ -41,29 +41,39 @@ class Failures(logging.Handler):
         """Ask to be called when the process ends."""
         super().__init__()
         self.failed: dict[tuple[int, ...], Failure] = {}
+        self.started: dict[int, float] = {}
         atexit.register(self.print)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note a failed job, or that it succeeded after all."""
+        """Note when a job starts, that it failed, or that it succeeded after all; never in the way of the run."""
+        try:
+            self._hear(record)
+        except Exception:  # as every handler of logging does
+            self.handleError(record)
+
+    def _hear(self, record: logging.LogRecord) -> None:
         event = str(getattr(getattr(record, "event", None), "value", ""))
         extra: dict[str, Any] = vars(record)
         if event == "job_error" and not extra["indent"]:  # indented: a group's, already noted
-            self._note([extra], extra["aux"])
+            self._note([extra])
         elif event == "group_error":
             said = {"rule_msg": extra.get("group_msg")}
             jobs = [{**job, **said, "log": [*job["log"], *extra["aux_logs"]]} for job in extra["job_error_info"]]
-            self._note(jobs, extra)
+            self._note(jobs)
+        elif event == "job_info":
+            self.started[extra["jobid"]] = record.created
         elif event == "job_finished":
             self.failed = {jobs: failure for jobs, failure in self.failed.items() if extra["job_id"] not in jobs}
 
-    def _note(self, jobs: list[dict[str, Any]], aux: dict[str, Any]) -> None:
+    def _note(self, jobs: list[dict[str, Any]]) -> None:
         """Note a failed job or group; of a group, the job that wrote last is the one that it ended in."""
-        number = aux.get("external_jobid")
-        job = max(jobs, key=lambda job: _age(job["log"]))
+        written = {job["jobid"]: _written(job["log"], self.started.get(job["jobid"], 0)) for job in jobs}
+        job = max(jobs, key=lambda job: written[job["jobid"]])
+        began = len(jobs) == 1 or written[job["jobid"]] > 0
         self.failed[tuple(job["jobid"] for job in jobs)] = Failure(
-            rule=job["rule_name"],
+            rule=job["rule_name"] if began else "measures",
             run=_run(job["output"]),
-            reason=_reason(job, None if number is None else end_of(str(number))),
+            reason=_reason(job, own_log=written[job["jobid"]] > 0),
             logs=[str(log) for log in job["log"]],
         )
 
@@ -77,10 +87,18 @@ class Failures(logging.Handler):
         print("\n".join(lines), file=sys.stderr)
 
 
-def _age(logs: list[str]) -> float:
-    """Return when a job last wrote to its own log, the first; 0 if it never did."""
+def _written(logs: list[str], since: float) -> float:
+    """Return when a job last wrote to its own log, the first; 0 if it did not since it started."""
     path = Path(logs[0]) if logs else None
-    return path.stat().st_mtime if path is not None and path.exists() else 0.0
+    time = path.stat().st_mtime if path is not None and path.exists() else 0.0
+    return time if time >= since - 1 else 0.0  # file systems round
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _run(output: list[str]) -> str:
@@ -89,22 +107,23 @@ def _run(output: list[str]) -> str:
     return folder.removeprefix("results/").removeprefix("data/prepared/")
 
 
-def _reason(job: dict[str, Any], end: str | None) -> str:
-    """Say why a job failed: what its log says, what SLURM says, or where nothing does."""
-    texts = [Path(log).read_text(errors="replace") for log in job["log"] if Path(log).exists()]
+def _reason(job: dict[str, Any], *, own_log: bool) -> str:
+    """Say why a job failed: what SLURM says, what its log says, or where nothing does."""
+    message = str(job["rule_msg"] or "")
+    refused = re.search(r"The error message was '(?:sbatch: error: )?(.*?)'\.$", message, re.DOTALL | re.MULTILINE)
+    if refused:
+        return f"sbatch refused it: {' '.join(refused[1].split())}"
+    if "submission" in message:
+        return message.partition("For further error details")[0]
+    texts = [_text(log) for log in job["log"][0 if own_log else 1 :]]
+    end = re.search(r"SLURM status is: '(\w+)'", message)
+    state = "OUT_OF_MEMORY" if any(_OOM.search(text) for text in texts) else end[1] if end else None
     said = [found[-1] for text in texts if (found := _ERROR.findall(text))] or [
         found[-1] for text in texts if (found := _STDERR.findall(text))
     ]
-    message = str(job["rule_msg"] or "")
-    refused = re.search(r"The error message was '(.*?)'\.$", message, re.DOTALL | re.MULTILINE)
-    parts = [_ENDS[end]] if end in _ENDS else []
-    if refused:
-        parts.append(f"sbatch refused it: {' '.join(refused[1].split())}")
-    elif "submission" in message:
-        parts.append(message.partition("For further error details")[0])
-    parts += said[:1]
+    parts = [*([_ENDS[state]] if state in _ENDS else []), *said[:1]]
     if not parts:
-        parts.append("it ended without a word" + (f" (SLURM: {end})" if end else ""))
+        parts = ["it ended without a word" + (f" (SLURM: {state})" if state else "")]
     if job["rule_name"] == "train" and stalls(Path(job["output"][0]).with_name("lease.json")) >= STALLED:
         parts.append("no epoch was finished in two attempts, so it is not tried again")
     return "; ".join(part.rstrip(".") for part in parts)

@@ -77,11 +77,10 @@ def device(wish: str, threads: int) -> "torch.device":
 
 def _refuse_gpus(count: int, wish: str) -> None:
     """Refuse the CPU where a GPU was promised, and one of several GPUs that other jobs may have too."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    in_slurm = "SLURM_JOB_ID" in os.environ
+    in_slurm, visible = "SLURM_JOB_ID" in os.environ, os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if in_slurm and visible not in ("", "-1", "NoDevFiles") and not count:
         raise ValueError(
-            f"SLURM gave this job GPU {visible}, but torch sees none: install a torch for its driver, or set "
+            f"SLURM gave this job GPU {visible}, but torch sees none: install a torch for the node's driver, or set "
             "device: cpu in config.yaml and take the GPU out of slurm/profile.yaml"
         )
     if wish == "cuda" and not count:

@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any
 
 BEAT = 20.0  # seconds between two signs of life
-SILENCE = 3 * BEAT  # after which a holder elsewhere is taken for dead
+SILENCE = 5 * BEAT  # after which a holder elsewhere is taken for dead; file systems may show a change a minute late
 STALLED = 2  # attempts in a row without a finished epoch, after which another is not worth its queueing
 
-_KEYS = {"token", "held", "job", "pid", "beat", "place", "born", "stalls"}
+KEYS = {"token", "held", "job", "pid", "beat", "place", "born", "stalls"}  # of the file
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +150,11 @@ def stalls(path: Path) -> int:
     return 0 if found is None else int(found["stalls"])
 
 
+def gets_on(path: Path) -> bool:
+    """Say whether the last attempt that took the lease finished an epoch."""
+    return token(path) is not None and stalls(path) == 0
+
+
 def token(path: Path) -> str | None:
     """Return what tells the last attempt that took the lease from all others."""
     found = _known(path)
@@ -171,7 +176,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError:
         found = None
-    if not isinstance(found, dict) or not set(found) >= _KEYS:
+    if not isinstance(found, dict) or not set(found) >= KEYS:
         raise ValueError(f"{path} is damaged: delete it if no other process trains this run")
     return found
 

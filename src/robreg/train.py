@@ -60,11 +60,11 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
 
     settings: config.training of the run. resume.pt is written atomically before the first and after every epoch, and
     removed at the end. A run that was killed at any moment and started again ends with the same bits on a CPU.
-    Raises ValueError if resume.pt was made for other settings, DivergedError, or Stopped on SIGTERM.
+    Raises ValueError if resume.pt was made for other settings, DivergedError, Stopped on SIGTERM, or what Lease raises.
     """
+    state = _start(settings, data, device)
     with Lease(checkpoint.with_name("lease.json")) as lease:
         resume = Resume(checkpoint.with_name("resume.pt"), _identity(settings, data), lease)
-        state = _start(settings, data, device)
         if resume.path.exists():
             resume.restore(state, device)
         else:

@@ -7,6 +7,7 @@ from robreg import config as robreg_config
 from robreg import driver
 from robreg.job import TRAINING_CODE
 from robreg.item import FIGURES, TABLES, chosen
+from robreg.lease import gets_on
 
 RULES = [
     "all",
@@ -74,10 +75,21 @@ def by_network(value, **exceptions):
     return lambda wildcards: exceptions.get(settings(wildcards)["arch"], value)
 
 
-def memory(value, **exceptions):
-    """Memory by architecture in MB; every attempt after the first gets twice as much, for one may have run out of it."""
+def doubled(value, **exceptions):
+    """The same, and twice that after an attempt that may have had too little of it."""
     first = by_network(value, **exceptions)
     return lambda wildcards, attempt: first(wildcards) * min(attempt, 2)
+
+
+def memory_of_training(value, **exceptions):
+    """The same for a training, whose attempts may also end because time was up: twice if the last one got nowhere."""
+    first = by_network(value, **exceptions)
+
+    def found(wildcards, attempt):
+        lease = Path(f"results/{wildcards.dataset}/{wildcards.variant}/lease.json")
+        return first(wildcards) * (2 if attempt > 1 and not gets_on(lease) else 1)
+
+    return found
 
 
 def runs(study):

@@ -22,8 +22,9 @@ rule margins:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=memory(4000, wrn50=16000),
-        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
+        mem_mb=doubled(4000, wrn50=16000),
+        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
+        turn=1,  # one measure of a group at a time
     params:
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
@@ -55,8 +56,9 @@ rule apgd:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=memory(4000, wrn50=16000),
-        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
+        mem_mb=doubled(4000, wrn50=16000),
+        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
+        turn=1,  # one measure of a group at a time
     params:
         attack=lambda wildcards: settings(wildcards)["strong_attack"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -85,8 +87,9 @@ rule attacks:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=memory(4000, wrn50=16000),
-        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
+        mem_mb=doubled(4000, wrn50=16000),
+        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
+        turn=1,  # one measure of a group at a time
     params:
         attack=lambda wildcards: settings(wildcards)["evaluation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -119,8 +122,9 @@ rule lossvar:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=memory(4000, wrn50=16000),
-        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
+        mem_mb=doubled(4000, wrn50=16000),
+        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
+        turn=1,  # one measure of a group at a time
     params:
         attack=lambda wildcards: settings(wildcards)["loss_variation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -153,8 +157,9 @@ rule sv:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=memory(4000, wrn50=16000),
-        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
+        mem_mb=doubled(4000, wrn50=16000),
+        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
+        turn=1,  # one measure of a group at a time
     params:
         dense=lambda wildcards: settings(wildcards)["dense_spectrum"],
     script:
@@ -189,8 +194,9 @@ rule spread:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=memory(4000, wrn50=16000),
-        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
+        mem_mb=doubled(4000, wrn50=16000),
+        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
+        turn=1,  # one measure of a group at a time
     params:
         spec=lambda wildcards: settings(wildcards)["spread"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -226,8 +232,9 @@ rule theory:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=memory(4000, wrn50=16000),
-        runtime=by_network("30m", resnet8="10m", resnet110="1h", wrn50="2h"),
+        mem_mb=doubled(4000, wrn50=16000),
+        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
+        turn=1,  # one measure of a group at a time
     params:
         spec=lambda wildcards: settings(wildcards)["theory"],
     script:

@@ -19,7 +19,7 @@ rule train:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=memory(6000, wrn50=40000),
+        mem_mb=memory_of_training(6000, wrn50=40000),
         runtime=by_network("24h", resnet8="2h", resnet110="48h", wrn50="96h"),
     params:
         settings=training,
