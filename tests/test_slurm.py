@@ -149,7 +149,7 @@ def cases(cluster, tmp_path_factory):
         "cancelled": case("cancelled"),
         "memory": case("memory", *little),
         "broken": case("broken", threads=2, ROBREG_TEST_FAIL="broken on purpose"),
-        "driver": case("driver"),
+        "driver": case("driver", epochs=110),
         "measures": case("measures", epochs=2, targets=(f"{RUN}/margins.parquet", f"{RUN}/sv.parquet")),
     }
     jobs = {name: started[name].trains(3) for name in ("requeued", "cancelled")}
@@ -229,7 +229,7 @@ def test_a_killed_driver_is_followed_by_another(cases, undisturbed, cluster, say
     assert f"scancel {job}" in driver.output()
     driver.finish()
     assert driver.jobs() == [job]
-    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[40], shallow=False)
+    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[110], shallow=False)
     say("a lock named the command that takes it away; the next driver waited for the job, and started no other")
 
 
