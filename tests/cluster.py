@@ -46,7 +46,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 GresTypes=gpu
 SlurmdParameters=config_overrides
-ReturnToService=2
+ReturnToService=0
 JobRequeue=1
 KillWait=5
 MinJobAge=3600
@@ -197,6 +197,10 @@ class Cluster:
 
     def idle(self):
         return self.run("sinfo", "--noheader", "--format=%t", check=False).strip() in ("idle", "mix", "alloc")
+
+    def busy(self):
+        """Say whether the node still has processes of a job."""
+        return any(process.name() == "slurmstepd" for process in psutil.process_iter())
 
     def jobs(self, *states):
         """Return the ids of jobs in these states, or of all that have not ended."""
