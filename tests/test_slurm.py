@@ -42,6 +42,10 @@ def slow(config, epochs=40, threads=1):
     config["device"] = "cpu"
 
 
+def by_number(path):
+    return int(path.stem)
+
+
 class Driver:
     """A Snakemake that drives SLURM jobs from a folder of its own."""
 
@@ -73,7 +77,7 @@ class Driver:
         return path.read_text() if path.exists() else ""
 
     def slurm_logs(self):
-        return [path.read_text() for path in sorted(self.folder.glob("logs/slurm/rule_train/*/*.log"))]
+        return [path.read_text() for path in sorted(self.folder.glob("logs/slurm/rule_train/*/*.log"), key=by_number)]
 
     def trains(self, epoch):
         """Wait until this epoch is finished; return the job that trains."""
