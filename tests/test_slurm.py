@@ -98,6 +98,14 @@ class Driver:
         return self.output()[self.output().rindex("job(s) failed:") :]
 
 
+def went_on(driver, undisturbed):
+    """Return the epoch that a disturbed training went on after, to the checkpoint of an undisturbed one."""
+    epoch = driver.went_on_after()
+    assert epoch >= 3
+    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed, shallow=False)
+    return epoch
+
+
 @pytest.fixture(scope="session", autouse=True)
 def possible():
     if reason := refusal():
@@ -183,7 +191,7 @@ def demos(tmp_path_factory):
 
 
 def test_the_demo_s_tables_are_those_of_a_local_run(demos, say):
-    (local, slurm), *_ = (list(part.values()) for part in demos[:1])
+    local, slurm = demos[0].values()
     files = sorted(path.relative_to(local) for path in (local / "results").rglob("*.parquet"))
     assert files == sorted(path.relative_to(slurm) for path in (slurm / "results").rglob("*.parquet"))
     compared = 0
@@ -253,9 +261,7 @@ def test_scontrol_requeue(cases, undisturbed, cluster, say):
     driver.finish()
     (job,) = driver.jobs()
     assert (cluster.job(job)["Restarts"], cluster.job(job)["NumCPUs"]) == ("1", "1")
-    epoch = driver.went_on_after()
-    assert epoch >= 3
-    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[40], shallow=False)
+    epoch = went_on(driver, undisturbed[40])
     say(f"the same job went on after epoch {epoch}; checkpoint equal to an undisturbed one's")
 
 
@@ -263,9 +269,7 @@ def test_scancel(cases, undisturbed, cluster, say):
     driver = cases["cancelled"]
     driver.finish()
     assert [cluster.job(job)["JobState"] for job in driver.jobs()] == ["CANCELLED", "COMPLETED"]
-    epoch = driver.went_on_after()
-    assert epoch >= 3
-    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[40], shallow=False)
+    epoch = went_on(driver, undisturbed[40])
     say(f"a second job went on after epoch {epoch}; checkpoint equal to an undisturbed one's")
 
 
@@ -313,9 +317,7 @@ def test_the_node_goes_down_and_comes_back(cases, cluster, undisturbed, tmp_path
     cluster.start_now(job)
     driver.finish()
     assert driver.jobs() == [job]
-    epoch = driver.went_on_after()
-    assert epoch >= 3
-    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[40], shallow=False)
+    epoch = went_on(driver, undisturbed[40])
     say(f"SLURM requeued the job, which went on after epoch {epoch}; checkpoint equal to an undisturbed one's")
 
 

@@ -1,4 +1,5 @@
-# A data set's source -> arrays of uint8 in data/prepared/, checked once. On the submitting host: compute nodes may have no internet.
+# A data set's source -> arrays of uint8 in data/prepared/, checked once.
+# On the submitting host: compute nodes may have no internet.
 
 
 localrules:
