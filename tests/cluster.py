@@ -217,7 +217,7 @@ class Cluster:
         self.until(lambda: self.job(number)["JobState"] == "PENDING")
         self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
-    def until(self, happened, *, seconds=60):
+    def until(self, happened, *, seconds=200):
         """Wait until something is true."""
         end = time.monotonic() + seconds
         while not (found := happened()):

@@ -81,20 +81,28 @@ class Driver:
 
     def trains(self, epoch):
         """Wait until this epoch is finished; return the job that trains."""
-        self.cluster.until(lambda: f" epoch {epoch}/" in self.train_log(), seconds=120)
+        self.cluster.until(lambda: f" epoch {epoch}/" in self.train_log(), seconds=300)
         return self.jobs()[-1]
 
     def went_on_after(self):
         """Return the epoch that the last attempt began with."""
         return int(re.search(r"going on after epoch (\d+)", self.train_log())[1])
 
+    def end(self, code):
+        """Wait for the end, which must be this one; else tell what was seen."""
+        try:
+            ended = self.process.wait(timeout=800)
+        except subprocess.TimeoutExpired:
+            ended = "nothing for 800 s"
+        assert ended == code, "\n".join((self.output()[-4000:], self.train_log()[-2000:], self.cluster.run("squeue")))
+
     def finish(self):
         """Wait for the end, which must be a good one."""
-        assert self.process.wait(timeout=400) == 0, self.output()[-4000:]
+        self.end(0)
 
     def fail(self):
         """Wait for the end, which must be a bad one; return its last words."""
-        assert self.process.wait(timeout=400) == 1, self.output()[-4000:]
+        self.end(1)
         return self.output()[self.output().rindex("job(s) failed:") :]
 
 
@@ -104,6 +112,11 @@ def went_on(driver, undisturbed):
     assert epoch >= 3
     assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed, shallow=False)
     return epoch
+
+
+def stopped(driver):
+    """Return what SLURM logged of the attempts that were told to stop."""
+    return [text for text in driver.slurm_logs() if "SIGTERM in epoch" in text]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -227,13 +240,25 @@ def test_accounting_is_absent(demos, say):
     say(f"sacct says {demos[3].strip()!r}, and every run above is polled with squeue")
 
 
+def test_the_time_limit_is_hit_twice_in_one_training(cases, undisturbed, cluster, say):
+    driver = cases["limit"]
+    cluster.until(lambda: len(stopped(driver)) >= 2, seconds=800)
+    (driver.folder / "hurry").touch()  # or a busy machine takes many attempts more
+    driver.finish()
+    attempts = len(stopped(driver))
+    assert len(driver.jobs()) == len(driver.slurm_logs()) == attempts + 1
+    assert driver.went_on_after() > 3
+    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[110], shallow=False)
+    say(f"{attempts} attempts stopped before the limit and said so; checkpoint equal to an undisturbed one's")
+
+
 def test_a_killed_driver_is_followed_by_another(cases, undisturbed, cluster, say):
     driver = cases["driver"]
     job = driver.trains(3)
     driver.process.send_signal(signal.SIGKILL)
     driver.process.wait()
     driver.start()
-    assert driver.process.wait(timeout=60) == 1
+    assert driver.process.wait(timeout=200) == 1
     unlock = re.search(r"^  (snakemake --unlock) && snakemake --profile slurm .*$", driver.output(), re.MULTILINE)[1]
     subprocess.run([SNAKEMAKE, *unlock.split()[1:]], cwd=driver.folder, check=True, env=driver.environment)
     driver.start()
@@ -243,17 +268,6 @@ def test_a_killed_driver_is_followed_by_another(cases, undisturbed, cluster, say
     assert driver.jobs() == [job]
     assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[110], shallow=False)
     say("a lock named the command that takes it away; the next driver waited for the job, and started no other")
-
-
-def test_the_time_limit_is_hit_twice_in_one_training(cases, undisturbed, say):
-    driver = cases["limit"]
-    driver.finish()
-    stopped = [text for text in driver.slurm_logs() if "SIGTERM in epoch" in text]
-    assert len(stopped) >= 2
-    assert len(driver.jobs()) == len(driver.slurm_logs()) == len(stopped) + 1
-    assert driver.went_on_after() > 3
-    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[110], shallow=False)
-    say(f"{len(stopped)} attempts stopped before the limit and said so; checkpoint equal to an undisturbed one's")
 
 
 def test_scontrol_requeue(cases, undisturbed, cluster, say):
@@ -308,7 +322,7 @@ def test_a_failing_measure(cases, cluster, say):
 
 def test_the_node_goes_down_and_comes_back(cases, cluster, undisturbed, tmp_path, say):
     for driver in cases.values():
-        driver.process.wait(timeout=400)
+        driver.process.wait(timeout=800)
     driver = Driver(copy_tree(tmp_path / "node", slow), cluster)
     job = driver.trains(3)
     cluster.run("scontrol", "update", f"NodeName={cluster.host}", "State=DOWN", "Reason=test")
