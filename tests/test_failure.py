@@ -143,6 +143,14 @@ def test_a_group_fails_in_the_job_that_wrote_last(printed, tmp_path):
     ]
 
 
+def test_a_group_that_went_on_fails_in_the_job_that_erred(printed, tmp_path):
+    jobs = [make_job(rule, number) for number, rule in enumerate(("margins", "sv"), start=3)]
+    write("logs/sv/c10/ar8.log", "2026-01-02 03:04:05,678 ERROR no spectrum\n", tmp_path, age=-20)
+    write("logs/margins/c10/ar8.log", "done", tmp_path, age=-50)
+    group_fails(*jobs, aux_logs=[SLURM_LOG], group_msg=STATUS.format("FAILED"))
+    assert printed()[2] == "sv c10/ar8: no spectrum"
+
+
 @pytest.mark.parametrize(
     "words",
     [

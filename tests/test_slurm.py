@@ -240,18 +240,6 @@ def test_accounting_is_absent(demos, say):
     say(f"sacct says {demos[3].strip()!r}, and every run above is polled with squeue")
 
 
-def test_the_time_limit_is_hit_twice_in_one_training(cases, undisturbed, cluster, say):
-    driver = cases["limit"]
-    cluster.until(lambda: len(stopped(driver)) >= 2, seconds=800)
-    (driver.folder / "hurry").touch()  # or a busy machine takes many attempts more
-    driver.finish()
-    attempts = len(stopped(driver))
-    assert len(driver.jobs()) == len(driver.slurm_logs()) == attempts + 1
-    assert driver.went_on_after() > 3
-    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[110], shallow=False)
-    say(f"{attempts} attempts stopped before the limit and said so; checkpoint equal to an undisturbed one's")
-
-
 def test_a_killed_driver_is_followed_by_another(cases, undisturbed, cluster, say):
     driver = cases["driver"]
     job = driver.trains(3)
@@ -268,6 +256,18 @@ def test_a_killed_driver_is_followed_by_another(cases, undisturbed, cluster, say
     assert driver.jobs() == [job]
     assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[110], shallow=False)
     say("a lock named the command that takes it away; the next driver waited for the job, and started no other")
+
+
+def test_the_time_limit_is_hit_twice_in_one_training(cases, undisturbed, cluster, say):
+    driver = cases["limit"]
+    cluster.until(lambda: len(stopped(driver)) >= 2, seconds=800)
+    (driver.folder / "hurry").touch()  # or a busy machine takes many attempts more
+    driver.finish()
+    attempts = len(stopped(driver))
+    assert len(driver.jobs()) == len(driver.slurm_logs()) == attempts + 1
+    assert driver.went_on_after() > 3
+    assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[110], shallow=False)
+    say(f"{attempts} attempts stopped before the limit and said so; checkpoint equal to an undisturbed one's")
 
 
 def test_scontrol_requeue(cases, undisturbed, cluster, say):

@@ -169,4 +169,5 @@ def _in_one_process(workflow: "Workflow") -> Plugin:
     The plugin's own executor starts Snakemake once more, and asks that step for the sum of the group's GPUs.
     """
     workflow.global_resources["turn"] = 1  # what every measure takes
+    workflow.execution_settings.keep_going = True  # one that fails does not stop the others
     return ExecutorPluginRegistry().get_plugin("local")

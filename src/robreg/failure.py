@@ -66,9 +66,10 @@ class Failures(logging.Handler):
             self.failed = {jobs: failure for jobs, failure in self.failed.items() if extra["job_id"] not in jobs}
 
     def _note(self, jobs: list[dict[str, Any]]) -> None:
-        """Note a failed job or group; of a group, the job that wrote last is the one that it ended in."""
+        """Note a failed job or group; of a group, the job that logged an error, or else that wrote last: its end."""
         written = {job["jobid"]: _written(job["log"], self.started.get(job["jobid"], 0)) for job in jobs}
-        job = max(jobs, key=lambda job: written[job["jobid"]])
+        erred = {number for job in jobs if written[number := job["jobid"]] and _ERROR.search(_text(job["log"][0]))}
+        job = max(jobs, key=lambda job: (job["jobid"] in erred, written[job["jobid"]]))
         began = len(jobs) == 1 or written[job["jobid"]] > 0
         self.failed[tuple(job["jobid"] for job in jobs)] = Failure(
             rule=job["rule_name"] if began else "measures",
