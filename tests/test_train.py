@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import nn
 
-from robreg import attack, data, network, spectrum, table, train
+from robreg import attack, data, network, spectrum, step, table, train
 from robreg import config as robreg_config
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +102,7 @@ def child(event, count, settings, folders, number):
         return wrapper
 
     if event == "batch":
-        train._step = counted(train._step)
+        step.Step.__call__ = counted(step.Step.__call__)
     elif event == "before write":
         torch.save = counted(torch.save)
     elif event == "inside write":  # the temporary file is complete, the rename has not happened
@@ -153,8 +153,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(source, prepared, 
 def test_finished_epochs_are_not_trained_again(source, prepared, tmp_path, monkeypatch):
     kill_at("batch", 10, make_settings(), source, tmp_path)  # in the third epoch of 4 batches each
     batches = []
-    step = train._step
-    monkeypatch.setattr(train, "_step", lambda *args: (batches.append(1), step(*args))[1])
+    call = step.Step.__call__
+    monkeypatch.setattr(step.Step, "__call__", lambda *args: (batches.append(1), call(*args))[1])
     run(make_settings(), prepared, tmp_path)
     assert len(batches) == 4
 
@@ -245,51 +245,46 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(prepared, tmp_
 
 
 def test_the_first_bad_batch_is_named(prepared, tmp_path, monkeypatch):
-    step, calls = train._step, []
+    call, calls = step.Step.__call__, []
 
-    def broken(state, x, y, losses):
-        logits = step(state, x, y, losses)
+    def broken(*args):
+        loss, logits = call(*args)
         calls.append(1)
-        if len(calls) == 7:  # the third of the second epoch
-            losses[-1] = losses[-1] * float("nan")
-        return logits
+        return loss * float("nan") if len(calls) == 7 else loss, logits  # the third of the second epoch
 
-    monkeypatch.setattr(train, "_step", broken)
+    monkeypatch.setattr(step.Step, "__call__", broken)
     with pytest.raises(train.DivergedError, match=r"epoch 2, batch 3: loss nan at lr 0\.1"):
         run(make_settings(), prepared, tmp_path)
     assert len(torch.load(tmp_path / "resume.pt", weights_only=True)["history"]) == 1
 
 
+def batch(variant, prepared, n, generator):
+    """Return n training images as a network with a random last layer is to see them, the examples, and the network."""
+    settings = make_settings(variant)
+    state = train._start(settings, prepared, CPU)
+    torch.nn.init.normal_(state.model.network.linear.weight, generator=torch.Generator().manual_seed(0))
+    x, noise = train._batch(prepared.train_images[:n], settings, generator)
+    return x, train._step(state, settings).adversarial(x, prepared.train_labels[:n], noise), state.model
+
+
 def test_training_batches_are_the_public_attack_s(prepared):
-    settings = make_settings("ar16")
-    model = train._start(settings, prepared, CPU).model
-    torch.nn.init.normal_(model.network.linear.weight, generator=torch.Generator().manual_seed(0))
-    images, labels = prepared.train_images[:32], prepared.train_labels[:32]
-    found, _ = train._batch(images, labels, settings, model, torch.Generator().manual_seed(5))
-    x = data.to_float(images)
+    x, found, model = batch("ar16", prepared, 32, torch.Generator().manual_seed(5))
     noise = attack.draw_noise(x, torch.Generator().manual_seed(5))
-    wanted = attack.pgd(model, x, labels, eps=16 / 255, step=4 / 255, steps=10, noise=noise)
+    wanted = attack.pgd(model, x, prepared.train_labels[:32], eps=16 / 255, step=4 / 255, steps=10, noise=noise)
     assert torch.equal(found, wanted)
     assert (found - x).abs().max() > 0.9 * 16 / 255
 
 
 def test_standard_training_sees_clean_images(prepared):
-    settings = make_settings("ar0")
-    model = train._start(settings, prepared, CPU).model
-    found, _ = train._batch(prepared.train_images[:8], prepared.train_labels[:8], settings, model, torch.Generator())
+    _, found, _ = batch("ar0", prepared, 8, torch.Generator())
     assert torch.equal(found, data.to_float(prepared.train_images[:8]))
 
 
 @pytest.mark.parametrize("variant", ["ar16-fgsm", "ar16-normspace"])
 def test_the_other_training_attacks_stay_in_their_balls(variant, prepared):
-    settings = make_settings(variant)
-    model = train._start(settings, prepared, CPU).model
-    torch.nn.init.normal_(model.network.linear.weight, generator=torch.Generator().manual_seed(0))
-    found, _ = train._batch(
-        prepared.train_images[:32], prepared.train_labels[:32], settings, model, torch.Generator().manual_seed(0)
-    )
+    x, found, model = batch(variant, prepared, 32, torch.Generator().manual_seed(0))
     radius = 16 / 255 * (model.normalise.std if "normspace" in variant else 1)
-    distance = (found - data.to_float(prepared.train_images[:32])).abs().max()
+    distance = (found - x).abs().max()
     assert 0.9 * radius < distance <= radius + 1e-6
 
 
@@ -366,10 +361,12 @@ def test_attacks_leave_running_statistics_alone_and_training_updates_them(prepar
     before = copy.deepcopy(state.model.state_dict())
     generator = torch.Generator().manual_seed(0)
     state.model.train()
-    x, y = train._batch(prepared.train_images[:16], prepared.train_labels[:16], normed(), state.model, generator)
+    x, noise = train._batch(prepared.train_images[:16], normed(), generator)
+    y, made = prepared.train_labels[:16], train._step(state, normed())
+    made.adversarial(x, y, noise)
     assert all(torch.equal(value, before[key]) for key, value in state.model.state_dict().items())
     assert state.model.network.norm.training
-    train._step(state, x, y, [])
+    made(x, y, noise)
     assert int(state.model.network.norm.num_batches_tracked) == 1
     assert not torch.equal(state.model.network.norm.running_mean, before["network.norm.running_mean"])
 
@@ -399,7 +396,7 @@ def test_images_of_tiny_imagenet_s_kind_are_cropped_in_training(tmp_path):
     settings = make_settings("ar0")
     settings["training"] |= {"augmentation": "resized-crop-flip"}
     settings["data"] |= {"crop": 8}
-    x, y = train._batch(images, torch.arange(6), settings, None, generator)
+    x, noise = train._batch(images, settings, generator)
     assert x.shape == (6, 3, 8, 8)
     assert 0 <= float(x.min()) <= float(x.max()) <= 1
-    assert y.tolist() == list(range(6))
+    assert noise is None

@@ -29,6 +29,7 @@ TRAINING_CODE = (  # decide the weights
     "raw",
     "source",
     "spectrum",
+    "step",
     "tiny",
     "train",
 )

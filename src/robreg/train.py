@@ -8,26 +8,24 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import robreg
-from robreg.attack import draw_noise, frozen, iterates, radius
+from robreg.attack import draw_noise, radius
 from robreg.clip import project
 from robreg.data import Dataset, random_crop_flip, random_resized_crop_flip, to_float
 from robreg.job import code_hash
 from robreg.lease import Lease
-from robreg.network import Classifier, build
-from robreg.resolve import fingerprint, flat
-from robreg.spectrum import Layer, layers
+from robreg.network import build
+from robreg.resolve import fingerprint
+from robreg.resume import Resume, State, identity
+from robreg.spectrum import layers
+from robreg.step import Attack, Step
 from robreg.table import atomic, write
-
-FORMAT = 2  # of resume.pt
 
 log = logging.getLogger(__name__)
 
@@ -40,21 +38,6 @@ class DivergedError(ArithmeticError):
     """The loss or a weight is not finite any more."""
 
 
-@dataclass
-class State:
-    """A training run between two epochs.
-
-    layers: those that a spectral norm bound holds for; history: one row of the contract's table per finished epoch;
-    code: the hash of the code that it was begun with.
-    """
-
-    model: Classifier
-    optimizer: torch.optim.SGD
-    layers: list[Layer]
-    history: list[dict[str, Any]]
-    code: str
-
-
 def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device) -> None:
     """Train one network, or go on where resume.pt beside the checkpoint stands, and write checkpoint and history.
 
@@ -64,15 +47,15 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
     """
     state = _start(settings, data, device)
     with Lease(checkpoint.with_name("lease.json")) as lease:
-        resume = Resume(checkpoint.with_name("resume.pt"), _identity(settings, data), lease)
+        resume = Resume(checkpoint.with_name("resume.pt"), identity(settings, data.sha256), lease)
         if resume.path.exists():
             resume.restore(state, device)
         else:
             resume.save(state)
         with _sigterm() as stop, torch.random.fork_rng([] if device.type == "cpu" else [device]):
-            _fit(state, settings, data, resume=resume, stop=stop)
+            how = _fit(state, settings, data, resume=resume, stop=stop)
         lease.check()
-        meta = {**_meta(settings, data, device), "code_hash": state.code}
+        meta = {**_meta(settings, data, device), "code_hash": state.code, "step": how}
         with atomic(checkpoint) as temporary:
             torch.save({"model": state.model.state_dict(), "meta": meta}, temporary)
         columns = {key: [row[key] for row in state.history] for key in state.history[0]}
@@ -80,16 +63,18 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
         resume.path.unlink()
 
 
-def _fit(state: State, settings: Mapping[str, Any], data: Dataset, *, resume: "Resume", stop: threading.Event) -> None:
+def _fit(state: State, settings: Mapping[str, Any], data: Dataset, *, resume: Resume, stop: threading.Event) -> str:
+    """Train the epochs that are left, and save the state after each; return how the steps were computed."""
     epochs = settings["training"]["epochs"]
     device = state.model.normalise.mean.device
     images, labels = data.train_images, data.train_labels
     if device.type != "cpu":  # on a CPU they stay mapped from the file
         images, labels = images.to(device), labels.to(device)
     first = len(state.history) + 1
+    step = _step(state, settings)
     for epoch in range(first, epochs + 1):
         begin = time.perf_counter()
-        row = _epoch(state, settings, images, labels, stop=stop)
+        row = _epoch(state, step, settings, images, labels, stop=stop)
         row["seconds"] = time.perf_counter() - begin
         row["examples_per_s"] = len(images) / row["seconds"]
         state.history.append(row)
@@ -99,10 +84,21 @@ def _fit(state: State, settings: Mapping[str, Any], data: Dataset, *, resume: "R
             "epoch %d/%d lr %g loss %.4f acc %.2f %% %.0f examples/s, %.0f s left",
             *(epoch, epochs, row["lr"], row["loss"], row["acc"], row["examples_per_s"], mean * (epochs - epoch)),
         )
+    return step.how
+
+
+def _step(state: State, settings: Mapping[str, Any]) -> Step:
+    spec, attack = settings["training"], settings["train_attack"]
+    if attack is not None:
+        std = state.model.normalise.std
+        eps, step = (radius(attack[key], settings["space"], std) for key in ("eps", "step"))
+        attack = Attack(eps, step, attack["steps"])
+    options = {"precision": spec.get("precision", "fp32"), "compile": spec.get("compile", False)}
+    return Step(state.model, state.optimizer, attack=attack, **options)
 
 
 def _epoch(
-    state: State, settings: Mapping[str, Any], images: Tensor, labels: Tensor, *, stop: threading.Event
+    state: State, step: Step, settings: Mapping[str, Any], images: Tensor, labels: Tensor, *, stop: threading.Event
 ) -> dict[str, Any]:
     """Train one epoch and return its history row; the loss stays on the device until the end (no synchronisation)."""
     spec = settings["training"]
@@ -119,51 +115,29 @@ def _epoch(
             raise Stopped(
                 f"SIGTERM in epoch {epoch}: resume.pt holds epoch {epoch - 1}; start again to go on from there"
             )
-        x, y = _batch(images[index], labels[index], settings, state.model, generator)
-        logits = _step(state, x, y, losses)
-        correct += (logits.argmax(1) == y).sum()
+        x, noise = _batch(images[index], settings, generator)
+        loss, logits = step(x, labels[index], noise)
+        losses.append(loss)
+        correct += (logits.argmax(1) == labels[index]).sum()
     means = torch.stack(losses).cpu()  # (batches,)
     _refuse_divergence(state.model, means, epoch, lr)
     sizes = torch.tensor([len(index) for index in batches], dtype=torch.float64)
-    loss = float((means.double() * sizes).sum() / len(images))
+    mean = float((means.double() * sizes).sum() / len(images))
     bound = settings["spectral_norm"]
     norms = None if bound is None else project(state.layers, bound, settings["clip_rounds"])
-    return {"epoch": epoch, "lr": lr, "loss": loss, "acc": 100 * int(correct) / len(images), "sigma_max": norms}
+    return {"epoch": epoch, "lr": lr, "loss": mean, "acc": 100 * int(correct) / len(images), "sigma_max": norms}
 
 
-def _batch(
-    images: Tensor, labels: Tensor, settings: Mapping[str, Any], model: Classifier, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Augment a batch and replace it by its adversarial examples; unchecked, for the data are checked when prepared.
-
-    The attack runs in eval mode: batch normalisation uses its running statistics, as in every evaluation, and leaves
-    them alone. They are updated by the training pass alone, on the examples that it trains on.
-    """
+def _batch(images: Tensor, settings: Mapping[str, Any], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Augment a batch, and draw where its attack starts; unchecked, for the data are checked when prepared."""
     spec, attack = settings["training"], settings["train_attack"]
     if spec["augmentation"] == "crop-flip":
         images = random_crop_flip(images, pad=spec["pad"], generator=generator)
     elif spec["augmentation"] == "resized-crop-flip":
         images = random_resized_crop_flip(images, size=settings["data"]["crop"], generator=generator)
     x = to_float(images)  # (B, C, H, W)
-    if attack is None:
-        return x, labels
-    noise = draw_noise(x, generator) if attack["start"] == "random" else None
-    eps, step = (radius(attack[key], settings["space"], model.normalise.std) for key in ("eps", "step"))
-    with frozen(model):
-        for x, _ in iterates(model, x, labels, eps=eps, step=step, steps=attack["steps"], noise=noise):  # noqa: B007, B020
-            pass
-    return x, labels
-
-
-def _step(state: State, x: Tensor, y: Tensor, losses: list[Tensor]) -> Tensor:
-    state.model.train()
-    logits: Tensor = state.model(x)
-    loss = functional.cross_entropy(logits, y)
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    state.optimizer.step()
-    losses.append(loss.detach())
-    return logits.detach()
+    random = attack is not None and attack["start"] == "random"
+    return x, draw_noise(x, generator) if random else None
 
 
 def learning_rate(spec: Mapping[str, Any], epoch: int) -> float:
@@ -186,7 +160,7 @@ def _refuse_divergence(model: nn.Module, losses: Tensor, epoch: int, lr: float) 
     if len(bad):
         batch = int(bad[0])
         raise DivergedError(f"epoch {epoch}, batch {batch + 1}: loss {float(losses[batch])} at lr {lr:g}; {hint}")
-    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+    if not bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all()):
         raise DivergedError(
             f"epoch {epoch}, batch {len(losses)}: weights not finite at lr {lr:g}, loss {losses[-1]}; {hint}"
         )
@@ -200,9 +174,8 @@ def _start(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> 
         )
     found = layers(model, data.shape)  # refuses, before hours of work, what cannot be measured
     spec = settings["training"]
-    sgd = torch.optim.SGD(
-        model.parameters(), lr=spec["lr"], momentum=spec["momentum"], weight_decay=spec["weight_decay"]
-    )
+    options = {key: spec[key] for key in ("lr", "momentum", "weight_decay")}
+    sgd = torch.optim.SGD(model.parameters(), **options, fused=device.type == "cuda" or None)
     return State(model, sgd, found, [], code_hash())
 
 
@@ -227,66 +200,6 @@ def _meta(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> d
         "torch": str(torch.__version__),
         "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
     }
-
-
-def _identity(settings: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "torch": str(torch.__version__),
-        "data_sha256": data.sha256,
-        "settings": json.dumps(settings, sort_keys=True),
-    }
-
-
-@dataclass
-class Resume:
-    """The file that a training goes on from: whose it is, and the lease that allows to write it."""
-
-    path: Path
-    identity: dict[str, Any]
-    lease: Lease
-
-    def save(self, state: State) -> None:
-        """Write the state after its last finished epoch, or before the first."""
-        if state.history:
-            self.lease.progress()
-        else:
-            self.lease.check()
-        content = {
-            "identity": self.identity,
-            "model": state.model.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "history": state.history,
-            "code_hash": state.code,
-        }
-        with atomic(self.path) as temporary:
-            torch.save(content, temporary)
-
-    def restore(self, state: State, device: torch.device) -> None:
-        """Load everything, or refuse it; never a part of it."""
-        try:
-            content = torch.load(self.path, map_location=device, weights_only=True)
-            found = content["identity"]
-        except Exception as error:  # damaged bytes can raise anything
-            raise ValueError(
-                f"{self.path} is damaged: delete it to train this run from the start ({type(error).__name__})"
-            ) from error
-        if found != self.identity:
-            raise ValueError(
-                f"{self.path} belongs to other settings ({', '.join(_differences(found, self.identity))}): "
-                "restore them to go on, or delete the file to train this run from the start"
-            )
-        state.model.load_state_dict(content["model"])
-        state.optimizer.load_state_dict(content["optimizer"])
-        state.history, state.code = content["history"], content["code_hash"]
-        log.info("going on after epoch %d from %s", len(state.history), self.path)
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Name the keys that differ, as "training.epochs was 20, is 10"."""
-    before, after = (flat({**side, "settings": json.loads(side["settings"])}) for side in (old, new))
-    keys = sorted(key for key in before | after if before.get(key) != after.get(key))
-    return [f"{key.removeprefix('settings.')} was {before.get(key)}, is {after.get(key)}" for key in keys]
 
 
 @contextmanager

@@ -1,0 +1,96 @@
+"""The state of a training between two epochs, and the file that it is kept in: resume.pt."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robreg.lease import Lease
+from robreg.network import Classifier
+from robreg.resolve import flat
+from robreg.spectrum import Layer
+from robreg.table import atomic
+
+FORMAT = 2  # of resume.pt
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class State:
+    """A training run between two epochs.
+
+    layers: those that a spectral norm bound holds for; history: one row of the contract's table per finished epoch;
+    code: the hash of the code that it was begun with.
+    """
+
+    model: Classifier
+    optimizer: torch.optim.SGD
+    layers: list[Layer]
+    history: list[dict[str, Any]]
+    code: str
+
+
+def identity(settings: Mapping[str, Any], data_sha256: str) -> dict[str, Any]:
+    """Say whose a state is: it is of no use to other settings, data or versions of PyTorch."""
+    return {
+        "format": FORMAT,
+        "torch": str(torch.__version__),
+        "data_sha256": data_sha256,
+        "settings": json.dumps(settings, sort_keys=True),
+    }
+
+
+@dataclass
+class Resume:
+    """The file that a training goes on from: whose it is, and the lease that allows to write it."""
+
+    path: Path
+    identity: dict[str, Any]
+    lease: Lease
+
+    def save(self, state: State) -> None:
+        """Write the state after its last finished epoch, or before the first."""
+        if state.history:
+            self.lease.progress()
+        else:
+            self.lease.check()
+        content = {
+            "identity": self.identity,
+            "model": state.model.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "history": state.history,
+            "code_hash": state.code,
+        }
+        with atomic(self.path) as temporary:
+            torch.save(content, temporary)
+
+    def restore(self, state: State, device: torch.device) -> None:
+        """Load everything, or refuse it; never a part of it."""
+        try:
+            content = torch.load(self.path, map_location=device, weights_only=True)
+            found = content["identity"]
+        except Exception as error:  # damaged bytes can raise anything
+            raise ValueError(
+                f"{self.path} is damaged: delete it to train this run from the start ({type(error).__name__})"
+            ) from error
+        if found != self.identity:
+            raise ValueError(
+                f"{self.path} belongs to other settings ({', '.join(_differences(found, self.identity))}): "
+                "restore them to go on, or delete the file to train this run from the start"
+            )
+        state.model.load_state_dict(content["model"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        state.history, state.code = content["history"], content["code_hash"]
+        log.info("going on after epoch %d from %s", len(state.history), self.path)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Name the keys that differ, as "training.epochs was 20, is 10"."""
+    before, after = (flat({**side, "settings": json.loads(side["settings"])}) for side in (old, new))
+    keys = sorted(key for key in before | after if before.get(key) != after.get(key))
+    return [f"{key.removeprefix('settings.')} was {before.get(key)}, is {after.get(key)}" for key in keys]

@@ -1,0 +1,215 @@
+"""One step of adversarial training, as fast as its device allows: attack, forward and backward pass, update."""
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robreg.attack import Radius, iterates
+
+PRECISIONS = ("fp32", "bf16")
+_WARM_UP = 3  # steps before a capture, for cuDNN and the compiler to make their choices
+
+Result = tuple[Tensor, Tensor]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """PGD on a batch; eps and step in pixel units of [0, 1], one number or one per channel, (C, 1, 1)."""
+
+    eps: Radius
+    step: Radius
+    steps: int
+
+
+class Step:
+    """Attack a batch, train on its adversarial examples.
+
+    precision: bf16 computes both passes in bfloat16 (Kalamkar et al. 2019) by automatic mixed precision; weights,
+    gradients, optimiser, normalisation, loss and the adversarial examples stay fp32. Without compile, the step is eager
+    PyTorch, and in fp32 on a CPU the reference. compile: forward and backward passes of full batches go through
+    torch.compile, and on a GPU the whole step is one CUDA graph. What cannot be compiled or captured here runs eager
+    after one warning; `how` says what was done.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.SGD,
+        *,
+        attack: Attack | None = None,
+        precision: str = "fp32",
+        compile: bool = False,
+    ) -> None:
+        """Take the model where it is: its device and weights; the optimiser is of its parameters."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"training.precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        self.device = next(model.parameters()).device
+        self.precision, self.compile = precision, compile
+        self.captures = compile and self.device.type == "cuda"
+        self.format = torch.contiguous_format  # the reference's
+        if precision == "bf16" or self.device.type == "cuda":
+            self.format = torch.channels_last  # what tensor cores read
+        self.model, self.optimizer, self.attack = model.to(memory_format=self.format), optimizer, attack
+        self.twin, self.casts = _twin(model, torch.bfloat16 if precision == "bf16" else None)
+        self.size: int | None = None  # of a full batch, the one that is compiled for
+        self.compiled: tuple[nn.Module, nn.Module] | None = None  # the model and its twin
+        self.graphs: dict[int, _Graph] = {}  # by batch size
+        self.lr: float | None = None  # that the graphs hold
+
+    @property
+    def how(self) -> str:
+        """How full batches are computed: eager, compiled, or captured."""
+        made = "compiled" if self.compiled else "eager"
+        return f"{made}, CUDA graph" if self.graphs else made
+
+    def __call__(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Result:
+        """Update the weights once; return the loss, (), and the logits, (B, classes), both detached.
+
+        x: (B, C, H, W) in [0, 1]; y: (B,) int64; noise: like x, in [-1, 1], where the attack starts in its ball, or
+        None. Unchecked, and nothing waits for the device.
+        """
+        x = x.contiguous(memory_format=self.format)
+        if self.size is None:
+            self.size = len(x)
+            if self.compile:
+                self._prepare(x, y, noise)
+        if self.captures:
+            return self._replay(x, y, noise)
+        return self._run(x, y, noise)
+
+    def adversarial(self, x: Tensor, y: Tensor, noise: Tensor | None) -> Tensor:
+        """Return the examples that a batch is trained on, like x; the same where there is no attack."""
+        if self.attack is None:
+            return x
+        twin = self.compiled[1] if self.compiled and len(x) == self.size else self.twin
+        for mine, theirs in self.casts:
+            mine.copy_(theirs)
+        found, spec = x, self.attack
+        with self._autocast():
+            for found, _ in iterates(twin, x, y, eps=spec.eps, step=spec.step, steps=spec.steps, noise=noise):  # noqa: B007
+                pass
+        return found
+
+    def _autocast(self) -> torch.autocast:
+        # Without a cache, which a graph would capture the filling of.
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=not self.captures
+        )
+
+    def _run(self, x: Tensor, y: Tensor, noise: Tensor | None) -> Result:
+        network = self.compiled[0] if self.compiled and len(x) == self.size else self.model
+        x = self.adversarial(x, y, noise)
+        self.model.train()
+        with self._autocast():
+            logits = network(x)
+            loss = functional.cross_entropy(logits, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), logits.detach()
+
+    def _prepare(self, *batch: Tensor | None) -> None:
+        """Compile for this size of batch, or warn once and stay eager; the weights are left as they were."""
+        compiled = (torch.compile(module, dynamic=False) for module in (self.model, self.twin))
+        self.compiled = cast(tuple[nn.Module, nn.Module], tuple(compiled))
+        try:
+            self._rehearse(*batch)
+        except Exception as error:
+            log.warning("%s; training goes on eagerly", _reason("torch.compile", error))
+            self.compiled = None
+
+    def _replay(self, x: Tensor, y: Tensor, noise: Tensor | None) -> Result:
+        lr = self.optimizer.param_groups[0]["lr"]
+        if lr != self.lr:  # it is a constant of the graphs
+            self.graphs, self.lr = {}, lr
+        if len(x) not in self.graphs:
+            try:
+                self._rehearse(x, y, noise)
+                self.graphs[len(x)] = _Graph(self._run, x, y, noise)
+            except RuntimeError as error:
+                log.warning("%s; training goes on without", _reason("a CUDA graph", error))
+                self.captures, self.graphs = False, {}
+                return self._run(x, y, noise)
+        return self.graphs[len(x)](x, y, noise)
+
+    def _rehearse(self, *batch: Tensor | None) -> None:
+        """Take steps and undo them, in place, for graphs know the tensors by their addresses."""
+        before = [tensor.detach().clone() for tensor in self.model.state_dict().values()]
+        known = {key: _momentum(state) for key, state in self.optimizer.state.items()}
+        moments = {key: moment.clone() for key, moment in known.items() if moment is not None}
+        try:
+            with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):
+                _aside(self.device, lambda: [self._run(*cast(Any, batch)) for _ in range(_WARM_UP)])
+        finally:
+            with torch.no_grad():
+                for tensor, old in zip(self.model.state_dict().values(), before, strict=True):
+                    tensor.copy_(old)
+                for key, state in self.optimizer.state.items():
+                    if (moment := _momentum(state)) is not None:
+                        moment.copy_(moments[key]) if key in moments else moment.zero_()  # 0 is what it begins as
+
+
+class _Graph:
+    """A step captured as one CUDA graph, for one size of batch and one learning rate."""
+
+    def __init__(self, run: Callable[..., Result], *batch: Tensor | None) -> None:
+        self.batch = [part if part is None else part.clone() for part in batch]
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = run(*self.batch)
+
+    def __call__(self, *batch: Tensor | None) -> Result:
+        for mine, theirs in zip(self.batch, batch, strict=True):
+            if mine is not None and theirs is not None:
+                mine.copy_(theirs)
+        self.graph.replay()
+        loss, logits = self.result
+        return loss.clone(), logits.clone()  # the next replay overwrites them
+
+
+def _twin(model: nn.Module, dtype: torch.dtype | None) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """Copy the model for the attack: in eval mode, without gradients of its weights, and with the model's own tensors.
+
+    Batch normalisation uses its running statistics there, as in every evaluation, and leaves them alone.
+    With a dtype, the twin's matrices and kernels are of that type, instead of being converted in each of its passes;
+    also returns these, each with the tensor that it is to be filled from before an attack.
+    """
+    twin = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    casts: list[tuple[Tensor, Tensor]] = []
+    for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+        mine.data = theirs.detach()
+        if dtype is not None and mine.ndim > 1:
+            mine.data = mine.data.to(dtype)
+            casts.append((mine, theirs.detach()))
+    for copied, own in zip(twin.buffers(), model.buffers(), strict=True):
+        copied.data = own
+    return twin, casts
+
+
+def _aside(device: torch.device, run: Callable[[], object]) -> None:
+    """Run on a CUDA stream of its own, as captures ask of what comes before them; on a CPU, just run."""
+    if device.type != "cuda":
+        run()
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def _momentum(state: dict[str, Any]) -> Tensor | None:
+    return state.get("momentum_buffer")
+
+
+def _reason(what: str, error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{what} is not possible here ({type(error).__name__}: {text[0] if text else 'no reason given'})"
