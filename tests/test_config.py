@@ -137,12 +137,14 @@ def test_the_paper_schedule_is_the_paper_s(config):
     assert run["training"] == {
         "augmentation": "crop-flip",
         "batch_size": 256,
+        "compile": True,
         "epochs": 200,
         "lr": 0.05,
         "lr_drops": [100, 150],
         "lr_factor": 10.0,
         "momentum": 0.9,
         "pad": 4,
+        "precision": "bf16",
         "weight_decay": 0.0,
     }
     assert (run["evaluation"]["eps"], run["evaluation"]["step"], run["evaluation"]["steps"]) == (8.0, 2.0, 10)
@@ -160,6 +162,16 @@ def test_variants_change_what_they_name_and_nothing_else(config):
     } == {"normalised"}
     other_seed = robreg_config.settings(config, "digits", "ar16-s3")
     assert {key for key in plain if plain[key] != other_seed[key]} == {"variant", "seed"}
+
+
+def test_the_reference_s_precision_is_left_out_so_that_older_networks_keep_their_settings(config):
+    spec = config["datasets"]["digits"]["training"]
+    resolved = robreg_config.settings(config, "digits", "ar8")
+    assert (spec.pop("precision"), spec.pop("compile")) == ("fp32", False)
+    assert robreg_config.settings(config, "digits", "ar8") == resolved
+    for key, value in (("precision", "bf16"), ("compile", True)):
+        config["runs"] = {"digits/ar8": {"training": {key: value}}}
+        assert robreg_config.settings(config, "digits", "ar8")["training"] == {**resolved["training"], key: value}
 
 
 def test_an_override_changes_its_run_alone(config):

@@ -9,6 +9,7 @@ from typing import Any
 from robreg.variant import Variant, VariantError, parse
 
 DATA_KEYS = ("kind", "max_train", "max_test", "subset_seed", "crop")
+DEFAULTS = {"precision": "fp32", "compile": False}  # left out of the settings, which were there before these keys
 MEASURES = ("evaluation", "loss_variation", "strong_attack", "spread", "theory", "dense_spectrum")
 
 
@@ -158,7 +159,8 @@ def _spread(spec: Mapping[str, Any], run: Variant) -> dict[str, Any]:
 
 def _numbers(spec: Mapping[str, Any]) -> dict[str, Any]:
     real = ("lr", "lr_factor", "momentum", "weight_decay")
-    return {key: float(spec[key]) if key in real else spec[key] for key in sorted(spec)}
+    chosen = [key for key in sorted(spec) if key not in DEFAULTS or spec[key] != DEFAULTS[key]]
+    return {key: float(spec[key]) if key in real else spec[key] for key in chosen}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

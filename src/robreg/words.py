@@ -30,6 +30,7 @@ _ALWAYS = (  # a limit, the table of a study that bears on it, and what the tabl
         " The table of zero-padded spectra shows how much the two differ.",
     ),
 )
+_PRECISION = {"fp32": "float32", "bf16": "bfloat16, with weights and their updates in float32"}
 _NORMALISED = (
     "runs named normspace: every radius and step is multiplied by the channel's standard deviation, "
     "in training and in every attack"
@@ -89,7 +90,8 @@ def training_words(spec: Mapping[str, Any]) -> str:
     return (
         f"{spec['epochs']} epochs, batches of {spec['batch_size']}, SGD with momentum {spec['momentum']:g}, "
         f"learning rate {spec['lr']:g}{falls}, weight decay {spec['weight_decay']:g}, "
-        f"augmentation: {_AUGMENTATION.get(spec['augmentation'], spec['augmentation']).format(**spec)}"
+        f"augmentation: {_AUGMENTATION.get(spec['augmentation'], spec['augmentation']).format(**spec)}, "
+        f"computed in {_PRECISION[spec.get('precision', 'fp32')]}"
     )
 
 

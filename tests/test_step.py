@@ -1,0 +1,173 @@
+"""The training step: its arithmetic, and that precision, compilation and graphs change nothing but the last digits."""
+
+import copy
+import logging
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from robreg.attack import pgd
+from robreg.network import Classifier, Normalise
+from robreg.step import Attack, Step
+
+BALL = Attack(eps=0.1, step=0.03, steps=3)
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class Small(nn.Module):
+    """Everything that a step must leave alone or update: a kernel, running statistics, a matrix, biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.linear(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def make(device="cpu", **options):
+    """Return a step with a network of its own; networks are equal."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Classifier(Normalise([0.5], [0.25]), Small()).to(device)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    return Step(model, sgd, **{"attack": BALL, **options})
+
+
+def batches(count, n=16, device="cpu"):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        x, noise = (torch.rand(n, 1, 8, 8, generator=generator).to(device) for _ in range(2))
+        yield x, torch.randint(10, (n,), generator=generator).to(device), noise * 2 - 1
+
+
+def weights(step):
+    return {key: value.detach().cpu().clone() for key, value in step.model.state_dict().items()}
+
+
+def run(step, count=4, **options):
+    """Return the losses of some steps, and the weights after them."""
+    return [float(step(*batch)[0]) for batch in batches(count, **options)], weights(step)
+
+
+def assert_close(one, other, tolerance):
+    assert one[0] == pytest.approx(other[0], abs=tolerance)
+    for key, value in one[1].items():
+        assert (value - other[1][key]).abs().max() <= tolerance, key
+
+
+def test_a_step_is_the_public_attack_and_one_update():
+    step = make()
+    model = copy.deepcopy(step.model)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    for x, y, noise in batches(4):
+        found = pgd(model.eval(), x, y, eps=0.1, step=0.03, steps=3, noise=noise)
+        logits = model.train()(found)
+        loss = functional.cross_entropy(logits, y)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        ours = step(x, y, noise)
+        assert torch.equal(ours[0], loss.detach())
+        assert torch.equal(ours[1], logits.detach())
+        assert not any(part.requires_grad for part in ours)
+    assert all(torch.equal(value, step.model.state_dict()[key]) for key, value in model.state_dict().items())
+    assert step.how == "eager"
+
+
+def test_half_precision_is_mixed_and_near():
+    step, reference = make(precision="bf16"), make()
+    found, wanted = run(step), run(reference)
+    assert_close(found, wanted, 0.03)
+    assert found[0] != wanted[0]
+    assert all(value.dtype in (torch.float32, torch.int64) for value in found[1].values())
+    momenta = [state["momentum_buffer"].dtype for state in step.optimizer.state.values()]
+    assert momenta == [torch.float32] * 6
+
+
+def test_half_precision_attacks_the_network_as_it_is_now():
+    step = make(precision="bf16")
+    (x, y, noise), *_ = batches(1)
+    run(step)
+    found = step.adversarial(x, y, noise)
+    fresh = Step(step.model, step.optimizer, attack=BALL, precision="bf16")
+    assert torch.equal(found, fresh.adversarial(x, y, noise))
+    assert found.dtype == torch.float32
+    assert (found - x).abs().max() <= 0.1 + 1e-6
+    assert step.twin.network.conv.weight.dtype == torch.bfloat16
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match=r"training\.precision must be one of fp32, bf16, not 'fp16'"):
+        make(precision="fp16")
+
+
+@COMPILER
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_step_is_an_eager_one(precision, caplog):
+    step = make(precision=precision, compile=True)
+    found = run(step)
+    assert step.how == "compiled"
+    assert not [record for record in caplog.records if record.name == "robreg.step"]
+    assert_close(found, run(make(precision=precision)), 1e-5 if precision == "fp32" else 0.03)
+    assert int(found[1]["network.norm.num_batches_tracked"]) == 4  # and not what compiling took
+
+
+@COMPILER
+def test_a_batch_of_another_size_is_not_compiled_for():
+    step = make(compile=True)
+    run(step, 1)
+    modules = step.compiled
+    step.compiled = tuple(lambda _: pytest.fail("compiled") for _ in range(2))
+    run(step, 1, n=5)
+    step.compiled = modules
+    assert_close(run(step, 1), run_after(1, 5), 1e-5)
+
+
+def run_after(*sizes):
+    reference = make()
+    for n in (16, *sizes[1:]):
+        run(reference, 1, n=n)
+    return run(reference, 1)
+
+
+def test_without_a_compiler_the_step_is_eager_and_says_so_once(monkeypatch, caplog):
+    def broken(module, **_):
+        def call(x):
+            if module.training:
+                raise RuntimeError("no compiler\nand more")
+            return module(x)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    step = make(compile=True)
+    found = run(step)
+    assert step.how == "eager"
+    assert [(record.levelno, record.getMessage()) for record in caplog.records if record.name == "robreg.step"] == [
+        (
+            logging.WARNING,
+            "torch.compile is not possible here (RuntimeError: no compiler); training goes on eagerly",
+        )
+    ]
+    wanted = run(make())
+    assert found[0] == wanted[0]
+    assert all(torch.equal(value, wanted[1][key]) for key, value in found[1].items())
+
+
+@GPU
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_captured_step_is_an_eager_one(precision, compile):
+    step, reference = make("cuda", precision=precision, compile=compile), make("cuda", precision=precision)
+    for lr in (0.5, 0.1):
+        for one in (step, reference):
+            one.optimizer.param_groups[0]["lr"] = lr
+        for n in (16, 5, 16):  # an epoch's last batch is smaller
+            found, wanted = (run(one, 3, n=n, device="cuda") for one in (step, reference))
+            assert_close(found, wanted, 1e-4 if precision == "fp32" else 0.05)
+    assert step.how == ("compiled, CUDA graph" if compile else "eager")
