@@ -1,14 +1,16 @@
 """Projection of layers onto a ball of the spectral norm (paper, D.3; Sedghi et al. 2019, section 3)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from robreg.spectrum import Layer, output_frequencies, phases
+from robreg.spectrum import Layer, output_frequencies, parallel, phases
 
 TOLERANCE = 0.01  # of the bound: rounds end there, and one rescale does the rest
 MAX_ROUNDS = 200
+_SMALL = 64  # rows or columns of a block
 _SHY = 1 - 2.0**-22  # of a rescale: two roundings of float32 below the bound
 
 
@@ -20,27 +22,43 @@ def project(layers: Sequence[Layer], bound: float, rounds: int | str) -> list[fl
     fact; or the number of clip-and-crop rounds (1 is the paper's), which leaves norms above the bound, as returned.
     Biases stay: they are no part of the linear map. Raises ArithmeticError where weights are not finite.
     """
-    norms = []
+    for layer in layers:
+        if not bool(layer.kernel.isfinite().all()):
+            raise ArithmeticError(f"layer {layer.name}: weights are not finite; lower training.lr, or the strength")
+    found: dict[str, tuple[Tensor, float]] = {}
+    for device, some in _by_device(layers).items():
+        project_one = partial(_projected, bound=bound, rounds=rounds, device=device)
+        found |= zip([layer.name for layer in some], parallel(project_one, some, device), strict=True)
     with torch.no_grad():
         for layer in layers:
-            if not bool(layer.kernel.isfinite().all()):
-                raise ArithmeticError(f"layer {layer.name}: weights are not finite; lower training.lr, or the strength")
-            kernel, norm = _projected(layer.kernel, bound, (layer.height, layer.width), layer.stride, rounds)
-            layer.module.weight.copy_(kernel.view_as(layer.module.weight))
-            norms.append(norm)
-    return norms
+            layer.module.weight.copy_(found[layer.name][0].view_as(layer.module.weight))
+    return [found[layer.name][1] for layer in layers]
 
 
-def _projected(
-    kernel: Tensor, bound: float, size: tuple[int, int], stride: int, rounds: int | str
-) -> tuple[Tensor, float]:
-    """Project one kernel (c_out, c_in, k, k), real; also return its norm. A layer within the bound is left as it is."""
+def _by_device(layers: Sequence[Layer]) -> dict[torch.device, list[Layer]]:
+    """Choose where each layer is projected: on the weights' device, but on the CPU if its matrices are small.
+
+    The CPU's cores share them; eigenvalue solvers for GPUs take such matrices one after the other.
+    """
+    places: dict[torch.device, list[Layer]] = {}
+    for layer in layers:
+        c_out, c_in = layer.kernel.shape[:2]
+        small = min(c_out, c_in * layer.stride**2) <= _SMALL
+        places.setdefault(torch.device("cpu") if small else layer.kernel.device, []).append(layer)
+    return places
+
+
+def _projected(layer: Layer, *, bound: float, rounds: int | str, device: torch.device) -> tuple[Tensor, float]:
+    """Project a layer's kernel; return it, (c_out, c_in, k, k), and its norm. One within the bound is left as it is."""
     exact = rounds == "exact"
-    operator = _Operator(kernel, size, stride)
+    kernel = layer.kernel.to(device)
+    operator = _Operator(kernel, (layer.height, layer.width), layer.stride)
     taps = kernel.double()
     for done in range(MAX_ROUNDS if exact else int(rounds)):
+        if done and operator.norm(taps) <= bound * (1 + TOLERANCE * exact):  # half the work of a clip
+            break
         change, norm = operator.clip(taps, bound)
-        if norm <= bound * (1 + TOLERANCE * (exact and done > 0)):
+        if norm <= bound:
             break
         taps = taps + operator.crop(change, extrapolate=exact)
     result = taps.to(kernel.dtype)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from robreg import job, table
 from robreg.attack import frozen
 from robreg.network import load
 from robreg.padding import measure
+
+Part = TypeVar("Part")
+Made = TypeVar("Made")
 
 _CHUNK = 2**26  # bytes of complex blocks at a time; one block of 1024 x 4096 takes as much
 _WORKERS = 4  # each holds a chunk several times over
@@ -145,7 +148,7 @@ def singular_values(kernel: Tensor, height: int, width: int, stride: int = 1) ->
         )
     rows, columns = height // stride, width // stride
     if kernel.shape[2:] == (1, 1):  # the matrix itself, once per output position
-        (sigma,) = _parallel(torch.linalg.svdvals, [kernel[:, :, 0, 0].double()], kernel.device)
+        (sigma,) = parallel(torch.linalg.svdvals, [kernel[:, :, 0, 0].double()], kernel.device)
         missing = min(kernel.shape[0], kernel.shape[1] * stride**2) - len(sigma)  # inputs that the stride skips
         sigma = torch.cat([sigma, sigma.new_zeros(missing)]).cpu()
         return sigma, torch.full((len(sigma),), rows * columns)
@@ -160,7 +163,7 @@ def singular_values(kernel: Tensor, height: int, width: int, stride: int = 1) ->
 
     few = max(1, _CHUNK // (16 * c_out * c_in * stride**2))
     parts = [(part, count) for half, count in output_frequencies(rows, columns) for part in half.split(few)]
-    found = _parallel(decompose, [part for part, _ in parts], kernel.device)  # each (f, values)
+    found = parallel(decompose, [part for part, _ in parts], kernel.device)  # each (f, values)
     sigma = torch.cat([values.flatten() for values in found])
     counts = [torch.full((values.numel(),), count) for values, (_, count) in zip(found, parts, strict=True)]
     order = sigma.argsort(descending=True, stable=True)
@@ -195,7 +198,7 @@ def phases(frequencies: Tensor, kernel: tuple[int, int], size: tuple[int, int], 
     return (down[:, :, None, :, None] * right[:, None, :, None, :]).flatten(3).flatten(1, 2)
 
 
-def _parallel(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+def parallel(function: Callable[[Part], Made], parts: Sequence[Part], device: torch.device) -> list[Made]:
     """Map in as many threads as torch may use on the CPU, each of them with one thread for its matrices.
 
     The matrices are small: LAPACK's own threads would wait for each other most of the time.
