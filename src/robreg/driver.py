@@ -1,4 +1,4 @@
-"""What the workflow needs and Snakemake does not do; every change of Snakemake's behaviour is in this file.
+"""What the workflow needs and Snakemake does not do; every change of Snakemake's behaviour is here and in robreg.warm.
 
 Only the Snakefile imports it: the rest of the package runs without Snakemake.
 """
@@ -22,7 +22,7 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from snakemake_interface_executor_plugins.registry.plugin import Plugin
 from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
 
-from robreg import cluster
+from robreg import cluster, warm
 from robreg.failure import Failures
 from robreg.lease import STALLED, stalls, token
 
@@ -41,6 +41,7 @@ def install(workflow: "Workflow") -> None:
     Job.restart_times = property(_restart_times)
     GroupJob.log_error = _with_message(GroupJob.log_error)
     workflow.execute = _execute(workflow, workflow.execute)
+    warm.install()
     if workflow.remote_exec:  # in a job on a cluster
         JobScheduler.exit_gracefully = _pass_sigterm_on(JobScheduler.exit_gracefully)
 

@@ -1,0 +1,87 @@
+"""Start measures by fork from a process that has imported torch: for a small network that import is most of their work.
+
+Only robreg.driver imports it. The server is the standard library's; a Snakemake process starts it with its first
+measure, and it ends when that process does.
+"""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from snakemake.benchmark import benchmarked
+from snakemake.script import PythonScript
+from snakemake.shell import shell
+
+RULES = frozenset(("margins", "apgd", "attacks", "lossvar", "sv", "spread", "theory"))
+_PRELOAD = [
+    "robreg.warm",
+    "torch",
+    "pyarrow.parquet",
+]  # never what uses a GPU or starts threads: neither outlives a fork
+_THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")
+_one_at_a_time = threading.Lock()  # multiprocessing looks after other threads' processes whenever it starts one
+
+
+def install() -> None:
+    """Have this Snakemake process start the scripts of RULES by fork; all others start as ever."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    # Else every script would begin with the import of what this process was started with, all of Snakemake.
+    sys.modules["__main__"].__spec__ = ModuleSpec("__main__", None)
+    PythonScript.execute_script = _forking(context, PythonScript.execute_script)
+
+
+def _forking(context: Any, execute: Callable[..., None]) -> Callable[..., None]:  # noqa: ANN401 - of a private type
+    """Snakemake's execute_script, which starts a shell that starts Python."""
+
+    def wrapper(script: PythonScript, file: str, *, edit: bool = False) -> None:
+        elsewhere = script.container_img or script.conda_env or script.env_modules  # has a Python of its own
+        if script.rulename not in RULES or elsewhere or edit:
+            execute(script, file, edit=edit)
+        elif status := _fork(context, script, file):
+            raise subprocess.CalledProcessError(status, [sys.executable, file])
+
+    return wrapper
+
+
+def _fork(context: Any, script: PythonScript, file: str) -> int:  # noqa: ANN401
+    """Run a script to its end; return its exit status, negative for a signal."""
+    ready, go = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(file, _environment(script), ready))
+    with _one_at_a_time:
+        process.start()
+    with shell._lock:
+        shell._processes[script.jobid] = process
+    with benchmarked(process.pid, script.bench_record):
+        go.send(None)  # not before: of a process that has ended nothing can be measured
+        wait([process.sentinel])
+    with shell._lock:
+        shell._processes.pop(script.jobid, None)
+    with _one_at_a_time:
+        process.join()
+    return int(process.exitcode)
+
+
+def _environment(script: PythonScript) -> dict[str, str]:
+    """Return what Snakemake's shell gives its children."""
+    folder = script.resources.get("tmpdir")
+    places = {name: folder for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR") if folder}
+    return {**os.environ, **{f"{name}_NUM_THREADS": str(script.threads) for name in _THREADS}, **places}
+
+
+def _run(file: str, environment: dict[str, str], ready: Connection) -> None:
+    """Be the script, in the forked process."""
+    ready.recv()
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv[:] = [file]
+    runpy.run_path(file, run_name="__main__")
