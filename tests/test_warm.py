@@ -1,0 +1,105 @@
+"""Measures are started by fork from a process that has imported torch, and behave as if they were started afresh."""
+
+import json
+import os
+import signal
+import subprocess
+import textwrap
+import time
+
+import psutil
+import pytest
+
+from workflow import SNAKEMAKE, snakemake
+
+RULE = """
+rule {name}:
+    output: "{out}"
+    benchmark: "{name}.tsv"
+    threads: 2
+    script: "{name}.py"
+"""
+TELL = """
+import json, os, sys
+with open(snakemake.output[0], "w") as file:
+    warm = "torch" in sys.modules
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TMPDIR", "ASKED")
+    json.dump({"warm": warm, "argv": len(sys.argv), "name": __name__, **{n: os.environ.get(n) for n in names}}, file)
+"""
+
+
+@pytest.fixture
+def workflow(tmp_path):
+    """Write a workflow with a script for each rule; return its folder."""
+
+    def write(**scripts):
+        parts = ["from robreg import warm\nwarm.install()\n"]
+        for name, script in scripts.items():
+            parts.append(RULE.format(name=name, out="{n}.out" if name == "margins" else f"{name}.out"))
+            (tmp_path / f"{name}.py").write_text(textwrap.dedent(script))
+        text = "".join(parts).replace('benchmark: "margins.tsv"', 'benchmark: "margins{n}.tsv"')
+        (tmp_path / "Snakefile").write_text(text)
+        return tmp_path
+
+    return write
+
+
+def left(folder):
+    """Return the processes that still work in a folder, after a while: a server ends just after its driver."""
+    for _ in range(100):
+        found = [process.pid for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(folder)]
+        if not found:
+            break
+        time.sleep(0.1)
+    return found
+
+
+def test_a_measure_is_forked_with_its_own_environment_and_others_start_afresh(workflow, monkeypatch):
+    monkeypatch.setenv("ASKED", "yes")
+    folder = workflow(sv=TELL, prepare=TELL)
+    snakemake(folder, "-c2", "sv.out", "prepare.out")
+    sv, prepare = (json.loads((folder / f"{name}.out").read_text()) for name in ("sv", "prepare"))
+    assert (sv.pop("warm"), prepare.pop("warm")) == (True, False)
+    assert sv == prepare
+    assert (sv["OMP_NUM_THREADS"], sv["OPENBLAS_NUM_THREADS"], sv["ASKED"], sv["name"]) == ("2", "2", "yes", "__main__")
+    header, values = ((folder / "sv.tsv").read_text().splitlines()[i].split("\t") for i in (0, 1))
+    assert float(dict(zip(header, values, strict=True))["s"]) < 30
+    assert left(folder) == []
+
+
+def test_many_measures_end_at_once(workflow):
+    folder = workflow(margins="open(snakemake.output[0], 'w').close()\n")
+    targets = [f"{n}.out" for n in range(40)]
+    snakemake(folder, "-c16", *targets)
+    assert all((folder / target).exists() for target in targets)
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ("import sys; sys.exit(3)", "returned non-zero exit status 3"),
+        ("raise ValueError('on purpose')", "ValueError: on purpose"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "died with <Signals.SIGKILL: 9>"),
+    ],
+)
+def test_a_measure_that_fails_fails_its_job(script, status, workflow):
+    folder = workflow(sv=f"open(snakemake.output[0], 'w').close()\n{script}\n")
+    assert status in snakemake(folder, "-c1", "sv.out", check=False)
+    assert not (folder / "sv.out").exists()
+    assert left(folder) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_server_ends_with_its_driver(number, workflow):
+    folder = workflow(sv="import time; open('began', 'w').close(); time.sleep(4)\n")
+    driver = subprocess.Popen([SNAKEMAKE, "-c2", "sv.out"], cwd=folder, stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    while not (folder / "began").exists():
+        assert time.monotonic() - began < 60
+        time.sleep(0.05)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    assert len(family) >= 2  # the server and its script
+    os.kill(driver.pid, number)
+    assert driver.wait(timeout=60) != 0
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert alive == []
