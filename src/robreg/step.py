@@ -54,10 +54,9 @@ class Step:
         self.device = next(model.parameters()).device
         self.precision, self.compile = precision, compile
         self.captures = compile and self.device.type == "cuda"
-        self.format = torch.contiguous_format  # the reference's
         if precision == "bf16" or self.device.type == "cuda":
-            self.format = torch.channels_last  # what tensor cores read
-        self.model, self.optimizer, self.attack = model.to(memory_format=self.format), optimizer, attack
+            model.to(memory_format=torch.channels_last)  # what matrix units read, whatever the images' layout
+        self.model, self.optimizer, self.attack = model, optimizer, attack
         self.twin, self.casts = _twin(model, torch.bfloat16 if precision == "bf16" else None)
         self.size: int | None = None  # of a full batch, the one that is compiled for
         self.compiled: tuple[nn.Module, nn.Module] | None = None  # the model and its twin
@@ -76,7 +75,6 @@ class Step:
         x: (B, C, H, W) in [0, 1]; y: (B,) int64; noise: like x, in [-1, 1], where the attack starts in its ball, or
         None. Unchecked, and nothing waits for the device.
         """
-        x = x.contiguous(memory_format=self.format)
         if self.size is None:
             self.size = len(x)
             if self.compile:
