@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,13 +162,15 @@ def singular_values(kernel: Tensor, height: int, width: int, stride: int = 1) ->
         blocks = torch.complex(turned.real @ taps, turned.imag @ taps)  # half the work of a complex product
         return torch.linalg.svdvals(blocks.view(-1, stride**2, c_out, c_in).transpose(1, 2).flatten(2)).cpu()
 
-    few = max(1, _CHUNK // (16 * c_out * c_in * stride**2))
-    parts = [(part, count) for half, count in output_frequencies(rows, columns) for part in half.split(few)]
-    found = parallel(decompose, [part for part, _ in parts], kernel.device)  # each (f, values)
-    sigma = torch.cat([values.flatten() for values in found])
-    counts = [torch.full((values.numel(),), count) for values, (_, count) in zip(found, parts, strict=True)]
-    order = sigma.argsort(descending=True, stable=True)
-    return sigma[order], torch.cat(counts)[order]
+    halves = output_frequencies(rows, columns)
+    frequencies = torch.cat([half for half, _ in halves])
+    most = max(1, _CHUNK // (16 * c_out * c_in * stride**2))
+    parts = frequencies.split(min(most, -(-len(frequencies) // torch.get_num_threads())))  # some for every thread
+    found = torch.cat(parallel(decompose, parts, kernel.device))  # (f, values)
+    counts = torch.cat([torch.full((len(half), found.shape[1]), count) for half, count in halves]).flatten()
+    sigma = found.flatten()
+    order = (-sigma.numpy()).argsort(kind="stable")  # torch's threads would wait, busily, for their next task
+    return sigma[order], counts[order]
 
 
 def summary(sigma: Tensor, multiplicity: Tensor) -> dict[str, float | int]:
@@ -206,10 +209,15 @@ def parallel(function: Callable[[Part], Made], parts: Sequence[Part], device: to
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(min(threads, _WORKERS) if device.type == "cpu" else 1) as pool:
-            return list(pool.map(function, parts))
+        return list(_pool(min(threads, _WORKERS) if device.type == "cpu" else 1).map(function, parts))
     finally:
         torch.set_num_threads(threads)
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Keep threads: the first decomposition in a new one takes as long as all of a small layer."""
+    return ThreadPoolExecutor(workers)
 
 
 def _phases(frequency: Tensor, taps: int, length: int, stride: int) -> Tensor:
