@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slurm-test lint lock
+.PHONY: demo test slurm-test bench bench-gpu lint lock
 
 demo: .venv/run.done  ## the demo study on embedded real data; leaves its report
 	$(BIN)/snakemake --cores all --rerun-incomplete demo
@@ -13,6 +13,12 @@ test: .venv/test.done  ## all tests
 
 slurm-test: .venv/test.done  ## the workflow on a SLURM of one node, which it installs and stops; root on Debian
 	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
+
+bench: .venv/test.done  ## how fast everything is beside others; minutes, on quiet cores
+	$(BIN)/python tests/bench.py
+
+bench-gpu: .venv/test.done  ## how fast training is on a GPU, and what limits it
+	$(BIN)/python tests/bench_gpu.py
 
 lint: .venv/test.done  ## all static checks
 	$(BIN)/ruff check .

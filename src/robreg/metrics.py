@@ -10,7 +10,8 @@ from robreg import table
 
 def record(*, margins: Path, attacks: Path, svstd: Path, out: Path) -> None:
     """Write metrics.parquet of one run from its tables."""
-    frames = [table.read(path).to_pandas() for path in (margins, attacks, svstd)]
+    needed = {margins: ["split", "label", "prediction", "loss"], attacks: None, svstd: None}
+    frames = [table.read(path, columns).to_pandas() for path, columns in needed.items()]
     table.write(out, "metrics", {key: [value] for key, value in collect(*frames).items()}, table.metadata(margins))
 
 

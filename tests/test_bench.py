@@ -1,0 +1,65 @@
+"""The benchmarks compare what is equal, in turns, and run without a GPU as far as they can."""
+
+import json
+import subprocess
+import sys
+
+import bench
+import pytest
+import torch
+
+from workflow import ROOT
+
+
+def test_a_comparison_takes_turns_and_gives_the_peer_s_share(monkeypatch):
+    calls, clock = [], [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+
+    def taking(name, seconds):
+        def call():
+            calls.append(name)
+            clock[0] += seconds
+
+        return call
+
+    row = bench.compare("what", "peer", ours=taking("ours", 2), theirs=taking("theirs", 6), equal="", repeat=3)
+    assert calls == ["theirs", "ours", "ours", "theirs"] * 2
+    assert (row.ours, row.theirs, row.ratio, row.low, row.high) == (2, 6, 3, 3, 3)
+    assert "| what | peer | 2 | 6 | 3.00 (3.00 to 3.00) |" in bench.table([row])
+
+
+@pytest.mark.parametrize("case", [bench.bench_attack, bench.bench_training, bench.bench_evaluation])
+def test_nothing_unequal_is_timed(case, monkeypatch):
+    real = bench.torchattacks_pgd
+    shifted = lambda *arguments: (real(*arguments) + 0.02).clamp(0, 1)  # noqa: E731
+    monkeypatch.setattr(bench, "torchattacks_pgd", shifted)
+    monkeypatch.setattr(bench.attack, "evaluate", lambda *_, **__: {"n_correct": -1, "n_robust": -1})
+    monkeypatch.setattr(bench, "EPS", 9 / 255)  # of the training loop that is compared with
+    monkeypatch.setattr(bench, "compare", lambda *_, **__: pytest.fail("timed"))
+    with pytest.raises(AssertionError):
+        case(8)
+
+
+def test_unequal_spectra_are_not_timed(monkeypatch):
+    real = bench.sedghi
+    monkeypatch.setattr(bench, "sedghi", lambda *arguments: real(*arguments) + 1e-9)
+    monkeypatch.setattr(bench, "compare", lambda *_, **__: pytest.fail("timed"))
+    with pytest.raises(AssertionError):
+        bench.bench_spectra(wide=False)
+
+
+def test_the_gpu_s_benchmark_runs_in_small_on_a_cpu(tmp_path):
+    out = tmp_path / "bench.json"
+    command = [sys.executable, ROOT / "tests/bench_gpu.py", "training", "projection", "--device", "cpu", "--tiny"]
+    subprocess.run([*command, "--out", out], check=True, capture_output=True)
+    found = json.loads(out.read_text())
+    assert set(found["training"]["steps"]) == {"fp32", "fp32, compiled", "bf16", "bf16, compiled", "peer"}
+    assert found["training"]["steps"]["fp32"]["loss_differs_by"] < 1e-5
+    assert found["projection"]["seconds"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_gpu_s_benchmark_refuses_a_machine_without_one():
+    done = subprocess.run([sys.executable, ROOT / "tests/bench_gpu.py"], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "bench-gpu needs a GPU, and torch sees none here: run it on a machine that has one\n"
