@@ -466,7 +466,7 @@ def two_steps(width):
         short = {"steps": 2}
         config["runs"] = {
             "tin/ar4": {
-                "training": {"epochs": 1, "lr_drops": [], "batch_size": 20},
+                "training": {"epochs": 1, "lr_drops": [], "batch_size": 20, "compile": False},  # it takes minutes
                 **{
                     key: short for key in ("training_attack", "evaluation", "loss_variation", "spread", "strong_attack")
                 },
