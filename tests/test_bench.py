@@ -48,6 +48,39 @@ def test_unequal_spectra_are_not_timed(monkeypatch):
         bench.bench_spectra(wide=False)
 
 
+def test_images_of_foolbox_that_differ_are_not_timed(monkeypatch):
+    real = bench.foolbox_pgd
+    monkeypatch.setattr(bench, "foolbox_pgd", lambda *arguments: real(*arguments) + 2e-6)
+    monkeypatch.setattr(bench, "compare", lambda *_, **__: pytest.fail("timed"))
+    with pytest.raises(AssertionError):
+        bench.bench_attack(2)
+
+
+@pytest.mark.parametrize("accuracies", [(50.0, 48.5), (100.0, 100.0), (0.0, 0.0)])
+def test_bf16_is_not_timed_with_another_robust_accuracy_or_one_that_says_nothing(accuracies, monkeypatch):
+    found, make = iter(accuracies), bench.make_network
+    monkeypatch.setattr(bench, "make_network", lambda: make(8))
+    monkeypatch.setattr(bench, "compare", lambda what, *_, **__: pytest.fail("timed") if "bf16" in what else None)
+    monkeypatch.setattr(bench, "_accuracy", lambda *_: next(found))
+    with pytest.raises(AssertionError):
+        bench.bench_attack(2)
+
+
+def test_other_pixels_are_not_timed(monkeypatch):
+    monkeypatch.setattr(bench, "random_crop_flip", lambda images, **_: images.flip(2))
+    monkeypatch.setattr(bench, "compare", lambda *_, **__: pytest.fail("timed"))
+    with pytest.raises(AssertionError):
+        bench.bench_data(64)
+
+
+def test_norms_above_the_bound_are_refused(monkeypatch):
+    make = bench.make_network
+    monkeypatch.setattr(bench, "make_network", lambda _, shape: make(8, shape))
+    monkeypatch.setattr(bench.clip, "project", lambda *_: [1 + 1e-6])
+    with pytest.raises(AssertionError):
+        bench.bench_projection(1)
+
+
 def test_the_gpu_s_benchmark_runs_in_small_on_a_cpu(tmp_path):
     out = tmp_path / "bench.json"
     command = [sys.executable, ROOT / "tests/bench_gpu.py", "training", "projection", "--device", "cpu", "--tiny"]
