@@ -200,7 +200,7 @@ class Cluster:
 
     def busy(self):
         """Say whether the node still has processes of a job."""
-        return any(process.name() == "slurmstepd" for process in psutil.process_iter())
+        return any(process.info["name"] == "slurmstepd" for process in psutil.process_iter(["name"]))
 
     def jobs(self, *states):
         """Return the ids of jobs in these states, or of all that have not ended."""
