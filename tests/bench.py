@@ -171,7 +171,7 @@ def bench_attack(n: int) -> list[Row]:
     x, y = make_batch(model, n)
     plain = x.contiguous()  # the layout that others have from their DataLoader; in ours, sums have another order
     ours = attack.pgd(model, x, y, eps=EPS, step=STEP, steps=STEPS)
-    assert all((peer(model, x, y) - ours).abs().max() <= 1e-6 for peer in (torchattacks_pgd, foolbox_pgd))
+    assert all((peer(model, x, y) - ours).abs().max() <= 1e-6 for peer in (torchattacks_pgd, foolbox_pgd)), "images"
     rows = [
         compare(
             f"attack: PGD-10, ResNet-56, batch {n}, fp32",
@@ -187,7 +187,7 @@ def bench_attack(n: int) -> list[Row]:
     half = make_step(make_network(), "bf16")
     many, labels = make_batch(model, 4 * n)
     robust = [_accuracy(model, adversarial, labels) for adversarial in _both(model, half, many, labels)]
-    assert abs(robust[0] - robust[1]) <= 1, robust
+    assert abs(robust[0] - robust[1]) <= 1, f"robust accuracy: {robust}"
     assert 10 < robust[1] < 90, f"{robust[1]} % robust says nothing"
     row = compare(
         f"attack: PGD-10, ResNet-56, batch {n}, bf16",
@@ -365,7 +365,7 @@ def bench_data(n: int) -> list[Row]:
             to_float(random_crop_flip(images[index], pad=4, generator=generator)).sum() for index in order.split(256)
         )
 
-    loader = torch.utils.data.DataLoader(Each(), batch_size=256, shuffle=True, num_workers=2)
+    loader = torch.utils.data.DataLoader(Each(), batch_size=256, shuffle=True, num_workers=2, persistent_workers=True)
     whole = {"pad": 0, "generator": torch.Generator().manual_seed(1)}
     plain = to_float(random_crop_flip(images[:64], **whole))
     assert all(

@@ -242,9 +242,10 @@ class Bench:
         sys.stdin.readline()
         begin, done = time.perf_counter(), 0
         while time.perf_counter() - begin < (0.2 if self.tiny else 10):
-            step(*self.draw())
-            self.wait()
-            done += self.batch
+            for _ in range(self.batches):
+                step(*self.draw())
+            self.wait()  # seldom, as in training
+            done += self.batch * self.batches
         print(done / (time.perf_counter() - begin), flush=True)
 
 
@@ -263,7 +264,6 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("bench-gpu needs a GPU, and torch sees none here: run it on a machine that has one")
     torch.backends.cudnn.allow_tf32 = False  # as in every job
-    torch.backends.cudnn.benchmark = True
     bench = Bench(torch.device(arguments.device), tiny=arguments.tiny)
     if arguments.alone:
         bench.alone()

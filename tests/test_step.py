@@ -34,7 +34,7 @@ def make(device="cpu", **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Classifier(Normalise([0.5], [0.25]), Small()).to(device)
-    sgd = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9, fused=device == "cuda" or None)
     return Step(model, sgd, **{"attack": BALL, **options})
 
 
@@ -159,10 +159,60 @@ def test_without_a_compiler_the_step_is_eager_and_says_so_once(monkeypatch, capl
     assert all(torch.equal(value, wanted[1][key]) for key, value in found[1].items())
 
 
+class Recorded:
+    """A graph that is none: it runs what it was to capture."""
+
+    made = 0
+
+    def __init__(self, run, *batch):
+        type(self).made += 1
+        self.run, self.size = run, len(batch[0])
+
+    def __call__(self, x, y, noise):
+        assert len(x) == self.size
+        return self.run(x, y, noise)
+
+
+def test_a_graph_is_made_for_full_batches_and_anew_for_every_learning_rate(monkeypatch):
+    class Graph(Recorded):
+        pass
+
+    monkeypatch.setattr("robreg.step._Graph", Graph)
+    step, reference = make(), make()
+    step.captures = True
+    made = []
+    for lr in (0.5, 0.1):
+        for one in (step, reference):
+            one.optimizer.param_groups[0]["lr"] = lr
+        for n in (16, 5, 16):
+            found, wanted = run(step, n=n), run(reference, n=n)
+            assert found[0] == wanted[0]
+            assert all(torch.equal(value, wanted[1][key]) for key, value in found[1].items())
+            made.append(Graph.made)
+    assert made == [1, 1, 1, 2, 2, 2]
+    assert step.how == "eager, CUDA graph"
+
+
+def test_what_cannot_be_captured_runs_without_and_says_so_once(monkeypatch, caplog):
+    def refuse(*_):
+        raise KeyError("no graph")
+
+    monkeypatch.setattr("robreg.step._Graph", refuse)
+    step = make()
+    step.captures = True
+    found, wanted = run(step), run(make())
+    assert found[0] == wanted[0]
+    assert all(torch.equal(value, wanted[1][key]) for key, value in found[1].items())
+    assert step.how == "eager"
+    said = [record.getMessage() for record in caplog.records if record.name == "robreg.step"]
+    assert said == ["a CUDA graph is not possible here (KeyError: 'no graph'); training goes on without"]
+
+
 @GPU
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_captured_step_is_an_eager_one(precision, compile):
+    torch.backends.cudnn.allow_tf32 = False  # as in every job
     step, reference = make("cuda", precision=precision, compile=compile), make("cuda", precision=precision)
     for lr in (0.5, 0.1):
         for one in (step, reference):

@@ -89,16 +89,43 @@ def test_a_measure_that_fails_fails_its_job(script, status, workflow):
     assert left(folder) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_the_server_ends_with_its_driver(number, workflow):
-    folder = workflow(sv="import time; open('began', 'w').close(); time.sleep(4)\n")
+SLOW = """
+import os, time
+with open("began.part", "w") as file:
+    file.write(str(os.getpid()))
+os.rename("began.part", "began")
+time.sleep({seconds})
+open("late", "w").close()
+"""
+
+
+def start(folder):
+    """Start Snakemake, wait until its measure runs; return both processes."""
     driver = subprocess.Popen([SNAKEMAKE, "-c2", "sv.out"], cwd=folder, stderr=subprocess.DEVNULL)
     began = time.monotonic()
     while not (folder / "began").exists():
         assert time.monotonic() - began < 60
         time.sleep(0.05)
+    return driver, psutil.Process(int((folder / "began").read_text()))
+
+
+def test_a_measure_does_not_outlive_the_server_that_would_tell_its_end(workflow):
+    folder = workflow(sv=SLOW.format(seconds=30))
+    driver, script = start(folder)
+    server = script.parent()
+    assert server.pid != driver.pid
+    server.kill()
+    assert driver.wait(timeout=60) == 1
+    assert left(folder) == []
+    assert not (folder / "late").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_server_ends_with_its_driver(number, workflow):
+    folder = workflow(sv=SLOW.format(seconds=4))
+    driver, script = start(folder)
     family = psutil.Process(driver.pid).children(recursive=True)
-    assert len(family) >= 2  # the server and its script
+    assert script in family
     os.kill(driver.pid, number)
     assert driver.wait(timeout=60) != 0
     _, alive = psutil.wait_procs(family, timeout=60)

@@ -27,6 +27,7 @@ TRAINING_CODE = (  # decide the weights
     "network",
     "parquet",
     "raw",
+    "resume",
     "source",
     "spectrum",
     "step",

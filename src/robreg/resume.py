@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class State:
     """A training run between two epochs.
 
     layers: those that a spectral norm bound holds for; history: one row of the contract's table per finished epoch;
-    code: the hash of the code that it was begun with.
+    code: the hash of the code that it was begun with; how: the ways in which its steps were computed (Step.how).
     """
 
     model: Classifier
@@ -33,6 +33,7 @@ class State:
     layers: list[Layer]
     history: list[dict[str, Any]]
     code: str
+    how: list[str] = field(default_factory=list)
 
 
 def identity(settings: Mapping[str, Any], data_sha256: str) -> dict[str, Any]:
@@ -65,6 +66,7 @@ class Resume:
             "optimizer": state.optimizer.state_dict(),
             "history": state.history,
             "code_hash": state.code,
+            "how": state.how,
         }
         with atomic(self.path) as temporary:
             torch.save(content, temporary)
@@ -84,7 +86,11 @@ class Resume:
                 "restore them to go on, or delete the file to train this run from the start"
             )
         state.model.load_state_dict(content["model"])
+        fused = [group["fused"] for group in state.optimizer.param_groups]
         state.optimizer.load_state_dict(content["optimizer"])
+        for group, here in zip(state.optimizer.param_groups, fused, strict=True):  # as this device wants it
+            group["fused"] = here
+        state.how = content.get("how", ["eager"])  # older states are of eager steps
         state.history, state.code = content["history"], content["code_hash"]
         log.info("going on after epoch %d from %s", len(state.history), self.path)
 

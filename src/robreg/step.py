@@ -60,14 +60,16 @@ class Step:
         self.twin, self.casts = _twin(model, torch.bfloat16 if precision == "bf16" else None)
         self.size: int | None = None  # of a full batch, the one that is compiled for
         self.compiled: tuple[nn.Module, nn.Module] | None = None  # the model and its twin
-        self.graphs: dict[int, _Graph] = {}  # by batch size
-        self.lr: float | None = None  # that the graphs hold
+        self.graph: _Graph | None = None  # of full batches
+        self.lr: float | None = None  # that the graph holds
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # the best algorithms for the one size that nearly all batches have
 
     @property
     def how(self) -> str:
         """How full batches are computed: eager, compiled, or captured."""
         made = "compiled" if self.compiled else "eager"
-        return f"{made}, CUDA graph" if self.graphs else made
+        return f"{made}, CUDA graph" if self.graph else made
 
     def __call__(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Result:
         """Update the weights once; return the loss, (), and the logits, (B, classes), both detached.
@@ -79,7 +81,7 @@ class Step:
             self.size = len(x)
             if self.compile:
                 self._prepare(x, y, noise)
-        if self.captures:
+        if self.captures and len(x) == self.size:
             return self._replay(x, y, noise)
         return self._run(x, y, noise)
 
@@ -126,21 +128,20 @@ class Step:
 
     def _replay(self, x: Tensor, y: Tensor, noise: Tensor | None) -> Result:
         lr = self.optimizer.param_groups[0]["lr"]
-        if lr != self.lr:  # it is a constant of the graphs
-            self.graphs, self.lr = {}, lr
-        if len(x) not in self.graphs:
+        if lr != self.lr:  # it is a constant of the graph
+            self.graph, self.lr = None, lr
             try:
                 self._rehearse(x, y, noise)
-                self.graphs[len(x)] = _Graph(self._run, x, y, noise)
-            except RuntimeError as error:
+                self.graph = _Graph(self._run, x, y, noise)
+            except Exception as error:
                 log.warning("%s; training goes on without", _reason("a CUDA graph", error))
-                self.captures, self.graphs = False, {}
-                return self._run(x, y, noise)
-        return self.graphs[len(x)](x, y, noise)
+                self.captures = False
+        return (self.graph or self._run)(x, y, noise)
 
     def _rehearse(self, *batch: Tensor | None) -> None:
-        """Take steps and undo them, in place, for graphs know the tensors by their addresses."""
-        before = [tensor.detach().clone() for tensor in self.model.state_dict().values()]
+        """Take steps and undo them, in place, for a graph knows the tensors by their addresses."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        before = [tensor.detach().clone() for tensor in tensors]
         known = {key: _momentum(state) for key, state in self.optimizer.state.items()}
         moments = {key: moment.clone() for key, moment in known.items() if moment is not None}
         try:
@@ -148,7 +149,7 @@ class Step:
                 _aside(self.device, lambda: [self._run(*cast(Any, batch)) for _ in range(_WARM_UP)])
         finally:
             with torch.no_grad():
-                for tensor, old in zip(self.model.state_dict().values(), before, strict=True):
+                for tensor, old in zip(tensors, before, strict=True):
                     tensor.copy_(old)
                 for key, state in self.optimizer.state.items():
                     if (moment := _momentum(state)) is not None:

@@ -21,7 +21,7 @@ from robreg.data import Dataset, random_crop_flip, random_resized_crop_flip, to_
 from robreg.job import code_hash
 from robreg.lease import Lease
 from robreg.network import build
-from robreg.resolve import fingerprint
+from robreg.resolve import DEFAULTS, fingerprint
 from robreg.resume import Resume, State, identity
 from robreg.spectrum import layers
 from robreg.step import Attack, Step
@@ -53,9 +53,9 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
         else:
             resume.save(state)
         with _sigterm() as stop, torch.random.fork_rng([] if device.type == "cpu" else [device]):
-            how = _fit(state, settings, data, resume=resume, stop=stop)
+            _fit(state, settings, data, resume=resume, stop=stop)
         lease.check()
-        meta = {**_meta(settings, data, device), "code_hash": state.code, "step": how}
+        meta = {**_meta(settings, data, device), "code_hash": state.code, "step": "; ".join(state.how)}
         with atomic(checkpoint) as temporary:
             torch.save({"model": state.model.state_dict(), "meta": meta}, temporary)
         columns = {key: [row[key] for row in state.history] for key in state.history[0]}
@@ -63,8 +63,8 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
         resume.path.unlink()
 
 
-def _fit(state: State, settings: Mapping[str, Any], data: Dataset, *, resume: Resume, stop: threading.Event) -> str:
-    """Train the epochs that are left, and save the state after each; return how the steps were computed."""
+def _fit(state: State, settings: Mapping[str, Any], data: Dataset, *, resume: Resume, stop: threading.Event) -> None:
+    """Train the epochs that are left, and save the state after each."""
     epochs = settings["training"]["epochs"]
     device = state.model.normalise.mean.device
     images, labels = data.train_images, data.train_labels
@@ -78,13 +78,13 @@ def _fit(state: State, settings: Mapping[str, Any], data: Dataset, *, resume: Re
         row["seconds"] = time.perf_counter() - begin
         row["examples_per_s"] = len(images) / row["seconds"]
         state.history.append(row)
+        state.how = list(dict.fromkeys([*state.how, step.how]))
         resume.save(state)
         mean = sum(past["seconds"] for past in state.history[first - 1 :]) / (epoch - first + 1)
         log.info(
             "epoch %d/%d lr %g loss %.4f acc %.2f %% %.0f examples/s, %.0f s left",
             *(epoch, epochs, row["lr"], row["loss"], row["acc"], row["examples_per_s"], mean * (epochs - epoch)),
         )
-    return step.how
 
 
 def _step(state: State, settings: Mapping[str, Any]) -> Step:
@@ -93,7 +93,7 @@ def _step(state: State, settings: Mapping[str, Any]) -> Step:
         std = state.model.normalise.std
         eps, step = (radius(attack[key], settings["space"], std) for key in ("eps", "step"))
         attack = Attack(eps, step, attack["steps"])
-    options = {"precision": spec.get("precision", "fp32"), "compile": spec.get("compile", False)}
+    options = {key: spec.get(key, default) for key, default in DEFAULTS.items()}
     return Step(state.model, state.optimizer, attack=attack, **options)
 
 
@@ -194,6 +194,7 @@ def _meta(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> d
         **{key: settings[key] for key in ("dataset", "variant", "seed", "arch", "factory", "width", "threads")},
         **_data_meta(data),
         "data_sha256": data.sha256,
+        **{key: settings["training"].get(key, default) for key, default in DEFAULTS.items()},
         "settings": json.dumps(settings, sort_keys=True),
         "settings_hash": fingerprint(settings),
         "version": robreg.__version__,

@@ -15,6 +15,7 @@ from importlib.machinery import ModuleSpec
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import psutil
 from snakemake.benchmark import benchmarked
 from snakemake.script import PythonScript
 from snakemake.shell import shell
@@ -25,7 +26,7 @@ _PRELOAD = [
     "torch",
     "pyarrow.parquet",
 ]  # never what uses a GPU or starts threads: neither outlives a fork
-_THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")
+_THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")  # for what a script starts; torch's own are set by robreg.job
 _one_at_a_time = threading.Lock()  # multiprocessing looks after other threads' processes whenever it starts one
 
 
@@ -61,13 +62,19 @@ def _fork(context: Any, script: PythonScript, file: str) -> int:  # noqa: ANN401
         process.start()
     with shell._lock:
         shell._processes[script.jobid] = process
-    with benchmarked(process.pid, script.bench_record):
-        go.send(None)  # not before: of a process that has ended nothing can be measured
-        wait([process.sentinel])
-    with shell._lock:
-        shell._processes.pop(script.jobid, None)
-    with _one_at_a_time:
-        process.join()
+    itself = psutil.Process(process.pid)
+    try:
+        with benchmarked(process.pid, script.bench_record):
+            go.send(None)  # not before: of a process that has ended nothing can be measured
+            wait([process.sentinel])
+    finally:
+        if itself.is_running():  # the server died: nobody would hear how this ends
+            itself.kill()
+            itself.wait()
+        with shell._lock:
+            shell._processes.pop(script.jobid, None)
+        with _one_at_a_time:
+            process.join()
     return int(process.exitcode)
 
 
