@@ -1,4 +1,4 @@
-"""Measures are started by fork from a process that has imported torch, and behave as if they were started afresh."""
+"""Scripts are started by fork from a process that has imported what they use, and behave as if started afresh."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def workflow(tmp_path):
     """Write a workflow with a script for each rule; return its folder."""
 
     def write(**scripts):
-        parts = ["from robreg import warm\nwarm.install()\n"]
+        parts = ["from robreg import warm\nwarm.install(workflow)\n"]
         for name, script in scripts.items():
             parts.append(RULE.format(name=name, out="{n}.out" if name == "margins" else f"{name}.out"))
             (tmp_path / f"{name}.py").write_text(textwrap.dedent(script))
@@ -65,6 +65,24 @@ def test_a_measure_is_forked_with_its_own_environment_and_others_start_afresh(wo
     header, values = ((folder / "sv.tsv").read_text().splitlines()[i].split("\t") for i in (0, 1))
     assert float(dict(zip(header, values, strict=True))["s"]) < 30
     assert left(folder) == []
+
+
+BLAS = """
+import sys, threadpoolctl
+import scipy.linalg
+with open(snakemake.output[0], "w") as file:
+    threads = {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+    print(threads, "seaborn" in sys.modules, "foolbox" in sys.modules, file=file)
+"""
+
+
+def test_what_is_imported_before_follows_the_plan_and_blas_has_one_thread(workflow):
+    folder = workflow(sv=BLAS, figure=BLAS, theory=BLAS)
+    found = []
+    for planned in (["sv.out"], ["sv.out", "figure.out"], ["sv.out", "theory.out"]):
+        snakemake(folder, "-c2", "--forceall", *planned)
+        found.append((folder / "sv.out").read_text().strip())
+    assert found == ["{1} False False", "{1} True False", "{1} False True"]
 
 
 def test_many_measures_end_at_once(workflow):

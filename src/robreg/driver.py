@@ -41,7 +41,7 @@ def install(workflow: "Workflow") -> None:
     Job.restart_times = property(_restart_times)
     GroupJob.log_error = _with_message(GroupJob.log_error)
     workflow.execute = _execute(workflow, workflow.execute)
-    warm.install()
+    warm.install(workflow)
     if workflow.remote_exec:  # in a job on a cluster
         JobScheduler.exit_gracefully = _pass_sigterm_on(JobScheduler.exit_gracefully)
 

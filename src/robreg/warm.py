@@ -1,4 +1,4 @@
-"""Start measures by fork from a process that has imported torch: for a small network that import is most of their work.
+"""Start scripts by fork from a process that has imported what they use: for a small network that is most of their work.
 
 Only robreg.driver imports it. The server is the standard library's; a Snakemake process starts it with its first
 measure, and it ends when that process does.
@@ -10,45 +10,56 @@ import runpy
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from snakemake.benchmark import benchmarked
 from snakemake.script import PythonScript
 from snakemake.shell import shell
 
-RULES = frozenset(("margins", "apgd", "attacks", "lossvar", "sv", "spread", "theory"))
-_PRELOAD = [
-    "robreg.warm",
-    "torch",
-    "pyarrow.parquet",
-]  # never what uses a GPU or starts threads: neither outlives a fork
+if TYPE_CHECKING:
+    from snakemake.workflow import Workflow
+
+# What scripts import, beyond what all do, and who does. Never what uses a GPU or starts threads of its own: neither
+# outlives a fork. A missing module is passed over.
+_PRELOAD = ("robreg.warm", "torch", "pandas", "pyarrow.parquet")
+_ALSO = {
+    "theory": ("robreg.theory", "foolbox", "torch._dynamo"),
+    "sv": ("robreg.spectrum",),
+    "figure": ("robreg.figure",),
+    "comparison": ("robreg.figure",),
+}
+RULES = {*_ALSO, "margins", "apgd", "attacks", "lossvar", "spread", "metrics", "table", "claims", "report"}
 _THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")  # for what a script starts; torch's own are set by robreg.job
 _one_at_a_time = threading.Lock()  # multiprocessing looks after other threads' processes whenever it starts one
 
 
-def install() -> None:
+def install(workflow: "Workflow") -> None:
     """Have this Snakemake process start the scripts of RULES by fork; all others start as ever."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
     # Else every script would begin with the import of what this process was started with, all of Snakemake.
     sys.modules["__main__"].__spec__ = ModuleSpec("__main__", None)
-    PythonScript.execute_script = _forking(context, PythonScript.execute_script)
+    PythonScript.execute_script = _forking(workflow, context, PythonScript.execute_script)
 
 
-def _forking(context: Any, execute: Callable[..., None]) -> Callable[..., None]:  # noqa: ANN401 - of a private type
+def _forking(workflow: "Workflow", context: Any, execute: Callable[..., None]) -> Callable[..., None]:  # noqa: ANN401
     """Snakemake's execute_script, which starts a shell that starts Python."""
 
     def wrapper(script: PythonScript, file: str, *, edit: bool = False) -> None:
         elsewhere = script.container_img or script.conda_env or script.env_modules  # has a Python of its own
         if script.rulename not in RULES or elsewhere or edit:
             execute(script, file, edit=edit)
-        elif status := _fork(context, script, file):
+            return
+        planned = dict.fromkeys(job.rule.name for job in workflow.dag.needrun_jobs())
+        also = [name for rule in planned for name in _ALSO.get(rule, ())]
+        context.set_forkserver_preload([*_PRELOAD, *also])  # heeded when the server starts, with the first
+        if status := _fork(context, script, file):
             raise subprocess.CalledProcessError(status, [sys.executable, file])
 
     return wrapper
@@ -58,7 +69,7 @@ def _fork(context: Any, script: PythonScript, file: str) -> int:  # noqa: ANN401
     """Run a script to its end; return its exit status, negative for a signal."""
     ready, go = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(file, _environment(script), ready))
-    with _one_at_a_time:
+    with _one_at_a_time, _one_thread():
         process.start()
     with shell._lock:
         shell._processes[script.jobid] = process
@@ -76,6 +87,20 @@ def _fork(context: Any, script: PythonScript, file: str) -> int:  # noqa: ANN401
         with _one_at_a_time:
             process.join()
     return int(process.exitcode)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Give a server that starts one thread for its BLAS: what it has is fixed then, and decides the last bits."""
+    names = [f"{name}_NUM_THREADS" for name in _THREADS]
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name in names:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _environment(script: PythonScript) -> dict[str, str]:
