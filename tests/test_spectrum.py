@@ -120,6 +120,19 @@ def test_every_decomposition_has_one_thread_and_torchs_number_is_left_as_found(
     assert torch.get_num_threads() == 3
 
 
+@pytest.mark.parametrize("budget", [spectrum._CHUNK, 2 * 16 * 7 * 5])
+@pytest.mark.parametrize("shape", [(16, 16, 3, 3), (7, 5, 3, 3), (6, 4, 1, 1)])
+def test_the_bits_do_not_depend_on_the_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], budget: int
+) -> None:
+    monkeypatch.setattr(spectrum, "_CHUNK", budget)
+    found = {}
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        found[threads] = singular_values(kernel(*shape), 2, 2)
+    assert all(torch.equal(*pair) for threads in (2, 4) for pair in zip(found[1], found[threads], strict=True))
+
+
 def test_inputs_that_a_strided_1x1_kernel_skips_count_as_zeros() -> None:
     sigma, multiplicity = singular_values(kernel(6, 2, 1, 1), 4, 4, 2)
     assert int(multiplicity.sum()) == 6 * 4  # rows: 6 channels on 2 x 2; columns: 2 channels on 4 x 4

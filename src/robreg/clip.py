@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from robreg.spectrum import Layer, output_frequencies, parallel, phases
+from robreg.spectrum import Layer, output_frequencies, parallel, phases, single_threaded
 
 TOLERANCE = 0.01  # of the bound: rounds end there, and one rescale does the rest
 MAX_ROUNDS = 200
@@ -26,9 +26,11 @@ def project(layers: Sequence[Layer], bound: float, rounds: int | str) -> list[fl
         if not bool(layer.kernel.isfinite().all()):
             raise ArithmeticError(f"layer {layer.name}: weights are not finite; lower training.lr, or the strength")
     found: dict[str, tuple[Tensor, float]] = {}
-    for device, some in _by_device(layers).items():
-        project_one = partial(_projected, bound=bound, rounds=rounds, device=device)
-        found |= zip([layer.name for layer in some], parallel(project_one, some, device), strict=True)
+    with single_threaded() as threads:
+        for device, some in _by_device(layers).items():
+            project_one = partial(_projected, bound=bound, rounds=rounds, device=device)
+            projected = parallel(project_one, some, threads if device.type == "cpu" else 1)
+            found |= zip([layer.name for layer in some], projected, strict=True)
     with torch.no_grad():
         for layer in layers:
             layer.module.weight.copy_(found[layer.name][0].view_as(layer.module.weight))

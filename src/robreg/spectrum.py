@@ -1,8 +1,9 @@
 """Exact singular values of convolutions (as circular operators) and linear layers (Sedghi et al. 2019)."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -147,29 +148,39 @@ def singular_values(kernel: Tensor, height: int, width: int, stride: int = 1) ->
         raise ValueError(
             f"stride {stride} does not divide the input size {height} x {width}: the operator is not circular"
         )
-    rows, columns = height // stride, width // stride
-    if kernel.shape[2:] == (1, 1):  # the matrix itself, once per output position
-        (sigma,) = parallel(torch.linalg.svdvals, [kernel[:, :, 0, 0].double()], kernel.device)
-        missing = min(kernel.shape[0], kernel.shape[1] * stride**2) - len(sigma)  # inputs that the stride skips
+    with single_threaded() as threads:
+        return _singular_values(kernel, (height, width), stride, workers=threads if kernel.device.type == "cpu" else 1)
+
+
+def _singular_values(kernel: Tensor, size: tuple[int, int], stride: int, *, workers: int) -> tuple[Tensor, Tensor]:
+    rows, columns = size[0] // stride, size[1] // stride
+    c_out, c_in, kh, kw = kernel.shape
+    if (kh, kw) == (1, 1):  # the matrix itself, once per output position
+        sigma = torch.linalg.svdvals(kernel[:, :, 0, 0].double())
+        missing = min(c_out, c_in * stride**2) - len(sigma)  # inputs that the stride skips
         sigma = torch.cat([sigma, sigma.new_zeros(missing)]).cpu()
         return sigma, torch.full((len(sigma),), rows * columns)
-    c_out, c_in, kh, kw = kernel.shape
     taps = kernel.double().permute(2, 3, 0, 1).reshape(-1, c_out * c_in)  # (kh kw, c_out c_in)
 
-    def decompose(frequencies: Tensor) -> Tensor:
-        turned = phases(frequencies.to(kernel.device), (kh, kw), (height, width), stride) / stride
+    def blocks(frequencies: Tensor) -> Tensor:
+        turned = phases(frequencies.to(kernel.device), (kh, kw), size, stride) / stride
         turned = turned.flatten(0, 1)  # (f s^2, kh kw)
-        blocks = torch.complex(turned.real @ taps, turned.imag @ taps)  # half the work of a complex product
-        return torch.linalg.svdvals(blocks.view(-1, stride**2, c_out, c_in).transpose(1, 2).flatten(2)).cpu()
+        made = torch.complex(turned.real @ taps, turned.imag @ taps)  # half the work of a complex product
+        return made.view(-1, stride**2, c_out, c_in).transpose(1, 2).flatten(2)  # (f, c_out, s^2 c_in)
 
     halves = output_frequencies(rows, columns)
-    frequencies = torch.cat([half for half, _ in halves])
-    most = max(1, _CHUNK // (16 * c_out * c_in * stride**2))
-    parts = frequencies.split(min(most, -(-len(frequencies) // torch.get_num_threads())))  # some for every thread
-    found = torch.cat(parallel(decompose, parts, kernel.device))  # (f, values)
+    parts = torch.cat([half for half, _ in halves]).split(max(1, _CHUNK // (16 * c_out * c_in * stride**2)))
+    if (
+        len(parts) < workers
+    ):  # a product's last bits depend on its size, a decomposition's do not: so only that is split
+        pieces = [piece for part in parts for piece in blocks(part).chunk(workers)]
+        decomposed = parallel(torch.linalg.svdvals, pieces, workers)
+    else:
+        decomposed = parallel(lambda part: torch.linalg.svdvals(blocks(part)), parts, workers)
+    found = torch.cat(decomposed).cpu()  # (f, values)
     counts = torch.cat([torch.full((len(half), found.shape[1]), count) for half, count in halves]).flatten()
     sigma = found.flatten()
-    order = (-sigma.numpy()).argsort(kind="stable")  # torch's threads would wait, busily, for their next task
+    order = (-sigma.numpy()).argsort(kind="stable")  # faster than torch's
     return sigma[order], counts[order]
 
 
@@ -201,17 +212,22 @@ def phases(frequencies: Tensor, kernel: tuple[int, int], size: tuple[int, int], 
     return (down[:, :, None, :, None] * right[:, None, :, None, :]).flatten(3).flatten(1, 2)
 
 
-def parallel(function: Callable[[Part], Made], parts: Sequence[Part], device: torch.device) -> list[Made]:
-    """Map in as many threads as torch may use on the CPU, each of them with one thread for its matrices.
-
-    The matrices are small: LAPACK's own threads would wait for each other most of the time.
-    """
+@contextmanager
+def single_threaded() -> Iterator[int]:
+    """Give torch one CPU thread, and yield how many it had: while others compute, its own would wait busily."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return list(_pool(min(threads, _WORKERS) if device.type == "cpu" else 1).map(function, parts))
+        yield threads
     finally:
         torch.set_num_threads(threads)
+
+
+def parallel(function: Callable[[Part], Made], parts: Sequence[Part], workers: int) -> list[Made]:
+    """Map in up to `workers` threads, within single_threaded: small matrices leave LAPACK's own threads waiting."""
+    if workers == 1:
+        return list(map(function, parts))
+    return list(_pool(min(workers, _WORKERS)).map(function, parts))
 
 
 @cache
