@@ -85,6 +85,23 @@ def test_what_is_imported_before_follows_the_plan_and_blas_has_one_thread(workfl
     assert found == ["{1} False False", "{1} True False", "{1} False True"]
 
 
+WATCH = """
+import sys, threading
+def watch(event, arguments):
+    if event in ("os.putenv", "os.unsetenv") and threading.current_thread() is not threading.main_thread():
+        open("changed", "w").close()
+sys.addaudithook(watch)
+"""
+
+
+def test_no_thread_changes_the_environment_while_another_starts_a_process(workflow):
+    folder = workflow(sv=TELL)
+    (folder / "Snakefile").write_text(WATCH + (folder / "Snakefile").read_text())
+    snakemake(folder, "-c1", "sv.out")
+    assert json.loads((folder / "sv.out").read_text())["warm"]
+    assert not (folder / "changed").exists()
+
+
 def test_many_measures_end_at_once(workflow):
     folder = workflow(margins="open(snakemake.output[0], 'w').close()\n")
     targets = [f"{n}.out" for n in range(40)]

@@ -10,8 +10,7 @@ import runpy
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 # What scripts import, beyond what all do, and who does. Never what uses a GPU or starts threads of its own: neither
 # outlives a fork. A missing module is passed over.
-_PRELOAD = ("robreg.warm", "torch", "pandas", "pyarrow.parquet")
+_PRELOAD = ("robreg.one_thread", "robreg.warm", "torch", "pandas", "pyarrow.parquet")
 _ALSO = {
     "theory": ("robreg.theory", "foolbox", "torch._dynamo"),
     "sv": ("robreg.spectrum",),
@@ -69,7 +68,7 @@ def _fork(context: Any, script: PythonScript, file: str) -> int:  # noqa: ANN401
     """Run a script to its end; return its exit status, negative for a signal."""
     ready, go = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(file, _environment(script), ready))
-    with _one_at_a_time, _one_thread():
+    with _one_at_a_time:
         process.start()
     with shell._lock:
         shell._processes[script.jobid] = process
@@ -87,20 +86,6 @@ def _fork(context: Any, script: PythonScript, file: str) -> int:  # noqa: ANN401
         with _one_at_a_time:
             process.join()
     return int(process.exitcode)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Give a server that starts one thread for its BLAS: what it has is fixed then, and decides the last bits."""
-    names = [f"{name}_NUM_THREADS" for name in _THREADS]
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name in names:
-            del os.environ[name]
-        os.environ.update(before)
 
 
 def _environment(script: PythonScript) -> dict[str, str]:
