@@ -10,7 +10,7 @@ import pytest
 import torch
 from playwright.sync_api import sync_playwright
 
-from robreg import data, network
+from robreg import data, margin, network
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 META = {
@@ -79,6 +79,13 @@ def run(tmp_path_factory: pytest.TempPathFactory, net: Callable[..., network.Cla
     meta = META | {"mean": list(prepared.mean), "std": list(prepared.std), "data_sha256": prepared.sha256}
     torch.save({"model": model.state_dict(), "meta": meta}, root / "checkpoint.pt")
     return Run(root / "checkpoint.pt", root / "data", meta, model, prepared)
+
+
+@pytest.fixture
+def margins(run, tmp_path) -> Path:
+    """Write the run's margins.parquet, which attacks and loss variation start from."""
+    margin.record(run.checkpoint, run.folder, tmp_path / "margins.parquet", batch=16, device="cpu")
+    return tmp_path / "margins.parquet"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robreg import apgd, attack, table
+from robreg import apgd, attack, margin, table
 from robreg.data import load, prepare, to_float
 
 EPS = 8 / 255
@@ -328,9 +328,10 @@ def test_no_correct_example_gives_no_conditional_accuracy(victim) -> None:
 # Tables
 
 
-def test_record_writes_a_row_per_loss_and_the_worst_case_of_the_first_n(run, identity, tmp_path) -> None:
+def test_record_writes_a_row_per_loss_and_the_worst_case_of_the_first_n(run, identity, margins, tmp_path) -> None:
     setting = spec(eps=8.0, restarts=2, n=30)
-    apgd.record(run.checkpoint, run.folder, tmp_path / "apgd.parquet", attack=setting, batch=16, device="cpu")
+    out = tmp_path / "apgd.parquet"
+    apgd.record(run.checkpoint, run.folder, out, margins=margins, attack=setting, batch=16, device="cpu")
     found = table.read(tmp_path / "apgd.parquet")
     assert found.column_names == table.SCHEMAS["attacks"].names
     first = run.data.test_images[:30], run.data.test_labels[:30]
@@ -343,19 +344,22 @@ def test_record_writes_a_row_per_loss_and_the_worst_case_of_the_first_n(run, ide
     assert table.metadata(tmp_path / "apgd.parquet").items() >= identity.items()
 
 
-def test_n_beyond_the_split_means_all_of_it(run, tmp_path) -> None:
+def test_n_beyond_the_split_means_all_of_it(run, margins, tmp_path) -> None:
     setting = spec(n=10_000)
-    apgd.record(run.checkpoint, run.folder, tmp_path / "apgd.parquet", attack=setting, batch=16, device="cpu")
+    out = tmp_path / "apgd.parquet"
+    apgd.record(run.checkpoint, run.folder, out, margins=margins, attack=setting, batch=16, device="cpu")
     assert table.read(tmp_path / "apgd.parquet")["n"].to_pylist() == [40] * 3
 
 
 def test_with_two_classes_cross_entropy_is_the_worst_case(run, net, tmp_path, monkeypatch, caplog) -> None:
-    two = replace(run.data, test_labels=run.data.test_labels % 2, classes=2)
+    labels = {name: getattr(run.data, name) % 2 for name in ("train_labels", "test_labels")}
+    two = replace(run.data, **labels, classes=2)
     monkeypatch.setattr(apgd.job, "opened", lambda *_: (net(classes=2, seed=1), run.meta, two))
+    files = (run.checkpoint, run.folder)
+    margin.record(*files, tmp_path / "margins.parquet", batch=16, device="cpu")
+    options = {"margins": tmp_path / "margins.parquet", "attack": spec(n=40, eps=8.0), "batch": 16, "device": "cpu"}
     with caplog.at_level(logging.INFO):
-        apgd.record(
-            run.checkpoint, run.folder, tmp_path / "apgd.parquet", attack=spec(n=40, eps=8.0), batch=16, device="cpu"
-        )
+        apgd.record(*files, tmp_path / "apgd.parquet", **options)
     cross_entropy, worst = table.read(tmp_path / "apgd.parquet").to_pylist()
     assert (cross_entropy["loss"], worst["loss"]) == ("cross_entropy", "worst")
     assert cross_entropy | {"loss": "worst"} == worst

@@ -502,16 +502,17 @@ def test_a_radius_is_divided_by_255_and_scaled_by_the_std_in_normalised_space() 
 
 
 @pytest.fixture
-def strong(run, tmp_path) -> Path:
+def strong(run, margins, tmp_path) -> Path:
     setting = {"eps": 16.0, "steps": 2, "restarts": 1, "n": 30, "seed": 0, "space": "pixel"}
-    apgd.record(run.checkpoint, run.folder, tmp_path / "apgd.parquet", attack=setting, batch=16, device="cpu")
+    out = tmp_path / "apgd.parquet"
+    apgd.record(run.checkpoint, run.folder, out, margins=margins, attack=setting, batch=16, device="cpu")
     return tmp_path / "apgd.parquet"
 
 
 def test_record_writes_a_row_of_the_evaluation_and_then_those_of_apgd(run, identity, strong, tmp_path) -> None:
     setting = spec(eps=16.0, step=4.0, restarts=2)
     out = tmp_path / "attacks.parquet"
-    attack.record(run.checkpoint, run.folder, out, apgd=strong, attack=setting, batch=16, device="cpu")
+    attack.record(run.checkpoint, run.folder, out, tables=strong.parent, attack=setting, batch=16, device="cpu")
     found = table.read(out)
     assert found.column_names == table.SCHEMAS["attacks"].names
     row, *others = found.to_pylist()
@@ -523,13 +524,29 @@ def test_record_writes_a_row_of_the_evaluation_and_then_those_of_apgd(run, ident
     assert table.metadata(out).items() >= identity.items()
 
 
+def test_the_margins_clean_pass_is_not_repeated_and_says_who_is_attacked(run, strong, monkeypatch, tmp_path) -> None:
+    frame = table.read(strong.parent / "margins.parquet").to_pandas()
+    frame["prediction"] = (frame["label"] + 1) % 10
+    some = frame[frame["split"] == "test"].index[3:38:5]  # 7 of 40
+    frame.loc[some, "prediction"] = frame.loc[some, "label"]
+    columns = {name: frame[name].tolist() for name in frame}
+    table.write(strong.parent / "margins.parquet", "margins", columns, {})
+    passes = []
+    monkeypatch.setattr(attack, "_is_correct", lambda model, x, y: passes.append(len(x)) or torch.ones_like(y) > 0)
+    out = tmp_path / "attacks.parquet"
+    options = {"attack": spec(restarts=2), "batch": 16, "device": "cpu"}
+    attack.record(run.checkpoint, run.folder, out, tables=strong.parent, **options)
+    assert table.read(out)["n_correct"][0].as_py() == 7
+    assert sum(passes) == 2 * 7  # after the restarts, and never before
+
+
 def test_record_refuses_other_data_than_those_trained_on(run, strong, tmp_path) -> None:
     meta = run.meta | {"data_sha256": "0" * 64}
     torch.save({"model": run.model.state_dict(), "meta": meta}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="trained on other data"):
         attack.record(
             *(tmp_path / "checkpoint.pt", run.folder, tmp_path / "a.parquet"),
-            apgd=strong,
+            tables=strong.parent,
             attack=spec(),
             batch=16,
             device="cpu",

@@ -114,10 +114,10 @@ def test_the_model_is_left_as_found(net: Callable[..., nn.Module], examples: tup
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-def test_record_writes_every_test_example_at_every_eps(run, identity, tmp_path) -> None:
+def test_record_writes_every_test_example_at_every_eps(run, identity, margins, tmp_path) -> None:
     attack = {"eps": [4.0, 16.0], "relative_step": 0.25, "steps": 3, "seed": 1, "space": "pixel"}
     path = tmp_path / "lossvar.parquet"
-    lossvar.record(run.checkpoint, run.folder, path, attack=attack, batch=16, device="cpu")
+    lossvar.record(run.checkpoint, run.folder, path, margins=margins, attack=attack, batch=16, device="cpu")
     frame = table.read(path).to_pandas()
     assert list(frame) == ["eps", "index", "loss_clean", "loss_adv", "variation"]
     assert frame["eps"].tolist() == [4.0] * 40 + [16.0] * 40
@@ -128,3 +128,13 @@ def test_record_writes_every_test_example_at_every_eps(run, identity, tmp_path) 
             assert rows[name].tolist() == values.tolist()
     assert frame.groupby("eps")["variation"].mean().is_monotonic_increasing
     assert table.metadata(path).items() >= identity.items()
+
+
+def test_known_losses_are_not_computed_again(net: Callable[..., nn.Module], examples: tuple[Tensor, Tensor]) -> None:
+    model = net(shape=(2, 8, 8))
+    known = torch.full(examples[1].shape, 1e6)
+    assert torch.equal(lossvar.measure(model, *examples, SPEC, batch=4, losses=known)["loss_adv"], known)
+    passes = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    lossvar.measure(model, *examples, SPEC, batch=len(examples[1]), losses=known)
+    assert len(passes) == SPEC["steps"] + 1  # each iterate's, none of the images themselves

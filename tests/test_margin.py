@@ -89,3 +89,18 @@ def test_record_writes_every_example_of_both_splits(run, identity, tmp_path) -> 
                 torch.tensor(own[name].to_numpy()), values, rtol=1e-4, atol=1e-4, msg=f"{split} {name}"
             )
     assert table.metadata(tmp_path / "margins.parquet") == identity
+
+
+def test_the_clean_pass_is_read_back_for_the_first_test_examples(run, margins) -> None:
+    labels = run.data.test_labels[:30]
+    right, loss = margin.clean(margins, labels)
+    measured = margin.measure(run.model, run.data.test_images[:30], labels, batch=16)
+    assert right.tolist() == (measured["prediction"] == labels).tolist()
+    assert 0 < int(right.sum()) < 30
+    torch.testing.assert_close(loss, measured["loss"])
+
+
+@pytest.mark.parametrize("wrong", [lambda labels: labels.flip(0), lambda labels: torch.cat([labels, labels])])
+def test_margins_of_other_examples_are_refused(run, margins, wrong) -> None:
+    with pytest.raises(ValueError, match=r"margins\.parquet: its test examples are not .*; delete it"):
+        margin.clean(margins, wrong(run.data.test_labels))

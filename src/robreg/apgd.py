@@ -1,8 +1,9 @@
 """APGD, the attack of AutoAttack that sets its own steps (Croce and Hein 2020), in an l_inf ball in pixel space."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robreg import job, table
-from robreg.attack import Attack, Radius, check, count, frozen, radius, survivors, uniform_noise
+from robreg.attack import Attack, Radius, check, classified, count, frozen, radius, survivors, uniform_noise
+from robreg.margin import clean
 from robreg.network import Classifier
 
 MOMENTUM = 0.75  # alpha: the share of the new ascent in a step; the rest is the move before
@@ -67,49 +69,63 @@ def apgd(  # noqa: PLR0913 - an attack is its settings
     return found
 
 
-def record(checkpoint: Path, data: Path, out: Path, *, attack: Mapping[str, Any], batch: int, device: str) -> None:
+def record(  # noqa: PLR0913 - a measure is its files and settings
+    checkpoint: Path, data: Path, out: Path, *, margins: Path, attack: Mapping[str, Any], batch: int, device: str
+) -> None:
     """Write apgd.parquet of one network: a row per loss and their worst case, on the first n test examples.
 
-    attack: n, and what evaluate asks for. With two classes the cross entropy is the only loss, as dlr needs three.
+    margins: its margins.parquet; attack: n, and what evaluate asks for. With two classes the cross entropy is the only
+    loss, as dlr needs three.
     """
     model, meta, prepared = job.opened(checkpoint, data, device)
     images, labels = (part[: attack["n"]] for part in prepared.split("test"))
     losses = list(LOSSES) if prepared.classes > 2 else ["cross_entropy"]
     if "dlr" not in losses:
         log.info("dlr needs 3 classes and there are %d: worst is cross entropy alone", prepared.classes)
-    rows = evaluate(model, images, labels, attack, losses=losses, batch=batch)
+    correct, _ = clean(margins, labels)
+    rows = evaluate(model, images, labels, attack, losses=losses, batch=batch, correct=correct)
     columns = {name: [row[name] for row in rows] for name in table.SCHEMAS["apgd"].names}
     table.write(out, "apgd", columns, job.provenance(meta))
 
 
-def evaluate(
-    model: Classifier, images: Tensor, labels: Tensor, spec: Mapping[str, Any], *, losses: list[str], batch: int
+def evaluate(  # noqa: PLR0913 - as above
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    spec: Mapping[str, Any],
+    *,
+    losses: Sequence[str],
+    batch: int,
+    correct: Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """Make a table row for each loss, and one, "worst", that counts who is correct under all losses and restarts.
 
-    images: (N, C, H, W) uint8; labels: (N,); spec: eps in 1/255, steps, restarts, space, seed. Each loss attacks all
-    correct examples from starts of its own, and in each restart those that the ones before left. fp32.
+    images: (N, C, H, W) uint8; labels: (N,); spec: eps in 1/255, steps, restarts, space, seed; correct: as classified
+    returns it, if it is known. Each loss attacks all correct examples from starts of its own, and in each restart those
+    that the ones before left. fp32.
     """
     setting = {**spec, "attack": "apgd", "start": "random", "step": 2 * spec["eps"], "split": "test"}
+    if correct is None:
+        correct = classified(model, images, labels, batch=batch)
     rows, survived = [], []
     for loss in losses:
-        attack = _attack(model, spec, loss)
-        correct, robust = survivors(model, images, labels, attack, restarts=spec["restarts"], batch=batch)
+        robust = survivors(model, images, labels, _attacks(model, spec, loss), correct=correct, batch=batch)
         rows.append({**setting, "loss": loss, **count(correct, robust)})
         survived.append(robust)
         log.info("%s: %d of %d correct examples remain so", loss, int(robust.sum()), int(correct.sum()))
     return [*rows, {**setting, "loss": "worst", **count(correct, torch.stack(survived).all(0))}]
 
 
-def _attack(model: Classifier, spec: Mapping[str, Any], loss: str) -> Attack:
+def _attacks(model: Classifier, spec: Mapping[str, Any], loss: str) -> list[Attack]:
+    """One attack per restart."""
     eps = radius(spec["eps"], spec["space"], model.normalise.std)
     first = (1 + list(LOSSES).index(loss)) << 32  # the losses start at different places, and so does PGD
 
-    def attack(index: Tensor, x: Tensor, y: Tensor, restart: int) -> Tensor:
+    def attack(index: Tensor, x: Tensor, y: Tensor, *, restart: int) -> Tensor:
         noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"], restart=first + restart)
         return apgd(model, x, y, eps=eps, steps=spec["steps"], loss=loss, noise=noise)
 
-    return attack
+    return [partial(attack, restart=restart) for restart in range(spec["restarts"])]
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Attacks within an l_inf ball: pure functions of (model, x, y) in pixel space [0, 1] (Madry et al. 2018)."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch.nn import functional
 
 from robreg import job, table
 from robreg.data import to_float
+from robreg.margin import clean
 from robreg.network import Classifier
 
 Radius = float | Tensor  # one number, or one per channel, (C, 1, 1)
-Attack = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # examples' places in their split, x, y, restart -> x'
+Attack = Callable[[Tensor, Tensor, Tensor], Tensor]  # examples' places in their split, x, y -> x'
 
 
 def pgd(  # noqa: PLR0913 - an attack is its settings
@@ -66,12 +68,17 @@ def fgsm(  # noqa: PLR0913 - an attack is its settings
 
 
 def record(  # noqa: PLR0913 - a measure is its files and settings
-    checkpoint: Path, data: Path, out: Path, *, apgd: Path, attack: Mapping[str, Any], batch: int, device: str
+    checkpoint: Path, data: Path, out: Path, *, tables: Path, attack: Mapping[str, Any], batch: int, device: str
 ) -> None:
-    """Write attacks.parquet of one network: the evaluation attack on the test split, then the rows of apgd.parquet."""
+    """Write attacks.parquet of one network: the evaluation attack on the test split, then the rows of apgd.parquet.
+
+    tables: the run's folder, with margins.parquet and apgd.parquet.
+    """
     model, meta, prepared = job.opened(checkpoint, data, device)
-    counts = evaluate(model, *prepared.split("test"), attack, batch=batch)
-    rows = [{**attack, "split": "test", **counts}, *table.read(apgd).to_pylist()]
+    images, labels = prepared.split("test")
+    correct, _ = clean(tables / "margins.parquet", labels)
+    counts = evaluate(model, images, labels, attack, batch=batch, correct=correct)
+    rows = [{**attack, "split": "test", **counts}, *table.read(tables / "apgd.parquet").to_pylist()]
     columns = {name: [row[name] for row in rows] for name in table.SCHEMAS["attacks"].names}
     table.write(out, "attacks", columns, job.provenance(meta))
 
@@ -87,45 +94,58 @@ def radius(strength: float, space: str, std: Tensor) -> Radius:
 
 
 def evaluate(
-    model: Classifier, images: Tensor, labels: Tensor, spec: Mapping[str, Any], *, batch: int
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    spec: Mapping[str, Any],
+    *,
+    batch: int,
+    correct: Tensor | None = None,
 ) -> dict[str, float | None]:
     """Count the examples that are classified correctly, and those still correct under every restart of PGD.
 
-    images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, restarts, start, space, seed.
-    Only correct examples are attacked, and only those that survived the restarts before. fp32.
+    images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, restarts, start, space, seed;
+    correct: as classified returns it, if it is known. fp32.
     acc_conditional is n_robust of n_correct (as in the paper; None of none), acc_robust of all n, in percent.
     """
     eps, step = (radius(spec[key], spec["space"], model.normalise.std) for key in ("eps", "step"))
 
-    def attack(index: Tensor, x: Tensor, y: Tensor, restart: int) -> Tensor:
+    def attack(index: Tensor, x: Tensor, y: Tensor, *, restart: int) -> Tensor:
         random = spec["start"] == "random"
         noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"], restart=restart) if random else None
         return pgd(model, x, y, eps=eps, step=step, steps=spec["steps"], noise=noise)
 
-    return count(*survivors(model, images, labels, attack, restarts=spec["restarts"], batch=batch))
+    if correct is None:
+        correct = classified(model, images, labels, batch=batch)
+    attacks = [partial(attack, restart=restart) for restart in range(spec["restarts"])]
+    return count(correct, survivors(model, images, labels, attacks, correct=correct, batch=batch))
+
+
+def classified(model: nn.Module, images: Tensor, labels: Tensor, *, batch: int) -> Tensor:
+    """Say which images (N, C, H, W) uint8 are classified as their labels (N,) say: (N,) bool on the CPU."""
+    device = next(model.parameters()).device
+    parts = zip(images.split(batch), labels.split(batch), strict=True)
+    return torch.cat([_is_correct(model, to_float(x.to(device)), y.to(device)).cpu() for x, y in parts])
 
 
 def survivors(
-    model: nn.Module, images: Tensor, labels: Tensor, attack: Attack, *, restarts: int, batch: int
-) -> tuple[Tensor, Tensor]:
-    """Say which examples are classified correctly, and which of these also under every restart of an attack.
+    model: nn.Module, images: Tensor, labels: Tensor, attacks: Sequence[Attack], *, correct: Tensor, batch: int
+) -> Tensor:
+    """Say which of the correct examples are so under every attack: (N,) bool on the CPU.
 
-    images: (N, C, H, W) uint8; labels: (N,). Only correct examples are attacked, and only those that survived the
-    restarts before. Returns two masks, (N,) bool on the CPU.
+    images: (N, C, H, W) uint8; labels: (N,); correct: (N,) bool. Each attack gets what the ones before left.
     """
     device = next(model.parameters()).device
-    correct, robust = (torch.zeros(len(images), dtype=torch.bool) for _ in range(2))
-    for index in torch.arange(len(images)).split(batch):
+    robust = torch.zeros(len(images), dtype=torch.bool)
+    for part in torch.arange(len(images)).split(batch):
+        index = part[correct[part]]
         x, y = to_float(images[index].to(device)), labels[index].to(device)
-        kept = _is_correct(model, x, y)
-        correct[index] = kept.cpu()
-        index, x, y = index[kept.cpu()], x[kept], y[kept]  # noqa: PLW2901
-        for restart in range(restarts):
+        for attack in attacks:
             if len(index):
-                kept = _is_correct(model, attack(index, x, y, restart), y)
-                index, x, y = index[kept.cpu()], x[kept], y[kept]  # noqa: PLW2901
+                kept = _is_correct(model, attack(index, x, y), y)
+                index, x, y = index[kept.cpu()], x[kept], y[kept]
         robust[index] = True
-    return correct, robust
+    return robust
 
 
 def count(correct: Tensor, robust: Tensor) -> dict[str, float | None]:

@@ -26,6 +26,19 @@ def record(checkpoint: Path, data: Path, out: Path, *, batch: int, device: str) 
     table.write(out, "margins", columns, job.provenance(meta))
 
 
+def clean(path: Path, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Read from margins.parquet which test examples are classified correctly, and their losses, so no pass is repeated.
+
+    labels: (n,), of the first n. Returns (n,) bool and (n,) float32. Raises ValueError if it is of other examples.
+    """
+    found = table.read(path, ["split", "index", "label", "prediction", "loss"]).to_pandas()
+    found = found[found["split"] == "test"].head(len(labels))
+    if found["index"].tolist() != list(range(len(labels))) or found["label"].tolist() != labels.tolist():
+        raise ValueError(f"{path}: its test examples are not those of the prepared data; delete it and measure again")
+    right = found["prediction"] == found["label"]
+    return torch.from_numpy(right.to_numpy().copy()), torch.from_numpy(found["loss"].to_numpy().copy())
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """Return the logit of the label minus the largest other logit. logits: (B, classes); y: (B,). Returns (B,)."""
     own = logits.gather(1, y[:, None])[:, 0]

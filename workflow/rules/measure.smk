@@ -38,6 +38,7 @@ rule apgd:
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         data="data/prepared/{dataset}/meta.json",
+        margins="results/{dataset}/{variant}/margins.parquet",
         code=[
             "src/robreg/apgd.py",
             "src/robreg/attack.py",
@@ -73,6 +74,7 @@ rule attacks:
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         data="data/prepared/{dataset}/meta.json",
+        margins="results/{dataset}/{variant}/margins.parquet",
         apgd="results/{dataset}/{variant}/apgd.parquet",
         code=["src/robreg/attack.py", "src/robreg/network.py", "src/robreg/data.py"],
     output:
@@ -104,6 +106,7 @@ rule lossvar:
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         data="data/prepared/{dataset}/meta.json",
+        margins="results/{dataset}/{variant}/margins.parquet",
         code=[
             "src/robreg/lossvar.py",
             "src/robreg/attack.py",

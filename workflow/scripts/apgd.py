@@ -11,6 +11,7 @@ with logged(snakemake.log[0]):
         Path(snakemake.input.checkpoint),
         Path(snakemake.input.data).parent,
         Path(snakemake.output.apgd),
+        margins=Path(snakemake.input.margins),
         attack=snakemake.params.attack,
         batch=snakemake.params.batch,
         device=snakemake.config["device"],

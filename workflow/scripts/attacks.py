@@ -11,7 +11,7 @@ with logged(snakemake.log[0]):
         Path(snakemake.input.checkpoint),
         Path(snakemake.input.data).parent,
         Path(snakemake.output.attacks),
-        apgd=Path(snakemake.input.apgd),
+        tables=Path(snakemake.input.margins).parent,
         attack=snakemake.params.attack,
         batch=snakemake.params.batch,
         device=snakemake.config["device"],
