@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made import write_masking
 
 from robreg import table
 
@@ -89,6 +90,7 @@ def make_run(folder: Path, ar: int, seed: int, factor: float = 1) -> None:
         "n": [N] * 8,
         "mean": [1 + (kind == "pgd") + layer + seed / 10 for layer, kind in rows],
     }
+    write_masking(folder, META)
     table.write(folder / "spread.parquet", "spread", passed | {"std": [0.5 - ar / 100] * 8}, META)
     epochs = {"epoch": [1, 2], "lr": [0.1, 0.1], "loss": [1.0, 0.5], "acc": [50.0, 90.0], "sigma_max": [None, None]}
     table.write(

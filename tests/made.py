@@ -136,14 +136,18 @@ def _run(folder: Path, run: Mapping[str, Any]) -> None:
     for kind, rows in (_measures(run) | {"history": _EPOCHS}).items():
         columns = {key: [row[key] for row in rows] for key in table.SCHEMAS[kind].names}
         table.write(folder / f"{kind}.parquet", kind, columns, meta)
+    write_masking(folder, meta, fgsm_collapse=_collapsed(run))
+
+
+def _collapsed(run: Mapping[str, Any]) -> bool:
+    return (run["dataset"], run["train_attack"], run["ar"]) == ("c100", "fgsm", 16)
 
 
 def _measures(run: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     ar, seed = run["ar"], run["seed"]
-    collapsed = (run["dataset"], run["train_attack"], ar) == ("c100", "fgsm", 16)
     metrics = {"train_acc": 99.0, "test_acc": 90 - ar / 10 + seed, "acc_gap": 9 - ar / 10 + seed, "train_loss": 0.01}
     metrics |= {"test_loss": 0.4, "loss_gap": 0.1 - ar / 500 + seed / 100, "robust_acc": 25.0 + ar + seed}
-    metrics |= {"pgd_acc": 0.5 if collapsed else 30.0 + ar + seed}
+    metrics |= {"pgd_acc": 0.5 if _collapsed(run) else 30.0 + ar + seed}
     radii = (4, 8, 16) if run["dataset"] == "digits" else (1, 2, 4)
     attacks = [("pgd", "cross_entropy"), ("apgd", "cross_entropy"), ("apgd", "dlr"), ("apgd", "worst")]
     layers = [(1, "conv1", "conv"), (2, "conv2", "conv"), (3, "linear", "linear")]
@@ -173,11 +177,15 @@ def _full(kind: str, /, **values: Any) -> dict[str, Any]:
     """Make a row of a run's table: the values given, and 1 or "made" elsewhere."""
     kinds = {field.name: field.type for field in table.SCHEMAS[kind]}
     assert values.keys() <= kinds.keys()
-    plain = {
-        key: "made" if pa.types.is_string(one) else 1.0 if pa.types.is_floating(one) else 1
-        for key, one in kinds.items()
-    }
-    return plain | values
+    made = {pa.string(): "made", pa.bool_(): True}
+    return {key: made.get(one, 1.0 if pa.types.is_floating(one) else 1) for key, one in kinds.items()} | values
+
+
+def write_masking(folder: Path, meta: Mapping[str, Any], **failed: bool) -> None:
+    """Write a masking.parquet of two checks, of which those named fail."""
+    rows = [_full("masking", check=check, passed=not failed.get(check)) for check in ("large_eps", "fgsm_collapse")]
+    columns = {key: [row[key] for row in rows] for key in table.SCHEMAS["masking"].names}
+    table.write(folder / "masking.parquet", "masking", columns, meta)
 
 
 def _table(out: Path, name: str, runs: Sequence[Mapping[str, Any]], compare: Sequence[int]) -> list[Path]:

@@ -265,8 +265,14 @@ def test_failed_trainings_are_named(paper: Path, demo: Path) -> None:
     assert "c100/ar16-fgsm has collapsed: trained with FGSM, it withstands no PGD (0.5 %)" in text(paper)
     assert "collapsed" not in text(demo)
     row = {"dataset": "d", "variant": "ar64", "train_attack": "pgd", "ar": 64, "train_acc": 10.2, "pgd_acc": None}
+    row |= {"masked": []}
     assert cautions([row], {"d": 10}) == ["d/ar64 hardly learnt: 10.2 % of its training images, guessing 10.0 %."]
     assert cautions([row | {"train_acc": 90.0}], {"d": 10}) == []
+    (hidden,) = cautions([row | {"train_acc": 90.0, "masked": ["large_eps", "one_step"]}], {"d": 10})
+    assert hidden.startswith("d/ar64 hides its gradients")
+    assert "large_eps, one_step failed" in hidden
+    assert "c100/ar16-fgsm hides its gradients" in text(paper)
+    assert "hides its gradients" not in text(demo)
 
 
 # Deviations and limits

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from made import write_masking
 
 from robreg import study, table
 from robreg.item import TABLES
@@ -33,6 +34,7 @@ def make_run(root: Path, ar: int, seed: int, bound: float | None = None, pgd: fl
         "variation": [value for values in variation.values() for value in values],
     }
     table.write(folder / "lossvar.parquet", "lossvar", content, {})
+    write_masking(folder, {})
     run = {"dataset": "digits", "arch": "resnet8", "train_attack": "pgd", "space": "pixel", "spectral_norm": bound}
     return run | {"ar": ar, "seed": seed, "variant": folder.name, "folder": str(folder)}
 

@@ -236,6 +236,11 @@ def _is_correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return model(x).argmax(1) == y
 
 
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return the gradient of each example's cross entropy with respect to its pixels, like x; the model is frozen."""
+    return _loss_and_gradient(model, x, y)[1]
+
+
 def _loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     # With respect to the input only: no gradient reaches the weights, and a third of the work is saved.
     with torch.enable_grad():

@@ -14,7 +14,7 @@ from robreg import grid, illustration, panel, style
 from robreg.grid import Section
 from robreg.item import Run
 from robreg.setting import group, strengths
-from robreg.study import KEYS, gather
+from robreg.study import KEYS, gather, masked
 from robreg.style import Look
 
 PROBABILITY = np.linspace(0, 1, 11)
@@ -50,7 +50,10 @@ def draw(name: str, runs: Sequence[Run], *, compare: Sequence[int], svg: Path, p
 def compose(name: str, runs: Sequence[Run], compare: Sequence[int]) -> Figure:
     """Compose a figure without writing it. Raises KeyError for a name that is not in FIGURES."""
     with mpl.rc_context(style.THEME):
-        return FIGURES[name](runs, compare, style.by_strength(strengths(runs)))
+        figure = FIGURES[name](runs, compare, style.by_strength(strengths(runs)))
+        if flagged := [f"{run['dataset']}/{run['variant']}" for run in runs if masked(run)]:
+            style.warn(figure, f"Adversarial accuracies say little, for gradients are hidden: {', '.join(flagged)}")
+        return figure
 
 
 def fig1(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:

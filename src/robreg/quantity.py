@@ -25,6 +25,7 @@ class Quantity:
 
 
 _KNOWN = {
+    "masking_failed": Quantity("checks for hidden gradients that failed", "", 0),
     "train_acc": Quantity("train accuracy", "%", 2),
     "test_acc": Quantity("test accuracy", "%", 2),
     "acc_gap": Quantity("error gap", "% points", 2),

@@ -14,7 +14,7 @@ from robreg.agreement import nearer
 from robreg.deviation import deviations
 from robreg.drawing import embed
 from robreg.quantity import duration, memory
-from robreg.study import SETTING
+from robreg.study import SETTING, masked
 from robreg.table_view import apart, blocks
 from robreg.words import attack_words, cautions, data_words, limits, listed, span
 
@@ -128,9 +128,9 @@ def _name(run: Mapping[str, Any]) -> str:
 
 
 def _outcome(run: Mapping[str, Any]) -> dict[str, Any]:
-    """How a run came out: its own columns, and its accuracies."""
+    """How a run came out: its own columns, its accuracies, and the checks that it failed."""
     (row,) = table.read(Path(run["folder"]) / "metrics.parquet", ["train_acc", "pgd_acc"]).to_pylist()
-    return {**run, **row}
+    return {**run, **row, "masked": masked(run)}
 
 
 def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> dict[str, Any]:

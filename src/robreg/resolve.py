@@ -10,7 +10,7 @@ from robreg.variant import Variant, VariantError, parse
 
 DATA_KEYS = ("kind", "max_train", "max_test", "subset_seed", "crop")
 DEFAULTS = {"precision": "fp32", "compile": False}  # left out of the settings, which were there before these keys
-MEASURES = ("evaluation", "loss_variation", "strong_attack", "spread", "theory", "dense_spectrum")
+MEASURES = ("evaluation", "loss_variation", "strong_attack", "spread", "theory", "masking", "dense_spectrum")
 
 
 class ConfigError(ValueError):
@@ -79,6 +79,7 @@ def settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[str,
         "strong_attack": {**spec["strong_attack"], "eps": float(spec["strong_attack"]["eps"]), "space": run.space},
         "spread": _spread(spec["spread"], run),
         "theory": {**spec["theory"], "eps": float(spec["theory"]["eps"])},
+        "masking": _masking(spec, run),
         "dense_spectrum": spec["dense_spectrum"],
     }
 
@@ -155,6 +156,12 @@ def _evaluation(spec: Mapping[str, Any], run: Variant) -> dict[str, Any]:
 
 def _spread(spec: Mapping[str, Any], run: Variant) -> dict[str, Any]:
     return {**spec, "eps": float(spec["eps"]), "step": _step(spec["step"], spec["eps"]), "space": run.space}
+
+
+def _masking(spec: Mapping[str, Any], run: Variant) -> dict[str, Any]:
+    """Beside its own keys: the radius of the evaluation attack, and that of training (0: none), in the run's space."""
+    own = {**spec["masking"], "eps": sorted(float(eps) for eps in spec["masking"]["eps"])}
+    return {**own, "attack_eps": float(spec["evaluation"]["eps"]), "strength": float(run.ar), "space": run.space}
 
 
 def _numbers(spec: Mapping[str, Any]) -> dict[str, Any]:

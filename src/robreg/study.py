@@ -113,9 +113,19 @@ MAKERS: dict[str, Callable[[Sequence[Run]], pd.DataFrame]] = {
 }
 
 
+def masked(run: Run) -> list[str]:
+    """Name the checks for hidden gradients that a run failed; if any, its adversarial accuracies say little."""
+    frame = _read(run, "masking", ["check", "passed"])
+    return frame.loc[~frame["passed"], "check"].tolist()
+
+
 def record(name: str, runs: Sequence[Run], *, compare: Sequence[int], folder: Path, study: str) -> None:
-    """Write a table and its summary into folder, as Parquet and as CSV. compare: the two strengths (1/255) of b2."""
+    """Write a table and its summary into folder, as Parquet and as CSV. compare: the two strengths (1/255) of b2.
+
+    The last column, masking_failed, counts the checks for hidden gradients that the row's run failed (of b2: its runs).
+    """
     frame = b2(runs, compare) if name == "b2" else MAKERS[name](runs)
+    frame["masking_failed"] = _failed(frame, runs)
     for stem, content in ((name, frame), (f"{name}_summary", summarise(frame))):
         content = content.astype({"spectral_norm": "float64"})  # noqa: PLW2901 - all null is a float column too
         table.write_frame(
@@ -127,6 +137,17 @@ def record(name: str, runs: Sequence[Run], *, compare: Sequence[int], folder: Pa
 
 def _read(run: Run, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
     return table.read(Path(run["folder"]) / f"{kind}.parquet", columns).to_pandas()
+
+
+def _failed(frame: pd.DataFrame, runs: Sequence[Run]) -> list[int]:
+    """Count the checks for hidden gradients that the run, or both runs, of each row failed."""
+    counts = {(_place(run), run["ar"]): len(masked(run)) for run in runs}
+    rows: list[Run] = frame.astype(object).where(frame.notna(), None).to_dict("records")  # type: ignore[assignment]
+    found = []
+    for row in rows:
+        strengths = [row[key] for key in ("ar", "ar_high") if key in row]
+        found.append(sum(counts[_place(row), ar] for ar in strengths))
+    return found
 
 
 def _per_run(runs: Sequence[Run], row: Callable[[Run], dict[str, Any]]) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """How figures look: sizes, one scale of colours for the AR strength, and files that are equal when drawn again."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,16 @@ def legend(figure: Figure | SubFigure, looks: Sequence[Look], *, title: str | No
         title_fontproperties={"weight": "bold"},
         columnspacing=1.4,
     )
+
+
+def warn(figure: Figure, text: str) -> None:
+    """Write a warning below everything else in a figure with a constrained layout, which gets room for it."""
+    lines = textwrap.wrap(text, 110)
+    width, height = figure.get_size_inches()
+    room = 0.16 * len(lines) + 0.06  # inches
+    figure.set_size_inches(width, height + room)
+    figure.set_layout_engine("constrained", rect=(0, room / (height + room), 1, height / (height + room)))
+    figure.text(0.008, 0.04 / (height + room), "\n".join(lines), color=ERROR, fontsize=8, va="bottom")
 
 
 def save(figure: Figure, svg: Path, png: Path) -> None:

@@ -25,6 +25,8 @@ _NULLABLE = (
     "lemma_share",
     "lemma_residual",
     "lemma_slack",
+    "before",
+    "after",
 )
 _ATTACKS = pa.schema(
     [(key, pa.string()) for key in ("attack", "space", "start", "loss")]
@@ -111,6 +113,11 @@ SCHEMAS = {
         ]
         + [("lemma_pairs", pa.int64()), ("lemma_pieces", pa.int64())]
         + [("lemma_share", pa.float64()), ("lemma_residual", pa.float64()), ("lemma_slack", pa.float64())]
+    ),
+    "masking": pa.schema(
+        [("check", pa.string()), ("eps", pa.float64()), ("n", pa.int64())]
+        + [(key, pa.float64()) for key in ("before", "after", "value", "limit")]
+        + [("passed", pa.bool_())]
     ),
     "metrics": pa.schema(
         [

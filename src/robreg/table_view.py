@@ -15,7 +15,8 @@ from robreg.study import KEYS
 def blocks(summary: pd.DataFrame) -> list[dict[str, Any]]:
     """Turn a study's summary into blocks, one per setting: its columns, and a row of cells for every metric.
 
-    A column is a strength, with whatever else tells rows apart; metrics that a whole setting lacks are left out.
+    A column is a strength, with whatever else tells rows apart; metrics that a whole setting lacks are left out, and
+    so is the count of failed checks where none failed.
     """
     other = [name for name in summary.columns if name not in (*KEYS, "n_seeds") and not _is_metric(name)]
     found = []
@@ -23,7 +24,7 @@ def blocks(summary: pd.DataFrame) -> list[dict[str, Any]]:
         lines = [
             {"quantity": describe(key), "cells": [_cell(key, row) for row in rows]}
             for key in _metrics(summary)
-            if any(row[f"{key}_mean"] is not None for row in rows)
+            if any(row[f"{key}_mean"] if key == "masking_failed" else row[f"{key}_mean"] is not None for row in rows)
         ]
         found.append({"name": name, "columns": [_column(row, other) for row in rows], "rows": lines})
     return found

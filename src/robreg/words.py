@@ -189,9 +189,10 @@ def limits(
 
 
 def cautions(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, int]) -> list[str]:
-    """Name the networks whose numbers say that their training failed.
+    """Name the networks whose numbers say that their training failed, or that their gradients lead attacks nowhere.
 
-    rows: of runs: dataset, variant, train_attack, train_acc and pgd_acc (percent, or None); classes: of data sets.
+    rows: of runs: dataset, variant, train_attack, train_acc and pgd_acc (percent, or None), and masked, the checks for
+    hidden gradients that failed; classes: of data sets.
     """
     said = []
     for row in rows:
@@ -204,6 +205,11 @@ def cautions(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, int]) -> l
         elif row["train_attack"] == "fgsm" and row["ar"] and (row["pgd_acc"] or 0.0) < _MIN_ROBUST:
             said.append(
                 f"{name} has collapsed: trained with FGSM, it withstands no PGD ({row['pgd_acc'] or 0.0:.1f} %)."
+            )
+        if row["masked"]:
+            said.append(
+                f"{name} hides its gradients from attacks, so its adversarial accuracies say little: "
+                f"{', '.join(row['masked'])} failed (masking.parquet)."
             )
     return said
 

@@ -16,6 +16,7 @@ RULES = [
     "margins",
     "apgd",
     "attacks",
+    "masking",
     "lossvar",
     "sv",
     "spread",
@@ -142,7 +143,7 @@ def of_item(study, item, part):
     return [
         f"{run['folder']}/{kind}.parquet"
         for run in shown(study, item, part)
-        for kind in {**FIGURES, **TABLES}[item].needs
+        for kind in ({**FIGURES, **TABLES}[item].needs + ("masking",))
     ]
 
 

@@ -99,6 +99,43 @@ rule attacks:
         "../scripts/attacks.py"
 
 
+rule masking:
+    """
+    Whether {wildcards.dataset}/{wildcards.variant} hides its gradients from attacks: eps {params.spec[eps]}.
+    """
+    input:
+        checkpoint="results/{dataset}/{variant}/checkpoint.pt",
+        data="data/prepared/{dataset}/meta.json",
+        margins="results/{dataset}/{variant}/margins.parquet",
+        apgd="results/{dataset}/{variant}/apgd.parquet",
+        code=[
+            "src/robreg/masking.py",
+            "src/robreg/attack.py",
+            "src/robreg/network.py",
+            "src/robreg/data.py",
+        ],
+    output:
+        masking="results/{dataset}/{variant}/masking.parquet",
+    log:
+        "logs/masking/{dataset}/{variant}.log",
+    benchmark:
+        "benchmarks/masking/{dataset}/{variant}.tsv"
+    group:
+        "measures_{dataset}_{variant}"
+    conda:
+        "../../envs/conda.yaml"
+    threads: lambda wildcards: settings(wildcards)["threads"]
+    resources:
+        mem_mb=doubled(4000, wrn50=16000),
+        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
+        turn=1,  # one measure of a group at a time
+    params:
+        spec=lambda wildcards: settings(wildcards)["masking"],
+        batch=lambda wildcards: block(wildcards)["evaluation_batch"],
+    script:
+        "../scripts/masking.py"
+
+
 rule lossvar:
     """
     Maximal variation of the test loss of {wildcards.dataset}/{wildcards.variant}, eps {params.attack[eps]}.

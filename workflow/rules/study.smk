@@ -203,7 +203,7 @@ rule report:
     Write the report of the study {wildcards.study}: one page that opens offline.
     """
     input:
-        runs=lambda wildcards: of_runs(wildcards.study, "history", "metrics"),
+        runs=lambda wildcards: of_runs(wildcards.study, "history", "metrics", "masking"),
         data=lambda wildcards: [
             f"data/prepared/{dataset}/meta.json"
             for dataset in dict.fromkeys(
