@@ -382,8 +382,11 @@ def trained(
         out=folder,
     )
     digits = load(folder)
+    torch.set_num_threads(1)  # a fixture of a module comes before that of every test
     model = net(width=4)
-    model.network.reset(3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model.network.reset(3)
     nn.init.normal_(model.network.linear.weight, std=0.1, generator=generator)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _ in range(10):
@@ -405,7 +408,12 @@ def test_on_a_trained_network_it_is_as_strong_as_torchattacks_and_stronger_than_
     assert pgd["n_correct"] > 400
     assert 50 < ours["worst"] <= min(ours["cross_entropy"], ours["dlr"])
     assert ours["worst"] < pgd["n_robust"]
-    for loss in BOTH:
-        other = torchattacks.APGD(model, eps=32 / 255, steps=50, loss=TORCHATTACKS[loss])
-        robust = int((predicted(model, other(to_float(x), y)) == y).sum())
-        assert abs(robust - ours[loss]) <= 10, "starts of their own move the count by some examples, not by more"
+    for loss in BOTH:  # starts of their own move a count by some examples, a mean over three starts by fewer
+        means = {"ours": 0.0, "theirs": 0.0}
+        for seed in range(3):
+            other = torchattacks.APGD(model, eps=32 / 255, steps=50, loss=TORCHATTACKS[loss], seed=seed)
+            means["theirs"] += int((predicted(model, other(to_float(x), y)) == y).sum()) / 3
+            means["ours"] += (
+                apgd.evaluate(model, x, y, strong | {"seed": seed}, losses=[loss], batch=500)[0]["n_robust"] / 3
+            )
+        assert abs(means["ours"] - means["theirs"]) <= 8

@@ -10,7 +10,7 @@ from drawn import make_runs
 from made import write_masking
 from torch import Tensor, nn
 
-from robreg import apgd, attack, masking, study, table
+from robreg import apgd, attack, margin, masking, study, table
 from robreg.figure import compose
 from robreg.masking import LIMITS, Attacked, checks
 
@@ -219,3 +219,45 @@ def test_figures_name_what_failed_below_everything_else(name, tmp_path):
         if not ax.get_label() or "inset" not in ax.get_label():
             assert ax.get_tightbbox().y0 >= box.y1 - 1
     assert warnings(compose(name, [run for run in runs if run["variant"] != "ar16-s1"], [8, 32])) == []
+
+
+class Overflow(nn.Module):
+    """A network whose output, or whose gradient alone, is not finite where the image is bright."""
+
+    def __init__(self, model, *, gradient: bool):
+        super().__init__()
+        self.model, self.normalise, self.gradient = model, model.normalise, gradient
+
+    def forward(self, x: Tensor) -> Tensor:
+        zero = x.flatten(1).amax(1, keepdim=True) - x.flatten(1).amax(1, keepdim=True).detach()
+        return self.model(x) + (zero.sqrt() if self.gradient else zero + torch.nan)  # sqrt's slope at 0 is infinite
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("measure", ["pgd", "apgd", "masking"])
+def test_what_is_not_finite_stops_an_attack_instead_of_counting_as_misclassified(measure, gradient, run):
+    model = Overflow(run.model, gradient=gradient).eval()
+    one = Attacked(
+        model, run.data.test_images, attack_labels(run.model, run.data.test_images), torch.ones(40) > 0, SPEC, 16
+    )
+    spec = SPEC | {"eps": 8.0, "step": 2.0, "restarts": 1, "start": "random"}
+    whole = (model, one.images, one.labels, spec)
+    measures = {
+        "pgd": lambda: attack.evaluate(*whole, batch=16),
+        "apgd": lambda: apgd.evaluate(*whole, losses=["cross_entropy"], batch=16),
+        "masking": lambda: checks(one),
+    }
+    # The checks are told who is correct, and so look at a gradient first.
+    said = r"gradient is not finite" if gradient or measure == "masking" else r"outputs are not finite on \d+ of \d+"
+    with pytest.raises(ValueError, match=f"{said}.*train it again"):
+        measures[measure]()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_checkpoint_that_is_not_finite_is_not_measured(value, run, tmp_path):
+    content = torch.load(run.checkpoint, weights_only=True)
+    content["model"]["network.linear.weight"][0, 0] = value
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint.pt: network.linear.weight holds values that are not finite"):
+        margin.record(tmp_path / "checkpoint.pt", run.folder, tmp_path / "a.parquet", batch=16, device="cpu")
+    assert not (tmp_path / "a.parquet").exists()

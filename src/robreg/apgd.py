@@ -12,7 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robreg import job, table
-from robreg.attack import Attack, Radius, check, classified, count, frozen, radius, survivors, uniform_noise
+from robreg.attack import (
+    Attack,
+    Radius,
+    check,
+    classified,
+    count,
+    frozen,
+    radius,
+    refuse_lost,
+    survivors,
+    uniform_noise,
+)
 from robreg.margin import clean
 from robreg.network import Classifier
 
@@ -239,6 +250,7 @@ def _look(model: nn.Module, point: Tensor, y: Tensor, loss: Loss) -> tuple[Tenso
         logits = model(point)
         value = loss(logits, y)
         (gradient,) = torch.autograd.grad(value.sum(), point)
+    refuse_lost(gradient)
     return value.detach(), gradient, logits.argmax(1) == y
 
 

@@ -180,15 +180,28 @@ def iterates(  # noqa: PLR0913 - an attack is its settings
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yield the start and every iterate of PGD with its loss (B,); the last one's loss is not needed: None.
 
-    Unchecked: x is in [0, 1] and the model is frozen by the caller.
+    Unchecked: x is in [0, 1] and the model is frozen by the caller. Raises ValueError, before the last iterate, if a
+    gradient was not finite.
     """
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)  # (B, C, H, W)
     point = x if noise is None else (x + eps * noise.to(x)).clamp(low, high)
+    total = x.new_zeros(())
     for _ in range(steps):
         loss, gradient = _loss_and_gradient(model, point, y)
+        total += gradient.sum()
         yield point, loss
         point = (point + step * gradient.sign()).clamp(low, high)
+    refuse_lost(total)
     yield point, None
+
+
+def refuse_lost(gradient: Tensor) -> None:
+    """Raise ValueError if a gradient is not finite: its sign is 0, and the attack would seem to be withstood."""
+    if not bool(gradient.isfinite().all()):
+        raise ValueError(
+            "attack: the network's gradient is not finite, so the attack leads nowhere: its weights are too large or "
+            "damaged; delete checkpoint.pt and train it again"
+        )
 
 
 def check(x: Tensor, y: Tensor, *, eps: Radius, step: Radius, steps: int, noise: Tensor | None) -> None:
@@ -233,7 +246,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _is_correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with frozen(model):
-        return model(x).argmax(1) == y
+        logits = model(x)  # (B, classes)
+    if bad := int((~logits.isfinite()).any(1).sum()):  # else they would count as misclassified
+        raise ValueError(
+            f"the network's outputs are not finite on {bad} of {len(x)} images, so no accuracy can be counted: "
+            "its weights are too large or damaged; delete checkpoint.pt and train it again"
+        )
+    return logits.argmax(1) == y
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -179,8 +179,8 @@ def build(  # noqa: PLR0913 - what a checkpoint must say to be rebuilt
 def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
     """Load a checkpoint's network on the CPU in eval mode, and its meta data; nothing in the file is executed.
 
-    Raises ValueError, naming the file, where it is damaged or does not fit its own meta data; FactoryError where the
-    user's architecture cannot be imported here.
+    Raises ValueError, naming the file, where it is damaged, does not fit its own meta data or holds a value that is
+    not finite; FactoryError where the user's architecture cannot be imported here.
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -194,4 +194,6 @@ def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         raise ValueError(
             f"{checkpoint} is not a checkpoint of this version: delete it and train again ({type(error).__name__})"
         ) from error
+    if bad := [name for name, value in content["model"].items() if not bool(value.isfinite().all())]:
+        raise ValueError(f"{checkpoint}: {bad[0]} holds values that are not finite: delete it and train again")
     return model.eval(), meta
