@@ -81,6 +81,62 @@ MUTATIONS = (
         "torch.arange(stride, device=frequency.device) * stride",
         "tests/test_spectrum.py",
     ),
+    Mutation(
+        "let an attack go on without a gradient",
+        "attack",
+        "    refuse_lost(total)\n    return adversarial",
+        "    return adversarial",
+        "tests/test_masking.py",
+    ),
+    Mutation(
+        "let APGD go on without a gradient",
+        "apgd",
+        "    refuse_lost(gradient)\n",
+        "",
+        "tests/test_masking.py",
+    ),
+    Mutation(
+        "count outputs that are not finite as misclassified",
+        "attack",
+        "if bad := int((~logits.isfinite()).any(1).sum()):",
+        "if bad := 0:",
+        "tests/test_masking.py",
+    ),
+    Mutation(
+        "measure a checkpoint that is not finite",
+        "network",
+        'if bad := [name for name, value in content["model"].items() if not bool(value.isfinite().all())]:',
+        "if bad := []:",
+        "tests/test_masking.py",
+    ),
+    Mutation(
+        "let every check for hidden gradients pass",
+        "masking",
+        '"passed": value <= limit',
+        '"passed": True',
+        "tests/test_masking.py",
+    ),
+    Mutation(
+        "hide in tables who hides gradients",
+        "study",
+        'frame["masking_failed"] = _failed(frame, runs)',
+        'frame["masking_failed"] = 0',
+        "tests/test_masking.py",
+    ),
+    Mutation(
+        "hide in figures who hides gradients",
+        "figure",
+        "for run in runs if masked(run)]",
+        "for run in runs if False]",
+        "tests/test_masking.py",
+    ),
+    Mutation(
+        "hide in the report who hides gradients",
+        "words",
+        '        if row["masked"]:',
+        "        if False:",
+        "tests/test_report.py",
+    ),
 )
 
 

@@ -10,7 +10,7 @@ from drawn import make_runs
 from made import write_masking
 from torch import Tensor, nn
 
-from robreg import apgd, attack, margin, masking, study, table
+from robreg import apgd, attack, lossvar, margin, masking, study, table
 from robreg.figure import compose
 from robreg.masking import LIMITS, Attacked, checks
 
@@ -234,7 +234,7 @@ class Overflow(nn.Module):
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-@pytest.mark.parametrize("measure", ["pgd", "apgd", "masking"])
+@pytest.mark.parametrize("measure", ["pgd", "apgd", "lossvar", "masking"])
 def test_what_is_not_finite_stops_an_attack_instead_of_counting_as_misclassified(measure, gradient, run):
     model = Overflow(run.model, gradient=gradient).eval()
     one = Attacked(
@@ -245,10 +245,15 @@ def test_what_is_not_finite_stops_an_attack_instead_of_counting_as_misclassified
     measures = {
         "pgd": lambda: attack.evaluate(*whole, batch=16),
         "apgd": lambda: apgd.evaluate(*whole, losses=["cross_entropy"], batch=16),
+        "lossvar": lambda: lossvar.measure(*whole, batch=16),
         "masking": lambda: checks(one),
     }
     # The checks are told who is correct, and so look at a gradient first.
-    said = r"gradient is not finite" if gradient or measure == "masking" else r"outputs are not finite on \d+ of \d+"
+    said = (
+        r"gradient is not finite"
+        if gradient or measure in ("lossvar", "masking")
+        else r"outputs are not finite on \d+ of"
+    )
     with pytest.raises(ValueError, match=f"{said}.*train it again"):
         measures[measure]()
 

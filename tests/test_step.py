@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robreg.attack import pgd
 from robreg.network import Classifier, Normalise
@@ -99,6 +100,29 @@ def test_half_precision_attacks_the_network_as_it_is_now():
     assert found.dtype == torch.float32
     assert (found - x).abs().max() <= 0.1 + 1e-6
     assert step.twin.network.conv.weight.dtype == torch.bfloat16
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuse whatever makes the host wait for the device: numbers read from tensors, tensors whose size they decide."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        assert name not in self.WAITS, name
+        assert not by_mask, "a mask as an index"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_never_waits_for_the_device(precision):
+    step = make(precision=precision)
+    for batch in batches(2):
+        with NoWaiting():
+            step(*batch)
+    with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        bool(batch[0].sum() > 0)
 
 
 def test_an_unknown_precision_is_refused():

@@ -45,8 +45,10 @@ def pgd(  # noqa: PLR0913 - an attack is its settings
         return x.detach().clone()
     adversarial = x = x.detach()
     with frozen(model):
-        for adversarial, _ in iterates(model, x, y, eps=eps, step=step, steps=steps, noise=noise):  # noqa: B007
+        total = x.new_zeros(())
+        for adversarial, _ in iterates(model, x, y, eps=eps, step=step, steps=steps, noise=noise, total=total):  # noqa: B007
             pass
+    refuse_lost(total)
     return adversarial
 
 
@@ -176,22 +178,29 @@ def draw_noise(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def iterates(  # noqa: PLR0913 - an attack is its settings
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: Radius, step: Radius, steps: int, noise: Tensor | None
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: Radius,
+    step: Radius,
+    steps: int,
+    noise: Tensor | None,
+    total: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yield the start and every iterate of PGD with its loss (B,); the last one's loss is not needed: None.
 
-    Unchecked: x is in [0, 1] and the model is frozen by the caller. Raises ValueError, before the last iterate, if a
-    gradient was not finite.
+    Unchecked: x is in [0, 1] and the model is frozen by the caller. total: (), to which all gradients are added, for
+    refuse_lost; training does without, for nothing may wait for the device there.
     """
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)  # (B, C, H, W)
     point = x if noise is None else (x + eps * noise.to(x)).clamp(low, high)
-    total = x.new_zeros(())
     for _ in range(steps):
         loss, gradient = _loss_and_gradient(model, point, y)
-        total += gradient.sum()
+        if total is not None:
+            total += gradient.sum()
         yield point, loss
         point = (point + step * gradient.sign()).clamp(low, high)
-    refuse_lost(total)
     yield point, None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robreg import job, table
-from robreg.attack import frozen, iterates, radius, uniform_noise
+from robreg.attack import frozen, iterates, radius, refuse_lost, uniform_noise
 from robreg.data import to_float
 from robreg.margin import clean
 from robreg.network import Classifier
@@ -67,8 +67,10 @@ def _highest(
 ) -> Tensor:
     eps, step = (radius(spec[key], spec["space"], model.normalise.std) for key in ("eps", "step"))
     highest = first
-    for point, loss in iterates(model, x, y, eps=eps, step=step, steps=spec["steps"], noise=noise):
+    total = x.new_zeros(())
+    for point, loss in iterates(model, x, y, eps=eps, step=step, steps=spec["steps"], noise=noise, total=total):
         highest = torch.maximum(highest, _loss(model, point, y) if loss is None else loss)
+    refuse_lost(total)
     return highest
 
 
