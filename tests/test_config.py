@@ -113,6 +113,17 @@ def test_the_schema_describes_every_key():
         ("runs", {"tin/ar4": {"training": {"augmentation": "none"}}}, r"runs: tin/ar4: .* crop, its size, go together"),
         ("runs", {"c10/ar8": {"training": {"augmentation": "resized-crop-flip"}}}, r"runs: c10/ar8: .* go together"),
         ("runs", {"digits/ar8": {"training": {"clip_rounds": 1}}}, r"ar8\.training\.clip_rounds: .* no bound"),
+        ("datasets.c10.source", None, r"datasets\.c10\.source: kind cifar10 does not come from None: give download"),
+        ("datasets.c10.source", "", r"datasets\.c10\.source: '' should be non-empty"),
+        ("datasets.digits.source", "download", r"datasets\.digits\.source: .* scikit-learn has them; give null"),
+        ("datasets.c10jpeg.source", "download", r"datasets\.c10jpeg\.source: .* not downloaded; give their folder"),
+        ("datasets.digits.training.pad", 4, r"digits/ar0: training\.pad: augmentation none pads nothing; give 0"),
+        ("datasets.c10.training.lr_drops", [100, 100], r"training\.lr_drops: .* non-unique"),
+        ("datasets.digits.evaluation.step", 0, r"evaluation\.step: an attack with steps of 0 stays where it is"),
+        ("datasets.digits.training_attack.step", 0, r"training_attack\.step: an attack with steps of 0 stays"),
+        ("datasets.digits.masking.more_steps", 10, r"masking\.more_steps must be more than masking\.steps"),
+        ("datasets.digits.masking.eps", [8, 64], r"digits\.masking\.eps: .* at least 128, where any image"),
+        ("datasets.digits.title", "two\nlines", r"datasets\.digits\.title: .* does not match"),
         ("devise", "cpu", r"devise: unknown key 'devise': did you mean 'device'"),
     ],
 )
@@ -120,6 +131,28 @@ def test_a_bad_key_is_named(config, path, value, message):
     put(config, path, value)
     with pytest.raises(ConfigError, match=message):
         robreg_config.check(config, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", r"own\.yaml: a is given twice, again in line 3; remove one"),
+        ("a:\n  - {b: 1}\n  - {b: 1, c: 2, b: 1}\n", r"own\.yaml: a\.1\.b is given twice, again in line 3"),
+        ("a: [1\n", r"own\.yaml cannot be read as YAML: .* line 2"),
+        ("a: \udcff", r"own\.yaml cannot be read as YAML: .* invalid start byte"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(text, message, tmp_path):
+    (tmp_path / "own.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=message) as error:
+        robreg_config.refuse_repeated(tmp_path / "own.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_said_twice_by_an_alias_is_said_once(tmp_path):
+    for text in ("a: &x {b: 1}\nc: {<<: *x, b: 2}\nd: *x\n", "a: &x [1, *x]\n", (ROOT / "config.yaml").read_text(), ""):
+        (tmp_path / "own.yaml").write_text(text)
+        robreg_config.refuse_repeated(tmp_path / "own.yaml")
 
 
 def test_names_that_belong_to_the_workflow_are_refused(config):

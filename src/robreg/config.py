@@ -13,7 +13,18 @@ from robreg.item import FIGURES, TABLES, chosen
 from robreg.resolve import ConfigError, block, fingerprint, named, settings, training, unknown
 from robreg.variant import Variant, is_free
 
-__all__ = ["ConfigError", "block", "check", "fingerprint", "items", "runs", "settings", "study_runs", "training"]
+__all__ = [
+    "ConfigError",
+    "block",
+    "check",
+    "fingerprint",
+    "items",
+    "refuse_repeated",
+    "runs",
+    "settings",
+    "study_runs",
+    "training",
+]
 
 _Validator = jsonschema.validators.extend(  # 20.0 is no integer here: it would be another text for equal settings
     jsonschema.Draft202012Validator,
@@ -54,6 +65,33 @@ def check(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] 
         _check_study(config, name)
 
 
+def refuse_repeated(file: Path) -> None:
+    """Raise ConfigError for a key that a YAML file has twice in one place: the first would silently be lost."""
+    try:
+        root = yaml.compose(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file.name} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    left: list[tuple[str, Any]] = [("", root)]
+    looked_at = set[int]()  # an alias stands for a node that was seen, or is in it
+    while left:
+        path, node = left.pop()
+        if id(node) in looked_at:
+            continue
+        looked_at.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            seen = set[str]()
+            for key, value in node.value:
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise ConfigError(
+                        f"{file.name}: {path}{key.value} is given twice, again in line {line}; remove one"
+                    )
+                seen.add(key.value)
+                left.append((f"{path}{key.value}.", value))
+        elif isinstance(node, yaml.SequenceNode):
+            left += [(f"{path}{place}.", value) for place, value in enumerate(node.value)]
+
+
 def _check_datasets(config: Mapping[str, Any]) -> None:
     for name, spec in config["datasets"].items():
         where = f"config.yaml: datasets.{name}"
@@ -61,8 +99,18 @@ def _check_datasets(config: Mapping[str, Any]) -> None:
             settings(config, name, "ar0")
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
+        _check_source(where, spec)
         if "incomplete" in spec and spec["kind"] != "tiny-imagenet":
             raise ConfigError(f"{where}.incomplete: only kind tiny-imagenet has it; remove the key")
+
+
+def _check_source(where: str, spec: Mapping[str, Any]) -> None:
+    kind, source = spec["kind"], spec["source"]
+    if (kind == "digits") != (source is None):
+        mend = "scikit-learn has them; give null" if kind == "digits" else "give download, or a path below data_root"
+        raise ConfigError(f"{where}.source: kind {kind} does not come from {source!r}: {mend}")
+    if kind == "parquet" and source == "download":
+        raise ConfigError(f"{where}.source: images of your own are not downloaded; give their folder below data_root")
 
 
 def _check_study(config: Mapping[str, Any], study: str) -> None:

@@ -51,6 +51,15 @@ def settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[str,
             f"{dataset}/{variant}: training.augmentation resized-crop-flip and the data set's crop, its size, "
             "go together: give both or none"
         )
+    if training["augmentation"] == "none" and training["pad"]:
+        raise ConfigError(f"{dataset}/{variant}: training.pad: augmentation none pads nothing; give 0")
+    for key in ("training_attack", "evaluation"):
+        if spec[key]["step"] == 0:
+            raise ConfigError(
+                f"{dataset}/{variant}: {key}.step: an attack with steps of 0 stays where it is; give more"
+            )
+    if spec["masking"]["more_steps"] <= spec["masking"]["steps"]:
+        raise ConfigError(f"{dataset}/{variant}: masking.more_steps must be more than masking.steps")
     rounds = training.pop("clip_rounds", "exact")
     own = config.get("architectures", {}).get(run.arch)
     return {
