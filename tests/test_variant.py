@@ -1,7 +1,9 @@
 """The grammar of run names: one spelling per run, and a refusal that names it."""
 
+import re
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robreg.variant import ARCHITECTURES, Variant, VariantError, is_free, parse
@@ -58,6 +60,23 @@ def test_names_of_the_contract(name, variant):
 def test_another_spelling_is_refused_with_the_right_one(wrong, right):
     with pytest.raises(VariantError, match=f"is spelt '{right}'"):
         parse(wrong, "resnet8")
+
+
+PIECES = ["ar", "ar8", "ar08", "ar0", "ar256", "-fgsm", "-sn3", "-sn0", "-sn3.0", "-s1", "-s0", "-s01", "-normspace"]
+PIECES += ["-resnet8", "-resnet56", "-resnet9", "-", "--", "8", ".", "é", " ", "/", "\n", "-S1", "-\u0661"]
+
+
+@settings(max_examples=2000, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(PIECES), max_size=5).map("".join) | st.text(max_size=12))
+def test_a_name_is_either_the_run_s_own_or_refused_in_one_sentence(text):
+    try:
+        name, said = parse(text, "resnet8").name("resnet8"), ""
+    except VariantError as error:
+        name, said = text, str(error)
+    assert name == text
+    assert "\n" not in said
+    if right := re.search(r"is spelt '(\S+)'", said):
+        assert parse(right[1], "resnet8").name("resnet8") == right[1] != text
 
 
 @pytest.mark.parametrize(
