@@ -69,7 +69,9 @@ def _unpickle_members(path: Path, names: set[str]) -> dict[str, dict[str, Any]]:
             for member in tar:
                 if member.name in names:
                     found[member.name] = _unpickle(tar, member, path)
-    except (tarfile.TarError, OSError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged header may raise anything
         raise DataError(f"{path}: not a readable .tar.gz ({error}); delete it and download it again") from error
     if missing := sorted(names - found.keys()):
         raise DataError(f"{path}: {', '.join(missing)} missing; delete it and download it again")

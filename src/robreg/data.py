@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from robreg.augment import random_crop_flip, random_resized_crop_flip
-from robreg.raw import DataError, Images, Selection, Settings, Shape, key, size
+from robreg.raw import CHUNK, DataError, Images, Selection, Settings, Shape, key, size
 from robreg.source import read
 
 __all__ = ["DataError", "Dataset", "load", "prepare", "random_crop_flip", "random_resized_crop_flip", "to_float"]
@@ -24,6 +24,7 @@ __all__ = ["DataError", "Dataset", "load", "prepare", "random_crop_flip", "rando
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 RECORDED = ("kind", "source", "max_train", "max_test", "subset_seed", "crop")
 META = "meta.json"
+_META = {"n_train": int, "n_test": int, "classes": int, "shape": list, "mean": list, "std": list, "sha256": str}
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def _moments(histogram: npt.NDArray[np.int64]) -> tuple[list[float], list[float]
 
 
 def load(folder: Path) -> Dataset:
-    """Map the arrays that `prepare` wrote to `folder`; raises DataError where a file disagrees with meta.json."""
+    """Map the arrays that `prepare` wrote to `folder`; raises DataError where a byte is not as meta.json says."""
     meta = _load_meta(folder)
     tensors = {}
     for name in ARRAYS:
@@ -159,6 +160,8 @@ def load(folder: Path) -> Dataset:
         else:
             tensors[name] = _load_array(folder / f"{name}.npy", (n,), np.dtype(np.int64))
             _check_range(tensors[name], meta["classes"], folder / f"{name}.npy")
+    if _fingerprint(folder) != meta["sha256"]:
+        raise _unusable(folder / META, "says another SHA-256 than that of the arrays beside it")
     mean, std = tuple(meta["mean"]), tuple(meta["std"])
     return Dataset(**tensors, mean=mean, std=std, classes=meta["classes"], sha256=meta["sha256"], crop=meta["crop"])
 
@@ -168,19 +171,45 @@ def _load_meta(folder: Path) -> dict[str, Any]:
     path = folder / META
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"n_train", "n_test", "shape", "mean", "std", "classes", "sha256", "crop"} - set(meta)
-    except (OSError, ValueError, TypeError) as error:
+        wrong = [name for name, kind in _META.items() if not _fits(meta[name], kind)]
+        wrong += ["crop"] if meta["crop"] is not None and not _fits(meta["crop"], int) else []
+    except KeyError as error:
+        raise _unusable(path, f"lacks {error}") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _unusable(path, str(error)) from error
-    if missing:
-        raise _unusable(path, f"lacks {', '.join(sorted(missing))}")
+    if not wrong and (len(meta["shape"]) != 3 or not len(meta["mean"]) == len(meta["std"]) == meta["shape"][0]):
+        wrong = ["shape, mean or std"]
+    elif not wrong and (meta["crop"] or 1) > min(meta["shape"][1:]):
+        wrong = ["crop"]
+    if wrong:
+        raise _unusable(path, f"has a value that cannot be: {wrong[0]}")
     return dict(meta)
+
+
+def _fits(value: object, kind: type) -> bool:
+    """Say whether a value of meta.json can be: a whole number from 1 to 2^31, a list of numbers from 0, text."""
+    if kind is list:
+        return isinstance(value, list) and all(type(one) in (int, float) and 0 <= one < math.inf for one in value)
+    return type(value) is kind and (not isinstance(value, int) or 0 < value < 2**31)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Hash the arrays as _write did; read as plain files, for the pages of a map would count as the job's memory."""
+    digest = hashlib.sha256()
+    for name in ARRAYS:
+        with (folder / f"{name}.npy").open("rb") as file:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _load_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
     """Map one array as a tensor, without copying; raises DataError unless it has the shape and dtype."""
     try:
         array = np.load(path, mmap_mode="c")  # copy-on-write: torch has no read-only tensors
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header is read as Python, and may raise anything
         raise _unusable(path, str(error)) from error
     if array.shape != shape or array.dtype != dtype:
         raise _unusable(path, f"holds {array.dtype} {array.shape}, and meta.json says {dtype} {shape}")

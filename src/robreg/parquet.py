@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from robreg.raw import OFFICIAL, DataError, Images, Labels, Settings, Source, St
 BATCH_ROWS = 256  # encoded images in memory at a time
 LOSSLESS = ("cifar10", "cifar100")  # kinds whose official pixels have never been compressed with loss
 LABEL_NAMES = ("label", "fine_label")
+MAX_PIXELS = 2**22  # of an image; a small file can claim thousands of times as many
 GRAY = ("1", "L", "LA")  # Pillow's modes
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # not EPS: Pillow would run Ghostscript
 DEEP = ("I", "F")  # beginnings of Pillow's modes with more than 8 bits
@@ -112,9 +114,12 @@ def _probe(files: Sequence[Path], rows: Labels) -> tuple[tuple[int, int], bool]:
     shape = None
     for path, row, encoded in _encoded_images(files, rows):
         with _opened(encoded, path, row) as image:
-            shape = shape or (image.height, image.width)
-            if image.mode not in GRAY:
-                return shape, False
+            size, gray = (image.height, image.width), image.mode in GRAY
+        shape = shape or size
+        if math.prod(shape) > MAX_PIXELS:
+            raise DataError(f"{path}: the image in row {row} has more than {MAX_PIXELS} pixels; make images smaller")
+        if not gray:
+            return shape, False
     assert shape is not None  # an empty split is refused before
     return shape, True
 
@@ -122,11 +127,7 @@ def _probe(files: Sequence[Path], rows: Labels) -> tuple[tuple[int, int], bool]:
 def _decode_rows(files: Sequence[Path], rows: Labels, shape: tuple[int, int], channels: int) -> Iterator[Images]:
     """Decode the images of `rows`, sorted and counted over all files, each to (channels, *shape); raises DataError."""
     for path, row, encoded in _encoded_images(files, rows):
-        pixels = _decode(encoded, path, row)  # (3, H, W)
-        if pixels.shape[1:] != shape:
-            sizes = [f"{width}x{height}" for height, width in (pixels.shape[1:], shape)]
-            raise DataError(f"{path}: the image in row {row} is {sizes[0]}, not {sizes[1]}; make all of one size")
-        yield pixels[:channels]
+        yield _decode(encoded, path, row, shape)[:channels]
 
 
 def _encoded_images(files: Sequence[Path], rows: Labels) -> Iterator[tuple[Path, int, bytes | None]]:
@@ -182,10 +183,14 @@ def _opened(encoded: bytes | None, path: Path, row: int) -> Iterator[Image.Image
         raise DataError(f"{path}: the image in row {row} cannot be decoded ({error}); copy the file again") from error
 
 
-def _decode(encoded: bytes | None, path: Path, row: int) -> Images:
-    """Decode one image to RGB (3, H, W); raises DataError."""
+def _decode(encoded: bytes | None, path: Path, row: int, shape: tuple[int, int]) -> Images:
+    """Decode one image to RGB (3, H, W), unless its header has another size than shape, (H, W); raises DataError."""
     with _opened(encoded, path, row) as image:
-        mode, pixels = image.mode, np.asarray(image.convert("RGB"))
+        mode, size = image.mode, (image.height, image.width)
+        pixels = np.asarray(image.convert("RGB")) if size == shape else None
+    if pixels is None:
+        sizes = [f"{width}x{height}" for height, width in (size, shape)]
+        raise DataError(f"{path}: the image in row {row} is {sizes[0]}, not {sizes[1]}; make all of one size")
     if mode.startswith(DEEP):
         raise DataError(f"{path}: the image in row {row} has more than 8 bits (mode {mode}); convert it to 8")
     return pixels.transpose(2, 0, 1)

@@ -36,6 +36,10 @@ OFFICIAL = {
 class DataError(ValueError):
     """Data that cannot be used: one sentence that names the file or key, and the mend."""
 
+    def __init__(self, said: str) -> None:
+        """Take the sentence; what it quotes of another error may have several lines."""
+        super().__init__(" ".join(line.strip() for line in said.splitlines()))
+
 
 @dataclass(frozen=True)
 class Stream:
