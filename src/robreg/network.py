@@ -3,6 +3,7 @@
 import importlib
 import math
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,17 @@ def build(  # noqa: PLR0913 - what a checkpoint must say to be rebuilt
     return Classifier(Normalise(mean, std), network)
 
 
+def unpack(path: Path, device: torch.device | str) -> dict[str, Any]:
+    """Load what torch.save wrote, tensors and plain values alone, and nothing of it if a byte changed since.
+
+    torch.load does not look at the checksums of the zip that such a file is. Raises many kinds of errors.
+    """
+    with zipfile.ZipFile(path) as file:
+        if (bad := file.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{bad} has another CRC-32 than when it was written")
+    return torch.load(path, map_location=device, weights_only=True)
+
+
 def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
     """Load a checkpoint's network on the CPU in eval mode, and its meta data; nothing in the file is executed.
 
@@ -183,7 +195,7 @@ def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
     not finite; FactoryError where the user's architecture cannot be imported here.
     """
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        content = unpack(checkpoint, "cpu")
         meta = content["meta"]
         keys = ("width", "shape", "classes", "mean", "std", "factory")
         model = build(meta["arch"], **{key: meta[key] for key in keys})
@@ -192,7 +204,8 @@ def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         raise
     except Exception as error:  # damaged bytes can raise anything
         raise ValueError(
-            f"{checkpoint} is not a checkpoint of this version: delete it and train again ({type(error).__name__})"
+            f"{checkpoint} is damaged, or not a checkpoint of this version: delete it and train again "
+            f"({type(error).__name__})"
         ) from error
     if bad := [name for name, value in content["model"].items() if not bool(value.isfinite().all())]:
         raise ValueError(f"{checkpoint}: {bad[0]} holds values that are not finite: delete it and train again")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from robreg.lease import Lease
-from robreg.network import Classifier
+from robreg.network import Classifier, unpack
 from robreg.resolve import flat
 from robreg.spectrum import Layer
 from robreg.table import atomic
@@ -74,7 +74,7 @@ class Resume:
     def restore(self, state: State, device: torch.device) -> None:
         """Load everything, or refuse it; never a part of it."""
         try:
-            content = torch.load(self.path, map_location=device, weights_only=True)
+            content = unpack(self.path, device)
             found = content["identity"]
         except Exception as error:  # damaged bytes can raise anything
             raise ValueError(
