@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slurm-test bench bench-gpu lint lock
+.PHONY: demo test slurm-test faults bench bench-gpu lint lock
 
 demo: .venv/run.done  ## the demo study on embedded real data; leaves its report
 	$(BIN)/snakemake --cores all --rerun-incomplete demo
@@ -13,6 +13,9 @@ test: .venv/test.done  ## all tests
 
 slurm-test: .venv/test.done  ## the workflow on a SLURM of one node, which it installs and stops; root on Debian
 	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
+
+faults: .venv/test.done  ## what is broken on purpose, many times over, and what became of it; half an hour
+	ROBREG_CASES=1000 $(BIN)/python -m pytest -q -s -m "not slurm" -W ignore tests/test_faults.py tests/test_*_fuzz.py
 
 bench: .venv/test.done  ## how fast everything is beside others; minutes, on quiet cores
 	$(BIN)/python tests/bench.py

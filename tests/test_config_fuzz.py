@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SCHEMA_FILE = ROOT / "workflow/schemas/config.schema.yaml"
 SCHEMA = yaml.safe_load(SCHEMA_FILE.read_text())
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
-CASES = 150  # of each kind
+CASES = int(os.environ.get("ROBREG_CASES", "150"))  # of each kind
 SETTINGS = settings(max_examples=CASES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 tried = Counter()
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
 import zipfile
@@ -24,7 +25,8 @@ from test_tiny import layout, write_zip
 from robreg import archive, raw, source, tiny
 from robreg.data import ARRAYS, DataError, load, prepare
 
-SETTINGS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+CASES = int(os.environ.get("ROBREG_CASES", "150"))  # of each kind
+SETTINGS = settings(max_examples=CASES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 ALL = {"max_train": None, "max_test": None, "subset_seed": 0, "name": "d"}
 CIFAR = ALL | {"kind": "cifar10"}
 TINY = ALL | {"kind": "tiny-imagenet", "incomplete": True, "crop": 56}

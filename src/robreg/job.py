@@ -28,6 +28,7 @@ TRAINING_CODE = (  # decide the weights
     "parquet",
     "raw",
     "resume",
+    "saved",
     "source",
     "spectrum",
     "step",

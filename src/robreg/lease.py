@@ -83,9 +83,12 @@ class Lease:
                 return
             if kind is None:
                 self._path.unlink()
-            else:
-                self._content["held"] = False
+                return
+            self._content["held"] = False
+            try:
                 self._write()
+            except OSError as why:  # the first error is the one to hear of; this process's end frees the lease too
+                log.warning("%s could not be released: %s", self._path, why)
 
     def check(self) -> None:
         """Raise LostError unless the lease is still this process's; called before anything of the run is written."""
@@ -130,9 +133,9 @@ class Lease:
 
     def _write(self, *, new: bool = False) -> None:
         """Replace the file at once, under a name that no other process uses; new: only if there is none."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_name(f".{self._path.name}.{self._token}")
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(self._content))
             if new:
                 os.link(temporary, self._path)
@@ -140,8 +143,13 @@ class Lease:
                 temporary.replace(self._path)
         except FileExistsError as error:
             raise HeldError(f"{self._path.parent}: another process started training this run just now") from error
+        except OSError as error:
+            why = f"{self._path} cannot be written ({os.strerror(error.errno or 0)})"
+            mend = "make room there, or make it writable, and start again: what was finished stays"
+            raise OSError(error.errno, f"{why}; {mend}") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            if temporary.exists():
+                temporary.unlink()
 
 
 def stalls(path: Path) -> int:

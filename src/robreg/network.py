@@ -3,7 +3,6 @@
 import importlib
 import math
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from robreg.saved import unpack
 
 
 class FactoryError(ValueError):
@@ -175,17 +176,6 @@ def build(  # noqa: PLR0913 - what a checkpoint must say to be rebuilt
             f"architecture {arch!r} is unknown: use resnet8, resnet56, resnet110, wrn50, or one of your own"
         )
     return Classifier(Normalise(mean, std), network)
-
-
-def unpack(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """Load what torch.save wrote, tensors and plain values alone, and nothing of it if a byte changed since.
-
-    torch.load does not look at the checksums of the zip that such a file is. Raises many kinds of errors.
-    """
-    with zipfile.ZipFile(path) as file:
-        if (bad := file.testzip()) is not None:
-            raise zipfile.BadZipFile(f"{bad} has another CRC-32 than when it was written")
-    return torch.load(path, map_location=device, weights_only=True)
 
 
 def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:

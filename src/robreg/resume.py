@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from robreg.lease import Lease
-from robreg.network import Classifier, unpack
+from robreg.network import Classifier
 from robreg.resolve import flat
+from robreg.saved import pack, unpack
 from robreg.spectrum import Layer
-from robreg.table import atomic
 
 FORMAT = 2  # of resume.pt
 
@@ -68,8 +68,7 @@ class Resume:
             "code_hash": state.code,
             "how": state.how,
         }
-        with atomic(self.path) as temporary:
-            torch.save(content, temporary)
+        pack(self.path, content)
 
     def restore(self, state: State, device: torch.device) -> None:
         """Load everything, or refuse it; never a part of it."""

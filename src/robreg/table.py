@@ -141,16 +141,24 @@ SCHEMAS = {
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Hand out a temporary name beside path; rename it to path only if the block succeeds, remove it otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Hand out a temporary name beside path; rename it to path only if the block succeeds, remove it otherwise.
+
+    Raises OSError, which names path, where it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else error
+        mend = "make room there, or make it writable, and start again: what was finished stays"
+        raise OSError(error.errno, f"{path} cannot be written ({why}); {mend}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def write(path: Path, kind: str, columns: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:

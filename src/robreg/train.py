@@ -23,9 +23,10 @@ from robreg.lease import Lease
 from robreg.network import build
 from robreg.resolve import DEFAULTS, fingerprint
 from robreg.resume import Resume, State, identity
+from robreg.saved import pack
 from robreg.spectrum import layers
 from robreg.step import Attack, Step
-from robreg.table import atomic, write
+from robreg.table import write
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,7 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
             _fit(state, settings, data, resume=resume, stop=stop)
         lease.check()
         meta = {**_meta(settings, data, device), "code_hash": state.code, "step": "; ".join(state.how)}
-        with atomic(checkpoint) as temporary:
-            torch.save({"model": state.model.state_dict(), "meta": meta}, temporary)
+        pack(checkpoint, {"model": state.model.state_dict(), "meta": meta})
         columns = {key: [row[key] for row in state.history] for key in state.history[0]}
         write(history, "history", columns, meta)
         resume.path.unlink()
