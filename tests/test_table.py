@@ -26,6 +26,7 @@ CONTRACT = {
     # Beyond the contract's page: what it leaves to this stage.
     "apgd": "attack space start loss eps step steps restarts seed split n n_correct n_robust acc_conditional "
     "acc_robust",
+    "checks": "check what found relation expected tolerance passed",
     "masking": "check eps n before after value limit passed",
     "padding": "layer name method std_circular std_zero max_circular max_zero",
     "spread": "layer name perturbation eps n mean std",

@@ -1,6 +1,7 @@
 """The workflow from end to end, reduced in size: what it makes, what it repeats and what it refuses."""
 
 import io
+import json
 import math
 import os
 import re
@@ -23,6 +24,7 @@ from test_report import assert_works_offline
 
 from robreg import config as robreg_config
 from robreg import table
+from robreg.data import _fingerprint
 from workflow import ROOT, SNAKEMAKE, copy_tree, planned, snakemake
 
 REPORT = "results/studies/demo/report.html"
@@ -265,25 +267,83 @@ def test_data_made_again_train_nothing(demo, tmp_path):
 def test_networks_of_other_data_are_not_measured(demo, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(demo, other, symlinks=True)
-    meta = other / "data/prepared/digits/meta.json"
-    meta.write_text(meta.read_text().replace('"sha256": "', '"sha256": "0'))
+    prepared = other / "data/prepared/digits"
+    images = np.load(prepared / "test_images.npy")
+    images[0] += 1
+    np.save(prepared / "test_images.npy", images)
+    meta = json.loads((prepared / "meta.json").read_text())
+    (prepared / "meta.json").write_text(json.dumps(meta | {"sha256": _fingerprint(prepared)}))
     output = snakemake(other, "-c1", "--force", "results/digits/ar8/margins.parquet", check=False)
     assert "checkpoint.pt was trained on other data than data/prepared/digits now holds" in output
     assert not (other / "results/digits/ar8/margins.parquet").exists()
 
 
-@pytest.mark.parametrize("victim", ["training", "everything"])
-def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(victim, demo, tmp_path):
-    folder = copy_tree(tmp_path, reduce)
-    run, target = folder / "results/digits/ar8", "results/digits/ar8/checkpoint.pt"
+def test_a_clock_that_jumped_costs_no_training(demo, tmp_path):
+    """Files of the future, or of the past, are made again at most as measures, to the same bytes."""
+    for name, seconds in (("ahead", 86_400), ("behind", -86_400)):
+        folder = tmp_path / name
+        shutil.copytree(demo, folder, symlinks=True)
+        for path in [
+            *(folder / "data/prepared/digits").iterdir(),
+            *(folder / "results/digits").glob("*/checkpoint.pt"),
+        ]:
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime + seconds))
+        assert not {"prepare", "train"} & set(planned(folder, "demo"))
+
+
+def test_a_measure_that_dies_leaves_nothing_half_written_and_is_made_again(restored):
+    target = restored / "results/digits/ar8/lossvar.parquet"
+    before, script = target.read_bytes(), restored / "workflow/scripts/lossvar.py"
+    whole = script.read_text()
+    target.unlink()
+    dies = (
+        "import os, signal\nfrom pathlib import Path\nPath.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    script.write_text(dies + whole)
+    assert "SIGKILL" in snakemake(restored, "-c1", str(target.relative_to(restored)), check=False)
+    assert not target.exists()
+    script.write_text(whole)
+    snakemake(restored, "-c1", str(target.relative_to(restored)))
+    assert target.read_bytes() == before
+    assert [path.name for path in target.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def started(folder, target):
+    """Start a driver, and wait until its training has finished an epoch."""
     command = [SNAKEMAKE, "-c1", target]
     driver = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     log = folder / "logs/train/digits/ar8.log"
     while not (log.exists() and "epoch 1/4" in log.read_text()):
-        assert driver.poll() is None, "training ended before it could be killed"
+        assert driver.poll() is None, "training ended before it could be disturbed"
         time.sleep(0.01)
+    return driver
+
+
+def test_a_second_driver_is_refused_and_an_interrupted_first_goes_on(demo, tmp_path):
+    folder, target = copy_tree(tmp_path / "tree", reduce), "results/digits/ar8/checkpoint.pt"
+    driver = started(folder, target)
+    assert "seem to be incomplete" in snakemake(folder, "-c1", target, check=False)
+    said = snakemake(folder, "-c1", "--rerun-incomplete", target, check=False)
+    assert "cannot be locked" in said or "could not be locked" in said, said
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait() != 0
+    assert "resume.pt" in {path.name for path in (folder / target).parent.iterdir()}
+    snakemake(folder, "-c1", "--rerun-incomplete", target)
+    assert same_weights(folder / target, demo / target)
+
+
+def same_weights(one, other):
+    first, second = (torch.load(path, weights_only=True)["model"] for path in (one, other))
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("victim", ["training", "everything"])
+def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(victim, demo, tmp_path):
+    folder = copy_tree(tmp_path, reduce)
+    run, target = folder / "results/digits/ar8", "results/digits/ar8/checkpoint.pt"
+    driver, log = started(folder, target), folder / "logs/train/digits/ar8.log"
     if victim == "training":
         (trainer,) = [
             process
@@ -300,8 +360,7 @@ def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(victim, demo
     snakemake(folder, "-c1", "--rerun-incomplete", target)
     assert re.search(r"going on after epoch [1-4]", log.read_text())
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint.pt", "history.parquet"]
-    one, other = (torch.load(tree / target, weights_only=True)["model"] for tree in (folder, demo))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert same_weights(folder / target, demo / target)
 
 
 @pytest.mark.parametrize(

@@ -119,15 +119,20 @@ def masked(run: Run) -> list[str]:
     return frame.loc[~frame["passed"], "check"].tolist()
 
 
+def compose(name: str, runs: Sequence[Run], compare: Sequence[int]) -> pd.DataFrame:
+    """Make a table without writing it; arguments and last column as for record."""
+    frame = b2(runs, compare) if name == "b2" else MAKERS[name](runs)
+    frame["masking_failed"] = _failed(frame, runs)
+    return frame.astype({"spectral_norm": "float64"})  # all null is a float column too
+
+
 def record(name: str, runs: Sequence[Run], *, compare: Sequence[int], folder: Path, study: str) -> None:
     """Write a table and its summary into folder, as Parquet and as CSV. compare: the two strengths (1/255) of b2.
 
     The last column, masking_failed, counts the checks for hidden gradients that the row's run failed (of b2: its runs).
     """
-    frame = b2(runs, compare) if name == "b2" else MAKERS[name](runs)
-    frame["masking_failed"] = _failed(frame, runs)
+    frame = compose(name, runs, compare)
     for stem, content in ((name, frame), (f"{name}_summary", summarise(frame))):
-        content = content.astype({"spectral_norm": "float64"})  # noqa: PLW2901 - all null is a float column too
         table.write_frame(
             folder / f"{stem}.parquet", pa.Table.from_pandas(content, preserve_index=False), {"study": study}
         )

@@ -119,6 +119,17 @@ SCHEMAS = {
         + [(key, pa.float64()) for key in ("before", "after", "value", "limit")]
         + [("passed", pa.bool_())]
     ),
+    "checks": pa.schema(
+        [
+            ("check", pa.string()),
+            ("what", pa.string()),
+            ("found", pa.float64()),
+            ("relation", pa.string()),
+            ("expected", pa.float64()),
+            ("tolerance", pa.float64()),
+            ("passed", pa.bool_()),
+        ]
+    ),
     "metrics": pa.schema(
         [
             (key, pa.float64())

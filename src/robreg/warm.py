@@ -32,7 +32,8 @@ _ALSO = {
     "figure": ("robreg.figure",),
     "comparison": ("robreg.figure",),
 }
-RULES = {*_ALSO, "margins", "apgd", "attacks", "masking", "lossvar", "spread", "metrics", "table", "claims", "report"}
+RULES = {*_ALSO, "margins", "apgd", "attacks", "masking", "lossvar", "spread", "metrics", "checks"}
+RULES |= {"table", "claims", "audit", "report"}
 _THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")  # for what a script starts; torch's own are set by robreg.job
 _one_at_a_time = threading.Lock()  # multiprocessing looks after other threads' processes whenever it starts one
 

@@ -22,10 +22,12 @@ RULES = [
     "spread",
     "theory",
     "metrics",
+    "checks",
     "table",
     "figure",
     "claims",
     "comparison",
+    "audit",
     "report",
 ]
 
@@ -71,6 +73,12 @@ def settings(wildcards):
 def training(wildcards):
     """Those of them that decide the trained network."""
     return robreg_config.training(settings(wildcards))
+
+
+def promised(wildcards):
+    """The spectral norm that a run's layers keep to; none if they are clipped a number of rounds only."""
+    found = settings(wildcards)
+    return found["spectral_norm"] if found["clip_rounds"] == "exact" else None
 
 
 def by_network(value, **exceptions):

@@ -306,3 +306,34 @@ rule metrics:
         runtime="10m",
     script:
         "../scripts/metrics.py"
+
+
+rule checks:
+    """
+    Hold the tables of {wildcards.dataset}/{wildcards.variant} against each other.
+    """
+    input:
+        tables=expand(
+            "results/{{dataset}}/{{variant}}/{kind}.parquet",
+            kind=["history", "margins", "attacks", "lossvar", "sv", "svstd"]
+            + ["metrics", "masking"],
+        ),
+        code=["src/robreg/checks.py"],
+    output:
+        checks="results/{dataset}/{variant}/checks.parquet",
+    log:
+        "logs/checks/{dataset}/{variant}.log",
+    benchmark:
+        "benchmarks/checks/{dataset}/{variant}.tsv"
+    group:
+        "measures_{dataset}_{variant}"
+    conda:
+        "../../envs/conda.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime="10m",
+    params:
+        bound=lambda wildcards: promised(wildcards),
+    script:
+        "../scripts/checks.py"

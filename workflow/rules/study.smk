@@ -6,6 +6,7 @@ localrules:
     figure,
     claims,
     comparison,
+    audit,
     report,
 
 
@@ -198,6 +199,42 @@ rule comparison:
         "../scripts/comparison.py"
 
 
+rule audit:
+    """
+    Trace the tables and claims of the study {wildcards.study} to the files of its runs.
+    """
+    input:
+        runs=lambda wildcards: of_runs(wildcards.study, "checks"),
+        tables=lambda wildcards: [
+            f"results/studies/{wildcards.study}/tables/{table}{part}"
+            for table in items(wildcards.study, "tables")
+            for part in (".parquet", ".csv", "_summary.parquet", "_summary.csv")
+        ],
+        claims="results/studies/{study}/claims.parquet",
+        code=["src/robreg/audit.py", "src/robreg/checks.py"],
+    output:
+        audit="results/studies/{study}/audit.parquet",
+    log:
+        "logs/audit/{study}.log",
+    benchmark:
+        "benchmarks/audit/{study}.tsv"
+    conda:
+        "../../envs/conda.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime="10m",
+    params:
+        runs=lambda wildcards: runs(wildcards.study),
+        shown=lambda wildcards: {
+            table: shown(wildcards.study, table, "tables")
+            for table in items(wildcards.study, "tables")
+        },
+        compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
+    script:
+        "../scripts/audit.py"
+
+
 rule report:
     """
     Write the report of the study {wildcards.study}: one page that opens offline.
@@ -228,6 +265,7 @@ rule report:
         ]
         + ["workflow/report/comparison.rst"],
         claims="results/studies/{study}/claims.parquet",
+        audit="results/studies/{study}/audit.parquet",
         comparison="results/studies/{study}/comparison.parquet",
         comparison_plot="results/studies/{study}/figures/comparison.svg",
         code=expand(

@@ -1,0 +1,16 @@
+"""Trace a study's tables and claims to the files of its runs."""
+
+from pathlib import Path
+
+from robreg.job import logged
+
+with logged(snakemake.log[0]):
+    from robreg.audit import record
+
+    record(
+        snakemake.wildcards.study,
+        snakemake.params.runs,
+        snakemake.params.shown,
+        compare=snakemake.params.compare,
+        folder=Path(snakemake.output.audit).parent,
+    )

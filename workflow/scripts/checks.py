@@ -1,0 +1,10 @@
+"""Hold one run's tables against each other."""
+
+from pathlib import Path
+
+from robreg.job import logged
+
+with logged(snakemake.log[0]):
+    from robreg.checks import record
+
+    record(Path(snakemake.output.checks).parent, bound=snakemake.params.bound)
