@@ -64,6 +64,7 @@ def make(name: str, title: str, *, seeds: Sequence[int] | None = None) -> tuple[
         ],
         data=[_prepared(data) for data in datasets],
         claims=write_frame(out / "claims.parquet", claims(runs)),
+        audit=write_frame(out / "audit.parquet", pd.DataFrame({"check": ["one", "two"]})),
         comparison=write_frame(out / "comparison.parquet", comparison(runs)),
         plot=_figure(out / "figures/comparison.svg"),
     )

@@ -19,11 +19,13 @@ READS: Mapping[str, tuple[str, ...]] = {
     "attacks": ("apgd",),
     "masking": ("apgd",),
     "metrics": ("sv", "attacks"),
+    "checks": ("metrics", "lossvar", "masking"),
     "table": ("metrics", "lossvar", "theory", "masking"),
     "figure": ("metrics", "lossvar", "spread", "masking"),
     "claims": ("metrics", "lossvar", "spread"),
     "comparison": ("metrics", "lossvar"),
-    "report": ("table", "figure", "claims", "comparison"),
+    "audit": ("checks", "table", "claims"),
+    "report": ("figure", "comparison", "audit"),
 }
 _WIDTH, _ROW, _HEIGHT, _GAP = 360.0, 58.0, 26.0, 6.0  # CSS pixels: legible on a phone without being scaled
 _CHARACTER = 6.6  # of the 12 px font, and some air

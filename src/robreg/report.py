@@ -44,7 +44,7 @@ class Files:
     """What a study has made.
 
     figures: SVG files, each beside its PNG; tables: the Parquet files of rule table, per run and summary; data:
-    meta.json of every prepared data set; claims, comparison: their Parquet files; plot: the comparison's SVG.
+    meta.json of every prepared data set; claims, comparison, audit: their Parquet files; plot: the comparison's SVG.
     """
 
     figures: Sequence[Path]
@@ -52,6 +52,7 @@ class Files:
     data: Sequence[Path]
     claims: Path
     comparison: Path
+    audit: Path
     plot: Path
 
 
@@ -66,6 +67,7 @@ def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> 
     variables = _variables(study, context["n_seeds"])
     context |= _judged(files.claims) | _results(files, template.parent, variables)
     context |= _compared(files, template.parent, variables) | _making(study)
+    context["checks"] = table.read(files.audit, ["check"]).num_rows
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         autoescape=True,

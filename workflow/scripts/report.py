@@ -23,6 +23,7 @@ with logged(snakemake.log[0]):
             data=[Path(path) for path in snakemake.input.data],
             claims=Path(snakemake.input.claims),
             comparison=Path(snakemake.input.comparison),
+            audit=Path(snakemake.input.audit),
             plot=Path(snakemake.input.comparison_plot),
         ),
         template=Path(snakemake.input.template),
