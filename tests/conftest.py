@@ -38,9 +38,10 @@ class Run(NamedTuple):
     data: data.Dataset
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # results depend on the number in their last bits, and jobs set it themselves
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before every fixture, whatever its scope: results depend on the threads in their last bits, and jobs set them."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
