@@ -43,6 +43,8 @@ COLUMNS = {
     "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "
     "log10_spectral_complexity",
 }
+TIMES = {"history.parquet": ("seconds", "examples_per_s")}  # the columns of result files that hold times
+TIMED = {"report.html"}  # says what everything took
 SETTING = "dataset arch train_attack space spectral_norm ar"
 PLAIN = {"ar0": (0, 0), "ar0-s1": (0, 1), "ar8": (8, 0), "ar8-s1": (8, 1)}
 RUNS = {**PLAIN, "ar8-fgsm": (8, 0), "ar8-sn1": (8, 0), "ar8-normspace": (8, 0)}
@@ -302,6 +304,36 @@ def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(victim, demo
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint.pt", "history.parquet"]
     one, other = (torch.load(tree / target, weights_only=True)["model"] for tree in (folder, demo))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def assert_same_results(one, other, *, parts=("results", "data")):
+    """Assert that every file of a folder is the same in another, byte for byte but for TIMES; return how many are."""
+    compared = [path for part in parts for path in files(one / part) if path.name not in TIMED]
+    for path in compared:
+        twin = other / path.relative_to(one)
+        if columns := TIMES.get(path.name):
+            mine, theirs = (table.read(each).drop_columns(list(columns)) for each in (path, twin))
+            assert mine.equals(theirs, check_metadata=True), path
+        else:
+            assert path.read_bytes() == twin.read_bytes(), path
+    return len(compared)
+
+
+def test_a_run_made_elsewhere_with_other_cores_is_the_same_byte_for_byte(demo, tmp_path):
+    folder = copy_tree(tmp_path / "elsewhere", reduce)
+    runs = [file for variant in ("ar8-s1", "ar8-sn1") for file in files(demo / "results/digits" / variant)]
+    snakemake(folder, "--cores", "1", *(str(file.relative_to(demo)) for file in runs))
+    assert assert_same_results(folder, demo) == len(runs) + len(files(demo / "data"))
+
+
+@pytest.mark.long
+def test_the_demo_made_in_two_places_is_the_same_byte_for_byte(tmp_path):
+    one, other = (copy_tree(tmp_path / name) for name in ("one", "other"))
+    snakemake(one, "--cores", "all", "demo")
+    snakemake(other, "--cores", "1", "demo")
+    compared = assert_same_results(one, other)
+    assert compared == assert_same_results(other, one) > 15 * 12
+    print(f"{compared} files of the demo are the same in two places, byte for byte")
 
 
 @pytest.mark.parametrize(
