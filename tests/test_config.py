@@ -113,6 +113,10 @@ def test_the_schema_describes_every_key():
         ("runs", {"tin/ar4": {"training": {"augmentation": "none"}}}, r"runs: tin/ar4: .* crop, its size, go together"),
         ("runs", {"c10/ar8": {"training": {"augmentation": "resized-crop-flip"}}}, r"runs: c10/ar8: .* go together"),
         ("runs", {"digits/ar8": {"training": {"clip_rounds": 1}}}, r"ar8\.training\.clip_rounds: .* no bound"),
+        ("studies.demo.title", "two\nlines", r"studies\.demo\.title: '\\n' is no character of a text; take it out"),
+        ("datasets.digits.title", "a\x01", r"datasets\.digits\.title: '\\x01' is no character"),
+        ("datasets.c10.published.0.label", "\ud800", r"c10\.published\.0\.label: '\\ud800' is no character"),
+        ("architectures", {"net": {"callable": "a:b", "arguments": {"\x00": 1}}}, r"net\.arguments: '\\x00' is no"),
         ("devise", "cpu", r"devise: unknown key 'devise': did you mean 'device'"),
     ],
 )

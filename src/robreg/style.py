@@ -37,6 +37,7 @@ THEME: dict[Any, Any] = {  # matplotlib's stubs list every key as a literal
     "lines.markersize": 4.5,
     "errorbar.capsize": 2.5,
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # and a dollar in the user's a dollar
     "svg.hashsalt": "robreg",
 }
 _HANDLE, _LETTER = 0.56, 0.078  # inches that a legend's handle and a letter of its text take, about
