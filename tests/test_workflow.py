@@ -1,5 +1,6 @@
 """The workflow from end to end, reduced in size: what it makes, what it repeats and what it refuses."""
 
+import csv
 import io
 import math
 import os
@@ -191,6 +192,23 @@ def test_the_demo_s_report_works_offline(demo, page, width):
     )  # nothing of the paper's to compare, so no plot
 
 
+def test_no_cell_of_a_csv_file_is_a_formula(demo):
+    config = yaml.safe_load((demo / "config.yaml").read_text())
+    texts = [config["studies"]["demo"]["title"], config["datasets"]["digits"]["title"]]
+    found = sorted((demo / "results").rglob("*.csv"))
+    assert len(found) == 2 * len(TABLES) + 2
+    for path in found:
+        content = path.read_text()
+        assert not any(text in content for text in texts)  # only names reach a table, and those are letters and digits
+        for row in csv.reader(io.StringIO(content)):
+            assert not [cell for cell in row if cell[:1] in tuple("=+-@\t\r") and not number(cell)], path
+
+
+def number(cell):
+    """Say whether a cell is a plain number."""
+    return re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?|[+-]?inf", cell) is not None
+
+
 def test_a_finished_study_is_left_alone(demo):
     assert planned(demo, "demo") == {}
 
@@ -324,6 +342,27 @@ def test_a_run_made_elsewhere_with_other_cores_is_the_same_byte_for_byte(demo, t
     runs = [file for variant in ("ar8-s1", "ar8-sn1") for file in files(demo / "results/digits" / variant)]
     snakemake(folder, "--cores", "1", *(str(file.relative_to(demo)) for file in runs))
     assert assert_same_results(folder, demo) == len(runs) + len(files(demo / "data"))
+
+
+UNSHARE = ["unshare", "-rn"]  # without any network, not even its own machine's
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*UNSHARE, "true"], check=False).returncode != 0,
+    reason="this machine lets no process leave the network",
+)
+def test_a_run_needs_no_network(tmp_path):
+    def small(config):
+        reduce(config)
+        config["datasets"]["digits"]["training"] |= {"epochs": 1, "lr_drops": []}
+
+    folder = copy_tree(tmp_path, small)
+    targets = ["results/digits/ar0/metrics.parquet", "results/studies/demo/figures/fig2.svg"]
+    done = subprocess.run(
+        [*UNSHARE, SNAKEMAKE, "-c2", *targets], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all((folder / target).exists() for target in targets)
 
 
 @pytest.mark.long
