@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slurm-test faults bench bench-gpu lint lock
+.PHONY: demo test slurm-test faults bench bench-gpu lint lock licences
 
 demo: .venv/run.done  ## the demo study on embedded real data; leaves its report
 	$(BIN)/snakemake --cores all --rerun-incomplete demo
@@ -50,3 +50,6 @@ lock:  ## pin the newest versions that pyproject.toml allows, for every platform
 		--python-version 3.11 --extra slurm --extra theory pyproject.toml envs/run.in -o envs/run.txt
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
 		--python-version 3.11 --group pyproject.toml:test --override envs/test-override.in envs/run.txt -o envs/test.txt
+
+licences: .venv/run.done  ## list the licences of what is installed
+	$(BIN)/python envs/licences.py > envs/licences.csv

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -20,17 +21,18 @@ from robreg import clip, network, spectrum
 from robreg.attack import draw_noise
 from robreg.augment import random_crop_flip
 from robreg.data import to_float
-from robreg.step import Attack, Step
+from robreg.step import Attack, Step, repeatable
 
 ROOT = Path(__file__).parents[1]
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
 EPOCHS, EXAMPLES = 200, 50_000
 FLOP = 5.8e16  # of ResNet-56 in all epochs: PGD-10, and one training pass
-VARIANTS = {
-    "fp32": ("fp32", False),
-    "fp32, compiled": ("fp32", True),
-    "bf16": ("bf16", False),
-    "bf16, compiled": ("bf16", True),
+VARIANTS = {  # precision, compile, deterministic
+    "fp32": ("fp32", False, False),
+    "fp32, compiled": ("fp32", True, False),
+    "bf16": ("bf16", False, False),
+    "bf16, compiled": ("bf16", True, False),
+    "bf16, compiled, deterministic": ("bf16", True, True),
 }
 
 
@@ -98,11 +100,18 @@ class Bench:
         self.labels = torch.randint(10, (1024,), generator=generator).to(device)
         self.generator = torch.Generator(device).manual_seed(0)
 
-    def make(self, arch: str, precision: str, compiled: bool, shape=(3, 32, 32), classes: int = 10) -> Step:
+    def make(
+        self, arch: str, precision: str, compiled: bool, deterministic=False, shape=(3, 32, 32), classes: int = 10
+    ) -> Step:
         """Make our step with a network of its own."""
         model = make_network(arch, self.device, shape, classes)
         sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=self.device.type == "cuda" or None)
-        return Step(model, sgd, attack=Attack(EPS, STEP, STEPS), precision=precision, compile=compiled)
+        options = {"precision": precision, "compile": compiled, "deterministic": deterministic}
+        return Step(model, sgd, attack=Attack(EPS, STEP, STEPS), **options)
+
+    def as_trained(self, name: str) -> AbstractContextManager[None]:
+        """Switch the device as the training of a variant does; the eager loop is no variant."""
+        return repeatable(self.device, wanted=VARIANTS.get(name, (None, None, False))[2])
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """Draw a batch as an epoch does: index, augment, scale, draw starts."""
@@ -137,17 +146,19 @@ class Bench:
     def training(self) -> dict:
         """Time a step of each variant and of the eager loop, in turns; project to all epochs."""
         steps, difference, first = {}, {}, {}
-        for name, (precision, compiled) in VARIANTS.items():
+        for name, options in VARIANTS.items():
             begin = time.perf_counter()
-            steps[name] = self.make(self.arch, precision, compiled)
-            difference[name] = self.check(steps[name], 1e-3 if precision == "fp32" else 3e-2)
+            with self.as_trained(name):
+                steps[name] = self.make(self.arch, *options)
+                difference[name] = self.check(steps[name], 1e-3 if options[0] == "fp32" else 3e-2)
             first[name] = time.perf_counter() - begin
         model = make_network(self.arch, self.device, (3, 32, 32), 10)
         eager = torchattacks_step(model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9))
         times = {name: [] for name in (*steps, "peer")}
         for _ in range(3):
             for name, step in steps.items():
-                times[name].append(self.seconds(lambda: step(*self.draw())))  # noqa: B023
+                with self.as_trained(name):
+                    times[name].append(self.seconds(lambda: step(*self.draw())))  # noqa: B023
             times["peer"].append(self.seconds(lambda: eager(*self.draw()[:2])))
         peak, per_epoch = self.peak(), EXAMPLES / self.batch
         rows = {}
@@ -209,7 +220,7 @@ class Bench:
         """Time a step of the paper's other networks."""
         rows = {}
         for arch, shape, classes in (("resnet110", (3, 32, 32), 10), ("wrn50", (3, 56, 56), 200)):
-            step = self.make("resnet14" if self.tiny else arch, "bf16", True, shape, classes)
+            step = self.make("resnet14" if self.tiny else arch, "bf16", True, shape=shape, classes=classes)
             x = torch.rand(self.batch, *shape, generator=self.generator, device=self.device)
             y, noise = torch.randint(classes, (self.batch,), device=self.device), 2 * x - 1
             taken = self.seconds(lambda: step(x, y, noise))  # noqa: B023

@@ -1,8 +1,9 @@
 """What several tests need: one thread, networks with random weights, and one run on real data."""
 
 import os
+import runpy
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +39,31 @@ class Run(NamedTuple):
     data: data.Dataset
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before every fixture, whatever its scope: results depend on the threads in their last bits, and jobs set them."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def connections(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Refuse, here and in what the tests start, all connections to other machines; return the list of those tried."""
+    guard = Path(__file__).parent / "offline"
+    tried = tmp_path_factory.mktemp("offline") / "connections"
+    tried.touch()
+    paths = [str(guard), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ |= {"CONNECTIONS": str(tried), "PYTHONPATH": os.pathsep.join(paths)}
+    runpy.run_path(str(guard / "sitecustomize.py"))
+    return tried
+
+
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # results depend on the number in their last bits, and jobs set it themselves
+def no_connection(connections: Path) -> Iterator[None]:
+    """Fail a test during which a connection was tried, even if that was forgiven."""
+    yield
+    tried = connections.read_text()
+    connections.write_text("")
+    assert not tried
 
 
 @pytest.fixture(scope="session")
@@ -102,8 +125,7 @@ def page() -> Any:
         pytest.skip("no Chromium on PATH: the report was not opened in a browser")
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*flags, "--disable-sync", "--no-first-run"]
-        )
+        flags += ["--disable-sync", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield browser.new_page()
         browser.close()

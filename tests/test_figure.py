@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
@@ -303,3 +304,24 @@ def test_standard_training_belongs_to_every_attack(runs: list[dict[str, Any]]) -
         "digits, resnet8, FGSM": 12,
     }
     assert list(pd.DataFrame(groups["digits, resnet8, FGSM"])["train_attack"].unique()) == ["pgd", "fgsm"]
+
+
+def test_bytes_do_not_depend_on_the_last_bits_of_a_layout(tmp_path):
+    for name, left in (("one", 0.1), ("other", 0.1 + 1e-14)):
+        figure = Figure()
+        figure.add_axes((left, 0.1, 0.8, 0.8)).plot([0, 1])
+        style.save(figure, tmp_path / f"{name}.svg", tmp_path / f"{name}.png")
+    for end in ("svg", "png"):
+        assert (tmp_path / f"one.{end}").read_bytes() == (tmp_path / f"other.{end}").read_bytes()
+    drawn = (tmp_path / "one.svg").read_text()
+    assert 'clip-path="url(#clip0)"' in drawn
+    assert '<clipPath id="clip0">' in drawn
+
+
+@pytest.mark.parametrize("label", ["$x^2$", r"$\frac$ 5 %", "</text><script>alert(1)</script>", "_own & 'other'"])
+def test_a_label_of_the_user_s_is_drawn_as_it_is_written(label, tmp_path):
+    (run,) = make_runs(tmp_path, [8], [0], published=[{"label": label, "ar": 8, "robust_acc": 50}])
+    draw("fig12", [run], compare=COMPARE, svg=tmp_path / "fig.svg", png=tmp_path / "fig.png")
+    drawn = ElementTree.parse(tmp_path / "fig.svg")
+    assert label in [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert not list(drawn.iter("{http://www.w3.org/2000/svg}script"))

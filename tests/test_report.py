@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from docutils.utils import Reporter
 from playwright.sync_api import Page
+from server import serving
 
 from robreg import claim_view, comparison_view, config, drawing, job, provenance, report, study, table
 from robreg.agreement import nearer
@@ -568,3 +569,74 @@ def test_page_works_offline(page: Page, name: str, width: int, folder: Path) -> 
     path = folder / f"results/studies/{name}/report.html"
     assert_works_offline(page, path, width=width, figures=listed + (name == "paper"))
     assert page.title() == {"demo": HOSTILE, "paper": "The paper"}[name]
+
+
+TEXTS = (  # of the user's: markup, templates and mathematics, each of which stays the text that it is
+    "<script>window.hit = 1</script>",
+    "\"><img src=x onerror='window.hit = 1'>",
+    "</title></style></textarea><svg onload=window.hit=1>",
+    "<a href='javascript:window.hit=1'>&amp;</a>",
+    "{{ 7 * 7 }}{% raw %}",
+    "$x^2$ =1+1",
+)
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+WATCH = "window.broken = []; addEventListener('securitypolicyviolation', one => broken.push(one.effectiveDirective))"
+
+
+@pytest.fixture
+def watched(page: Page) -> Iterator[Page]:
+    """A page that notes what its policy stops."""
+    own = page.context.browser.new_page()
+    own.add_init_script(WATCH)
+    yield own
+    own.close()
+
+
+@pytest.mark.parametrize("policy", [True, False])
+@pytest.mark.parametrize("hostile", TEXTS)
+def test_the_user_s_texts_show_as_they_are_written_and_nothing_runs(
+    hostile: str, policy: bool, here: Path, watched: Page
+) -> None:
+    described, files = made.make("demo", hostile)
+    described["titles"] = {"digits": hostile}
+    for settings in described["settings"].values():
+        settings["factory"] = {"callable": hostile, "arguments": {"note": hostile}}
+    made.write_frame(files.claims, made.claims(described["runs"]).assign(claim=hostile, source=hostile))
+    out = here / "texts.html"
+    report.write(out, described, files, template=made.template())
+    if not policy:  # escaping does not lean on it
+        out.write_text(POLICY.sub("", out.read_text(encoding="utf-8")), encoding="utf-8")
+    watched.goto(out.as_uri())
+    watched.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert watched.evaluate("[window.hit, document.scripts.length, broken]") == [None, 0, []]
+    assert watched.title() == hostile
+    assert watched.inner_text("h1") == hostile
+    shown = watched.inner_text("body")
+    assert min(shown.count(hostile), shown.count(hostile[0].upper() + hostile[1:])) > 8
+
+
+@pytest.mark.parametrize("policy", [True, False])
+def test_the_policy_admits_nothing_from_outside(policy: bool, here: Path, demo: Path, watched: Page) -> None:
+    page = demo.read_text(encoding="utf-8")
+    with serving(here / f"outside{policy}") as outside:
+        (here / f"outside{policy}/x.js").write_text("window.hit = 1")
+        at = outside.url("x.js")
+        slipped = (
+            f"<base href='{at}'><script>window.hit = 1</script><script src='{at}'></script><img src='{at}'>"
+            f"<img src=x onerror='window.hit = 1'><iframe src='{at}'></iframe><link rel=stylesheet href='{at}'>"
+            f"<style>@import '{at}'; h1 {{background: url('{at}')}}</style><object data='{at}'></object>"
+            f"<video src='{at}'></video><form action='{at}'></form>"
+        )
+        (here / "slipped.html").write_text((page if policy else POLICY.sub("", page)) + slipped, encoding="utf-8")
+        watched.goto((here / "slipped.html").as_uri())
+        hit, broken = watched.evaluate("[window.hit, broken]")
+        if policy:
+            with watched.expect_console_message(lambda message: "form-action" in message.text):
+                watched.evaluate("document.forms[0].submit()")
+            assert (hit, outside.requests) == (None, 0)
+            kinds = {"script-src-elem", "script-src-attr", "img-src", "frame-src", "style-src-elem", "media-src"}
+            assert set(broken) == kinds | {"object-src", "base-uri"}
+        else:
+            assert hit == 1
+            assert outside.requests > 5
+            assert broken == []

@@ -2,7 +2,9 @@
 
 import copy
 import logging
+import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from robreg.attack import pgd
 from robreg.network import Classifier, Normalise
-from robreg.step import Attack, Step
+from robreg.step import Attack, Step, repeatable
 
 BALL = Attack(eps=0.1, step=0.03, steps=3)
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
@@ -245,3 +247,62 @@ def test_a_captured_step_is_an_eager_one(precision, compile):
             found, wanted = (run(one, 3, n=n, device="cuda") for one in (step, reference))
             assert_close(found, wanted, 1e-4 if precision == "fp32" else 0.05)
     assert step.how == ("compiled, CUDA graph" if compile else "eager")
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Make steps of a network on a GPU that there need not be: they can be made, and not taken."""
+    monkeypatch.setattr("robreg.step._twin", lambda *_: (None, []))
+    weight = SimpleNamespace(device=torch.device("cuda"))
+    model = SimpleNamespace(parameters=lambda: iter([weight]), to=lambda **_: None)
+    return lambda **options: Step(model, None, **options)
+
+
+def switches():
+    """Return what decides whether a GPU gives the same bits each time."""
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    return torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark, workspace
+
+
+@pytest.mark.parametrize("given", [None, ":16:8"])
+def test_a_gpu_is_made_to_repeat_itself_and_everything_is_put_back(given, on_gpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if given:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given)
+    before = switches()
+    seen = []
+
+    def fail():
+        with repeatable(torch.device("cuda"), wanted=True):
+            seen.append(switches())
+            on_gpu(deterministic=True)
+            seen.append(switches())
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        fail()
+    assert seen == [(2, False, given or ":4096:8")] * 2  # 2: what cannot repeat itself is an error
+    assert switches() == before == (0, True, given)
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("cuda", False), ("cpu", True)])
+def test_nothing_is_switched_where_it_is_not_asked_for_or_not_needed(device, wanted):
+    before = switches()
+    with repeatable(torch.device(device), wanted=wanted):
+        assert switches() == before
+
+
+def test_a_gpu_chooses_the_fastest_algorithms_where_it_need_not_repeat_itself(on_gpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    on_gpu()
+    assert torch.backends.cudnn.benchmark
+
+
+@GPU
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_deterministic_step_gives_the_same_bits_on_a_gpu(compile):
+    with repeatable(torch.device("cuda"), wanted=True):
+        one, other = (run(make("cuda", compile=compile, deterministic=True), device="cuda") for _ in range(2))
+    assert one[0] == other[0]
+    assert all(torch.equal(value, other[1][key]) for key, value in one[1].items())

@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import os
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,25 @@ def test_training_reduces_the_adversarial_loss(prepared, tmp_path):
 def test_a_second_run_has_the_same_bits(prepared, undisturbed, tmp_path):
     assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
     assert not (tmp_path / "resume.pt").exists()
+
+
+def test_a_deterministic_run_is_so_from_its_first_operation_and_has_the_same_bits_on_a_cpu(
+    prepared, undisturbed, tmp_path, monkeypatch
+):
+    events = []
+
+    @contextmanager
+    def repeatable(device, *, wanted):
+        events.append((device, wanted))
+        yield
+        events.append("end")
+
+    start = train._start
+    monkeypatch.setattr(train, "repeatable", repeatable)
+    monkeypatch.setattr(train, "_start", lambda *given: events.append("start") or start(*given))
+    assert_same(run(make_settings(deterministic=True), prepared, tmp_path), undisturbed)
+    assert events == [(CPU, True), "start", "end"]
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["meta"]["deterministic"] is True
 
 
 def test_another_seed_has_other_bits(prepared, undisturbed, tmp_path):

@@ -1,5 +1,6 @@
 """The workflow from end to end, reduced in size: what it makes, what it repeats and what it refuses."""
 
+import csv
 import io
 import json
 import math
@@ -45,6 +46,8 @@ COLUMNS = {
     "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "
     "log10_spectral_complexity",
 }
+TIMES = {"history.parquet": ("seconds", "examples_per_s")}  # the columns of result files that hold times
+TIMED = {"report.html"}  # says what everything took
 SETTING = "dataset arch train_attack space spectral_norm ar"
 PLAIN = {"ar0": (0, 0), "ar0-s1": (0, 1), "ar8": (8, 0), "ar8-s1": (8, 1)}
 RUNS = {**PLAIN, "ar8-fgsm": (8, 0), "ar8-sn1": (8, 0), "ar8-normspace": (8, 0)}
@@ -189,6 +192,23 @@ def test_the_demo_s_report_works_offline(demo, page, width):
     assert_works_offline(
         page, demo / REPORT, width=width, figures=len(FIGURES)
     )  # nothing of the paper's to compare, so no plot
+
+
+def test_no_cell_of_a_csv_file_is_a_formula(demo):
+    config = yaml.safe_load((demo / "config.yaml").read_text())
+    texts = [config["studies"]["demo"]["title"], config["datasets"]["digits"]["title"]]
+    found = sorted((demo / "results").rglob("*.csv"))
+    assert len(found) == 2 * len(TABLES) + 2
+    for path in found:
+        content = path.read_text()
+        assert not any(text in content for text in texts)  # only names reach a table, and those are letters and digits
+        for row in csv.reader(io.StringIO(content)):
+            assert not [cell for cell in row if cell[:1] in tuple("=+-@\t\r") and not number(cell)], path
+
+
+def number(cell):
+    """Say whether a cell is a plain number."""
+    return re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?|[+-]?inf", cell) is not None
 
 
 def test_a_finished_study_is_left_alone(demo):
@@ -361,6 +381,57 @@ def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(victim, demo
     assert re.search(r"going on after epoch [1-4]", log.read_text())
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint.pt", "history.parquet"]
     assert same_weights(folder / target, demo / target)
+
+
+def assert_same_results(one, other, *, parts=("results", "data")):
+    """Assert that every file of a folder is the same in another, byte for byte but for TIMES; return how many are."""
+    compared = [path for part in parts for path in files(one / part) if path.name not in TIMED]
+    for path in compared:
+        twin = other / path.relative_to(one)
+        if columns := TIMES.get(path.name):
+            mine, theirs = (table.read(each).drop_columns(list(columns)) for each in (path, twin))
+            assert mine.equals(theirs, check_metadata=True), path
+        else:
+            assert path.read_bytes() == twin.read_bytes(), path
+    return len(compared)
+
+
+def test_a_run_made_elsewhere_with_other_cores_is_the_same_byte_for_byte(demo, tmp_path):
+    folder = copy_tree(tmp_path / "elsewhere", reduce)
+    runs = [file for variant in ("ar8-s1", "ar8-sn1") for file in files(demo / "results/digits" / variant)]
+    snakemake(folder, "--cores", "1", *(str(file.relative_to(demo)) for file in runs))
+    assert assert_same_results(folder, demo) == len(runs) + len(files(demo / "data"))
+
+
+UNSHARE = ["unshare", "-rn"]  # without any network, not even its own machine's
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*UNSHARE, "true"], check=False).returncode != 0,
+    reason="this machine lets no process leave the network",
+)
+def test_a_run_needs_no_network(tmp_path):
+    def small(config):
+        reduce(config)
+        config["datasets"]["digits"]["training"] |= {"epochs": 1, "lr_drops": []}
+
+    folder = copy_tree(tmp_path, small)
+    targets = ["results/digits/ar0/metrics.parquet", "results/studies/demo/figures/fig2.svg"]
+    done = subprocess.run(
+        [*UNSHARE, SNAKEMAKE, "-c2", *targets], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all((folder / target).exists() for target in targets)
+
+
+@pytest.mark.long
+def test_the_demo_made_in_two_places_is_the_same_byte_for_byte(tmp_path):
+    one, other = (copy_tree(tmp_path / name) for name in ("one", "other"))
+    snakemake(one, "--cores", "all", "demo")
+    snakemake(other, "--cores", "1", "demo")
+    compared = assert_same_results(one, other)
+    assert compared == assert_same_results(other, one) > 15 * 12
+    print(f"{compared} files of the demo are the same in two places, byte for byte")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "training",
 ]
 
+_NO_TEXT = ("Cc", "Cs")  # control characters and halves of pairs, which neither XML nor a page can hold
 _Validator = jsonschema.validators.extend(  # 20.0 is no integer here: it would be another text for equal settings
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
@@ -152,10 +154,13 @@ def _refuse_odd_values(tree: object, path: str = "") -> None:
         for key, value in tree.items():
             if not isinstance(key, str):
                 raise ConfigError(f"config.yaml: {path or 'the file'}: key {key!r} is not text; put it in quotes")
+            _refuse_odd_values(key, path or "the file")
             _refuse_odd_values(value, f"{path}.{key}" if path else str(key))
     elif isinstance(tree, list):
         for place, value in enumerate(tree):
             _refuse_odd_values(value, f"{path}.{place}")
+    elif isinstance(tree, str) and (odd := next((one for one in tree if unicodedata.category(one) in _NO_TEXT), None)):
+        raise ConfigError(f"config.yaml: {path}: {odd!a} is no character of a text; take it out")
     elif isinstance(tree, float) and not math.isfinite(tree):
         raise ConfigError(f"config.yaml: {path}: {tree} is not a finite number; write one")
 

@@ -9,7 +9,8 @@ from typing import Any
 from robreg.variant import Variant, VariantError, parse
 
 DATA_KEYS = ("kind", "max_train", "max_test", "subset_seed", "crop")
-DEFAULTS = {"precision": "fp32", "compile": False}  # left out of the settings, which were there before these keys
+# Left out of the settings, which were there before these keys.
+DEFAULTS = {"precision": "fp32", "compile": False, "deterministic": False}
 MEASURES = ("evaluation", "loss_variation", "strong_attack", "spread", "theory", "masking", "dense_spectrum")
 
 

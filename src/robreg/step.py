@@ -2,7 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ from torch.nn import functional
 from robreg.attack import Radius, iterates
 
 PRECISIONS = ("fp32", "bf16")
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _WARM_UP = 3  # steps before a capture, for cuDNN and the compiler to make their choices
 
 Result = tuple[Tensor, Tensor]
@@ -36,7 +39,8 @@ class Step:
     gradients, optimiser, normalisation, loss and the adversarial examples stay fp32. Without compile, the step is eager
     PyTorch, and in fp32 on a CPU the reference. compile: forward and backward passes of full batches go through
     torch.compile, and on a GPU the whole step is one CUDA graph. What cannot be compiled or captured here runs eager
-    after one warning; `how` says what was done.
+    after one warning; `how` says what was done. deterministic: on a GPU, algorithms that give the same bits each time,
+    inside of `repeatable`; on a CPU all are such.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Step:
         attack: Attack | None = None,
         precision: str = "fp32",
         compile: bool = False,
+        deterministic: bool = False,
     ) -> None:
         """Take the model where it is: its device and weights; the optimiser is of its parameters."""
         if precision not in PRECISIONS:
@@ -63,7 +68,8 @@ class Step:
         self.graph: _Graph | None = None  # of full batches
         self.lr: float | None = None  # that the graph holds
         if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # the best algorithms for the one size that nearly all batches have
+            # The best algorithms for the one size that nearly all batches have, by their times in this run.
+            torch.backends.cudnn.benchmark = not deterministic
 
     @property
     def how(self) -> str:
@@ -154,6 +160,29 @@ class Step:
                 for key, state in self.optimizer.state.items():
                     if (moment := _momentum(state)) is not None:
                         moment.copy_(moments[key]) if key in moments else moment.zero_()  # 0 is what it begins as
+
+
+@contextmanager
+def repeatable(device: torch.device, *, wanted: bool) -> Iterator[None]:
+    """Have a GPU give the same bits each time for the block, if wanted, and put everything back; a CPU always does.
+
+    It must begin before the GPU's first product of matrices. An operation that cannot raises RuntimeError.
+    """
+    if not wanted or device.type != "cuda":
+        yield
+        return
+    mode, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    workspace = os.environ.get(_WORKSPACE)
+    os.environ.setdefault(_WORKSPACE, ":4096:8")  # cuBLAS reads it once; without, its streams may share a workspace
+    torch.backends.cudnn.benchmark = False  # for it chooses by times
+    torch.use_deterministic_algorithms(mode=True)
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            del os.environ[_WORKSPACE]
 
 
 class _Graph:

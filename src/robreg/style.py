@@ -1,5 +1,6 @@
 """How figures look: sizes, one scale of colours for the AR strength, and files that are equal when drawn again."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,10 +38,12 @@ THEME: dict[Any, Any] = {  # matplotlib's stubs list every key as a literal
     "lines.markersize": 4.5,
     "errorbar.capsize": 2.5,
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # and a dollar in the user's a dollar
     "svg.hashsalt": "robreg",
 }
 _HANDLE, _LETTER = 0.56, 0.078  # inches that a legend's handle and a letter of its text take, about
 _DASHES = ("solid", (0, (5, 1.6)), (0, (5, 1.4, 1, 1.4)), (0, (2.2, 1.2)), (0, (5, 1.2, 1, 1.2, 1, 1.2)))
+_CLIP = re.compile(r"(?:(?<=url\(#)|(?<=<clipPath id=\"))p[0-9a-f]{10}(?=[)\"])")  # matplotlib's name of a clip path
 _MARKERS = "os^Dv"
 
 
@@ -127,8 +130,18 @@ def save(figure: Figure, svg: Path, png: Path) -> None:
     with mpl.rc_context(THEME):
         with atomic(svg) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
+            temporary.write_text(_numbered(temporary.read_text(encoding="utf-8")), encoding="utf-8")
         with atomic(png) as temporary:
             figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def _numbered(svg: str) -> str:
+    """Number an SVG's clip paths instead of naming them by a hash of their bounds.
+
+    A layout's last bits, below what the file says of them, differ from one process to another.
+    """
+    numbers = {name: f"clip{index}" for index, name in enumerate(dict.fromkeys(_CLIP.findall(svg)))}
+    return _CLIP.sub(lambda found: numbers[found[0]], svg)
 
 
 def _columns(widths: Sequence[float], available: float) -> int:

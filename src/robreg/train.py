@@ -25,7 +25,7 @@ from robreg.resolve import DEFAULTS, fingerprint
 from robreg.resume import Resume, State, identity
 from robreg.saved import pack
 from robreg.spectrum import layers
-from robreg.step import Attack, Step
+from robreg.step import Attack, Step, repeatable
 from robreg.table import write
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,13 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
     removed at the end. A run that was killed at any moment and started again ends with the same bits on a CPU.
     Raises ValueError if resume.pt was made for other settings, DivergedError, Stopped on SIGTERM, or what Lease raises.
     """
+    with repeatable(device, wanted=settings["training"].get("deterministic", DEFAULTS["deterministic"])):
+        _train(settings, data, checkpoint=checkpoint, history=history, device=device)
+
+
+def _train(
+    settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device
+) -> None:
     state = _start(settings, data, device)
     with Lease(checkpoint.with_name("lease.json")) as lease:
         resume = Resume(checkpoint.with_name("resume.pt"), identity(settings, data.sha256), lease)

@@ -92,6 +92,7 @@ def training_words(spec: Mapping[str, Any]) -> str:
         f"learning rate {spec['lr']:g}{falls}, weight decay {spec['weight_decay']:g}, "
         f"augmentation: {_AUGMENTATION.get(spec['augmentation'], spec['augmentation']).format(**spec)}, "
         f"computed in {_PRECISION[spec.get('precision', 'fp32')]}"
+        + (", by algorithms that give the same bits each time" if spec.get("deterministic") else "")
     )
 
 
