@@ -340,6 +340,10 @@ def test_a_network_of_one_s_own_is_built_by_name_and_comes_back_from_its_checkpo
     assert torch.equal(back(x), model(x))
 
 
+def liar(num_classes: int) -> nn.Module:
+    return {"classes": num_classes}  # type: ignore[return-value]
+
+
 @pytest.mark.parametrize(
     ("path", "arguments", "message"),
     [
@@ -347,7 +351,8 @@ def test_a_network_of_one_s_own_is_built_by_name_and_comes_back_from_its_checkpo
         ("torch.nn:NoSuch", {}, "'torch.nn:NoSuch' cannot be imported"),
         ("torch.nn:Linear", {}, "'torch.nn:Linear' cannot be called .*must take num_classes"),
         ("torchvision.models:vgg11", {"depth": 3}, "'torchvision.models:vgg11' cannot be called .*depth"),
-        ("builtins:dict", {}, "'builtins:dict' returned a dict, not an nn.Module"),
+        ("builtins:dict", {}, "'builtins:dict' does not say that it makes an nn.Module; name a class of nn.Module, or"),
+        (f"{__name__}:liar", {}, f"'{__name__}:liar' returned a dict, not an nn.Module"),
     ],
 )
 def test_what_is_no_network_of_one_s_own_is_refused_by_name(path: str, arguments: dict[str, Any], message: str) -> None:
@@ -362,3 +367,23 @@ def test_a_checkpoint_whose_network_is_not_installed_is_not_called_damaged(tmp_p
     with pytest.raises(ValueError, match=r"'no\.such:thing' cannot be imported .*install it") as caught:
         load(tmp_path / "checkpoint.pt")
     assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("os:mkdir", {"path": "CALLED"}),
+        ("pathlib:Path.touch", {"self": "CALLED"}),
+        ("subprocess:Popen", {"args": ["touch", "CALLED"]}),
+        ("builtins:open", {"file": "CALLED", "mode": "w"}),
+        ("snakemake.shell:shell", {"cmd": "touch CALLED"}),
+    ],
+)
+def test_a_checkpoint_cannot_have_anything_called_but_networks(path, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = {key: value for key, value in META.items() if key not in ("arch", "factory")}
+    meta = {"arch": "evil", **facts, "factory": {"callable": path, "arguments": arguments}}
+    torch.save({"model": {}, "meta": meta}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="does not say that it makes an nn.Module"):
+        load(tmp_path / "checkpoint.pt")
+    assert not (tmp_path / "CALLED").exists()

@@ -31,8 +31,9 @@ from workflow import ROOT, SNAKEMAKE, copy_tree, planned, snakemake
 REPORT = "results/studies/demo/report.html"
 FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "fig9", "fig10", "fig11", "fig12", "spread")
 TABLES = ("table1", "table2", "table3", "table6", "b2", "attacks", "padding", "theory")
-STUDY = {"table": 8, "figure": 11, "claims": 1, "comparison": 1, "report": 1, "demo": 1}  # fig2 is made from no run
-MEASURES = ("margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "theory", "metrics")
+# fig2 is made from no run.
+STUDY = {"table": 8, "figure": 11, "claims": 1, "comparison": 1, "audit": 1, "report": 1, "demo": 1}
+MEASURES = ("margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "theory", "metrics", "checks")
 COLUMNS = {
     "history": "epoch lr loss acc sigma_max seconds examples_per_s",
     "margins": "split index label prediction margin prob loss",
@@ -96,7 +97,7 @@ def test_the_demo_makes_every_file_of_the_contract(demo):
     for variant in RUNS:
         run = demo / "results/digits" / variant
         assert sorted(path.name for path in run.iterdir()) == sorted(
-            ["checkpoint.pt", *(f"{kind}.parquet" for kind in (*COLUMNS, "apgd", "masking", "theory"))]
+            ["checkpoint.pt", *(f"{kind}.parquet" for kind in (*COLUMNS, "apgd", "masking", "checks", "theory"))]
         )
         for rule in ("train", *MEASURES):
             assert (demo / f"logs/{rule}/digits/{variant}.log").exists()

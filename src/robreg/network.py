@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,9 @@ def wide_bottleneck(channels: int, classes: int, width: int) -> nn.Module:
 def own(factory: Mapping[str, Any], classes: int) -> nn.Module:
     """Build a user's network: factory["callable"], "module:name", called with num_classes and factory["arguments"].
 
-    Raises FactoryError, naming the callable and the mend, where it cannot be imported or called or makes no nn.Module.
+    Nothing is called but a class of nn.Module or a function that says that it returns one: a checkpoint names its
+    callable, too, and anything else that can be imported could be made to run a command. Raises FactoryError, naming
+    the callable and the mend, where it cannot be imported or called, or is neither.
     """
     path = factory["callable"]
     module, _, name = path.partition(":")
@@ -141,6 +143,9 @@ def own(factory: Mapping[str, Any], classes: int) -> nn.Module:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise FactoryError(f"{where} cannot be imported ({error}); install it, or correct the path") from error
+    if not _makes_networks(found):
+        mend = "name a class of nn.Module, or annotate the function: -> nn.Module"
+        raise FactoryError(f"{where} does not say that it makes an nn.Module; {mend}")
     try:
         network = found(num_classes=classes, **factory["arguments"])
     except TypeError as error:
@@ -148,6 +153,14 @@ def own(factory: Mapping[str, Any], classes: int) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise FactoryError(f"{where} returned a {type(network).__name__}, not an nn.Module; name one that does")
     return network
+
+
+def _makes_networks(found: object) -> bool:
+    try:
+        made = found if isinstance(found, type) else get_type_hints(found)["return"]
+    except (AttributeError, KeyError, NameError, TypeError):
+        return False
+    return isinstance(made, type) and issubclass(made, nn.Module)
 
 
 def build(  # noqa: PLR0913 - what a checkpoint must say to be rebuilt
@@ -179,7 +192,7 @@ def build(  # noqa: PLR0913 - what a checkpoint must say to be rebuilt
 
 
 def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
-    """Load a checkpoint's network on the CPU in eval mode, and its meta data; nothing in the file is executed.
+    """Load a checkpoint's network on the CPU in eval mode, and its meta data; nothing is called but its network (see own).
 
     Raises ValueError, naming the file, where it is damaged, does not fit its own meta data or holds a value that is
     not finite; FactoryError where the user's architecture cannot be imported here.
