@@ -39,6 +39,8 @@ def serving(folder: Path) -> Iterator[Server]:
     with Server(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as http:
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield http
-        http.shutdown()
-        thread.join()
+        try:
+            yield http
+        finally:  # a test that fails must end
+            http.shutdown()
+            thread.join()

@@ -631,7 +631,7 @@ def test_the_policy_admits_nothing_from_outside(policy: bool, here: Path, demo: 
         watched.goto((here / "slipped.html").as_uri())
         hit, broken = watched.evaluate("[window.hit, broken]")
         if policy:
-            with watched.expect_console_message(lambda message: "form-action" in message.text):
+            with watched.expect_console_message(lambda message: "form-action" in message.text, timeout=5000):
                 watched.evaluate("document.forms[0].submit()")
             assert (hit, outside.requests) == (None, 0)
             kinds = {"script-src-elem", "script-src-attr", "img-src", "frame-src", "style-src-elem", "media-src"}
