@@ -384,6 +384,6 @@ def test_a_checkpoint_cannot_have_anything_called_but_networks(path, arguments, 
     facts = {key: value for key, value in META.items() if key not in ("arch", "factory")}
     meta = {"arch": "evil", **facts, "factory": {"callable": path, "arguments": arguments}}
     torch.save({"model": {}, "meta": meta}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="does not say that it makes an nn.Module"):
+    with pytest.raises(ValueError, match=r"does not say that it makes an nn\.Module"):
         load(tmp_path / "checkpoint.pt")
     assert not (tmp_path / "CALLED").exists()

@@ -192,7 +192,7 @@ def build(  # noqa: PLR0913 - what a checkpoint must say to be rebuilt
 
 
 def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
-    """Load a checkpoint's network on the CPU in eval mode, and its meta data; nothing is called but its network (see own).
+    """Load a checkpoint's network on the CPU in eval mode, and its meta data; nothing else is called (see own).
 
     Raises ValueError, naming the file, where it is damaged, does not fit its own meta data or holds a value that is
     not finite; FactoryError where the user's architecture cannot be imported here.
