@@ -104,6 +104,21 @@ def run(tmp_path_factory: pytest.TempPathFactory, net: Callable[..., network.Cla
     return Run(root / "checkpoint.pt", root / "data", meta, model, prepared)
 
 
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepare 200 + 50 digits, to train on."""
+    folder = tmp_path_factory.mktemp("digits")
+    spec = {"kind": "digits", "source": None, "max_train": 200, "max_test": 50, "subset_seed": 0}
+    data.prepare(spec, data_root=folder, out=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(source: Path) -> data.Dataset:
+    """Load them."""
+    return data.load(source)
+
+
 @pytest.fixture
 def margins(run, tmp_path) -> Path:
     """Write the run's margins.parquet, which attacks and loss variation start from."""

@@ -28,19 +28,6 @@ long = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("digits")
-    spec = {"kind": "digits", "source": None, "max_train": 200, "max_test": 50, "subset_seed": 0}
-    data.prepare(spec, data_root=folder, out=folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prepared(source):
-    return data.load(source)
-
-
-@pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory):
     """An undisturbed training: its weights and history, and its files."""
     torch.set_num_threads(1)

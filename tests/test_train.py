@@ -20,19 +20,6 @@ CPU = torch.device("cpu")
 TIMES = ("seconds", "examples_per_s")
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("digits")
-    spec = {"kind": "digits", "source": None, "max_train": 200, "max_test": 50, "subset_seed": 0}
-    data.prepare(spec, data_root=folder, out=folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prepared(source):
-    return data.load(source)
-
-
 def make_settings(variant="ar8", **training):
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config["runs"] = {f"digits/{variant}": {"training": {"epochs": 3, "lr_drops": [2], **training}}}
