@@ -74,6 +74,26 @@ def test_only_the_named_columns_are_read(path: Path) -> None:
     assert table.read(path, ["sigma", "layer"]).to_pydict() == {"sigma": [2.0, 1.0], "layer": [1, 1]}
 
 
+@pytest.mark.parametrize("keep", [0, 3, 100, 0.5, 0.99])
+def test_a_damaged_table_is_refused_by_name(keep: float, path: Path) -> None:
+    table.write(path, "sv", columns(), META)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    for look in (table.read, table.metadata):
+        with pytest.raises(
+            ValueError, match=r"sv\.parquet is damaged, or lacks a column .*; delete it and make it again"
+        ):
+            look(path)
+
+
+def test_a_table_with_other_columns_is_refused_by_name(path: Path) -> None:
+    table.write(path, "sv", columns(), META)
+    with pytest.raises(ValueError, match=r"sv\.parquet is damaged, or lacks a column .*nothing.*; delete it"):
+        table.read(path, ["sigma", "nothing"])
+    with pytest.raises(FileNotFoundError):
+        table.read(path.with_name("absent.parquet"))
+
+
 def test_a_file_of_others_has_no_metadata(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     assert table.metadata(tmp_path / "x.parquet") == {}

@@ -199,14 +199,27 @@ def write_frame(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> Non
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a table, or only the named columns of it."""
-    return pq.read_table(path, columns=list(columns) if columns else None)
+    """Read a table, or only the named columns of it; raises ValueError if it is damaged or lacks one."""
+    with _readable(path):
+        return pq.read_table(path, columns=list(columns) if columns else None)
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata that write put into the table's schema; {} if there is none."""
-    found = (pq.read_schema(path).metadata or {}).get(_KEY)
-    return json.loads(found) if found else {}
+    """Return the metadata that write put into the table's schema; {} if there is none. Errors as for read."""
+    with _readable(path):
+        found = (pq.read_schema(path).metadata or {}).get(_KEY)
+        return json.loads(found) if found else {}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged, or lacks a column ({why}); delete it and make it again") from error
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:  # noqa: ANN401 - whatever Arrow reads
