@@ -65,7 +65,9 @@ def _open_file(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
         raise DataError(f"{path}: not a readable Parquet file ({error}); copy it again") from error
 
 
