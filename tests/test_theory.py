@@ -123,7 +123,9 @@ def test_distance_is_that_of_a_linear_classifier() -> None:
     found, n = theory.smallest_distance(model, images, labels, steps=100)
     assert n == 20
     assert found is not None
-    assert exact <= found * (1 + 1e-5)
+    # Never below, but for the rounding of two logits, which the network computes in float32.
+    rounding = (model(x.float().view(25, 1, 5, 6)).double() - logits).abs().max()
+    assert exact <= found + 2 * rounding / apart[apart > 0].min()
     assert found == pytest.approx(float(exact), rel=0.01)
 
 
