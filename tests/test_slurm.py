@@ -264,7 +264,8 @@ def test_the_time_limit_is_hit_twice_in_one_training(cases, undisturbed, cluster
     (driver.folder / "hurry").touch()  # or a busy machine takes many attempts more
     driver.finish()
     attempts = len(stopped(driver))
-    assert len(driver.jobs()) == len(driver.slurm_logs()) == attempts + 1
+    # SLURM may send the signal up to a minute earlier than asked (man sbatch), so before an attempt can say anything.
+    assert len(driver.jobs()) == len(driver.slurm_logs()) > attempts >= 2
     assert driver.went_on_after() > 3
     assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[110], shallow=False)
     say(f"{attempts} attempts stopped before the limit and said so; checkpoint equal to an undisturbed one's")

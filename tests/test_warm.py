@@ -76,7 +76,19 @@ with open(snakemake.output[0], "w") as file:
 """
 
 
-def test_what_is_imported_before_follows_the_plan_and_blas_has_one_thread(workflow):
+def test_a_module_of_the_package_is_imported_by_the_script_itself(workflow):
+    """What is edited while the server lives takes effect."""
+    own = "(name for name in sys.modules if name.startswith('robreg'))"
+    tell = f"import sys\nprint(*{own}, file=open(snakemake.output[0], 'w'))"
+    folder = workflow(sv=tell, theory=tell, figure=tell)
+    snakemake(folder, "-c1", "sv.out", "theory.out", "figure.out")
+    for name in ("sv", "theory", "figure"):
+        assert set((folder / f"{name}.out").read_text().split()) == {"robreg", "robreg.warm", "robreg.one_thread"}
+
+
+def test_what_is_imported_before_follows_the_plan_and_blas_has_one_thread(workflow, monkeypatch):
+    for name in ("OMP", "OPENBLAS"):
+        monkeypatch.setenv(f"{name}_NUM_THREADS", "2")
     folder = workflow(sv=BLAS, figure=BLAS, theory=BLAS)
     found = []
     for planned in (["sv.out"], ["sv.out", "figure.out"], ["sv.out", "theory.out"]):

@@ -23,14 +23,14 @@ from snakemake.shell import shell
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
-# What scripts import, beyond what all do, and who does. Never what uses a GPU or starts threads of its own: neither
-# outlives a fork. A missing module is passed over.
+# What scripts import, beyond what all do, and who does. Never what uses a GPU or needs a thread of its own: neither
+# outlives a fork. Never the package's modules: they may be edited while the server lives. A missing one is passed over.
 _PRELOAD = ("robreg.one_thread", "robreg.warm", "torch", "pandas", "pyarrow.parquet")
 _ALSO = {
-    "theory": ("robreg.theory", "foolbox", "torch._dynamo"),
-    "sv": ("robreg.spectrum",),
-    "figure": ("robreg.figure",),
-    "comparison": ("robreg.figure",),
+    "theory": ("scipy.sparse.linalg", "foolbox", "torch._dynamo"),
+    "sv": ("scipy.sparse.linalg",),
+    "figure": ("scipy.stats", "matplotlib.figure", "seaborn"),
+    "comparison": ("scipy.stats", "matplotlib.figure", "seaborn"),
 }
 RULES = {*_ALSO, "margins", "apgd", "attacks", "masking", "lossvar", "spread", "metrics", "checks"}
 RULES |= {"table", "claims", "audit", "report"}
