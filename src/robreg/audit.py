@@ -1,6 +1,6 @@
 """A study's tables and claims, traced to the files of its runs and computed again from them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,11 @@ import pandas as pd
 import pyarrow as pa
 
 from robreg import claim, study, table
-from robreg.checks import Row, equal, refuse
-from robreg.item import Run
+from robreg.invariant import Row, none, of, refuse, same_run
+from robreg.item import TABLES, Run
+
+_CLAIMED = {"margins", "metrics", "lossvar", "svstd", "spread"}  # what claims are judged by
+_ONE_ROW = ("metrics", "theory")  # of a run: what tables show of them is a copy
 
 
 def record(
@@ -20,9 +23,12 @@ def record(
 
     shown: the runs of each table; compare: the two strengths (1/255); folder: the study's.
     """
+    for run in runs:
+        kinds = {need for item, members in shown.items() if run in members for need in TABLES[item].needs}
+        refuse([_same_run(Path(run["folder"]), kinds | _CLAIMED)], Path(run["folder"]))
     own = [row for table_name, members in shown.items() for row in tables(table_name, members, compare, folder)]
     own += claims(runs, compare, folder)
-    refuse(own, f"{folder}/tables/* or claims.*")
+    refuse(own, folder)
     frames = [pd.DataFrame(own).assign(place=str(folder))]
     for run in runs:
         frames.append(table.read(Path(run["folder"]) / "checks.parquet").to_pandas().assign(place=run["folder"]))
@@ -30,25 +36,48 @@ def record(
     table.write_frame(folder / "audit.parquet", pa.Table.from_pandas(found, preserve_index=False), {"study": name})
 
 
+def _same_run(folder: Path, kinds: set[str]) -> Row:
+    files = [f"{kind}.parquet" for kind in sorted(kinds | {"checks"})]
+    return same_run({file: table.metadata(folder / file) for file in files}, folder)
+
+
 def tables(name: str, runs: Sequence[Run], compare: Sequence[int], folder: Path) -> Iterator[Row]:
     """Check one table: as its runs' files have it, its means and stds over seeds, and its CSV files."""
-    path = folder / "tables" / f"{name}.parquet"
-    frame, summary = table.read(path).to_pandas(), table.read(path.with_stem(f"{name}_summary")).to_pandas()
-    wrong = differing(frame, study.compose(name, runs, compare)), _unlike(frame, summary)
-    yield equal(f"{name}_cells", f"cells of {name} other than in the files of its runs", wrong[0], 0)
-    yield equal(f"{name}_summary", f"means and stds over seeds of {name} other than of its rows", wrong[1], 0)
-    for stem, made in ((name, frame), (f"{name}_summary", summary)):
-        text = pd.read_csv(path.with_name(f"{stem}.csv"), float_precision="round_trip")
-        yield equal(f"{stem}_csv", f"cells of {stem}.csv other than in {stem}.parquet", differing(made, text), 0)
+    path, both = Path(f"tables/{name}.parquet"), Path(f"tables/{name}_summary.parquet")
+    frame, summary = (table.read(folder / each).to_pandas() for each in (path, both))
+    again = study.compose(name, runs, compare)
+    row = none(f"{name}_cells", f"cells of {name} other than when it is made again", differing(frame, again))
+    yield from of([row], str(path))
+    if list(frame.columns) != list(again.columns):
+        return  # nothing can be looked for by name
+    row = none(f"{name}_files", f"cells of {name} other than in the files of its runs", _untraced(frame, runs))
+    yield from of([row], str(path))
+    row = none(
+        f"{name}_summary", f"means and stds over seeds of {name} other than of its rows", _unlike(frame, summary)
+    )
+    yield from of([row], str(path), str(both))
+    for file, made in ((path, frame), (both, summary)):
+        wrong = differing(made, _csv(folder / file))
+        row = none(f"{file.stem}_csv", f"cells of {file.stem}.csv other than in {file.name}", wrong)
+        yield from of([row], str(file), str(file.with_suffix(".csv")))
 
 
 def claims(runs: Sequence[Run], compare: Sequence[int], folder: Path) -> Iterator[Row]:
-    """Check the claims: as judged again from the runs' files, and as in the CSV file."""
+    """Check the claims: as judged again from the runs' files, their verdicts by their intervals, and the CSV file."""
     found = table.read(folder / "claims.parquet").to_pandas()
     again = pa.Table.from_pylist(list(claim.judge_all(claim.families(runs), *compare)), claim.SCHEMA).to_pandas()
-    yield equal("claims_cells", "cells of claims other than judged again", differing(found, again), 0)
-    text = pd.read_csv(folder / "claims.csv", float_precision="round_trip")
-    yield equal("claims_csv", "cells of claims.csv other than in claims.parquet", differing(found, text), 0)
+    decided = (found["ci_low"] > 0) | (found["ci_high"] < 0)
+    known = np.where(
+        decided, found["verdict"].isin(["holds", "fails"]), found["verdict"].isin(["undecided", "not run"])
+    )
+    rows = [
+        none("claims_cells", "cells of claims other than judged again", differing(found, again)),
+        none("claims_verdict", "claims that are decided though their interval has 0, or not though it has not", ~known),
+    ]
+    yield from of(rows, "claims.parquet")
+    wrong = differing(found, _csv(folder / "claims.parquet"))
+    row = none("claims_csv", "cells of claims.csv other than in claims.parquet", wrong)
+    yield from of([row], "claims.parquet", "claims.csv")
 
 
 def differing(one: pd.DataFrame, other: pd.DataFrame) -> int:
@@ -56,6 +85,29 @@ def differing(one: pd.DataFrame, other: pd.DataFrame) -> int:
     if list(one.columns) != list(other.columns) or len(one) != len(other):
         return max(one.size, other.size)
     return sum(int((~_same(one[key], other[key])).sum()) for key in one.columns)
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path.with_suffix(".csv"), float_precision="round_trip")
+
+
+def _untraced(frame: pd.DataFrame, runs: Sequence[Run]) -> int:
+    """Count the cells of columns that a run's metrics or theory has, too, whose value is not that of the row's run."""
+    folders = {_place(run): Path(run["folder"]) for run in runs}
+    count = 0
+    for kind in _ONE_ROW:
+        columns = [name for name in frame.columns if name in table.SCHEMAS[kind].names]
+        for line in frame.to_dict("records") if columns else ():
+            if folder := folders.get(_place(line)):
+                own = table.read(folder / f"{kind}.parquet", columns).to_pandas()
+                count += differing(own, pd.DataFrame([line])[columns])
+            else:
+                count += len(columns)
+    return count
+
+
+def _place(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+    return tuple(None if pd.isna(row[key]) else row[key] for key in study.KEYS)
 
 
 def _same(one: pd.Series, other: pd.Series) -> np.ndarray:
@@ -68,9 +120,11 @@ def _same(one: pd.Series, other: pd.Series) -> np.ndarray:
 
 def _unlike(frame: pd.DataFrame, summary: pd.DataFrame) -> int:
     """Count the means and stds that are not those of the rows that a line of the summary is of."""
+    if list(summary.columns) != list(study.summarise(frame).columns):
+        return summary.size
     keys = [key for key in frame.columns if key in summary.columns]
     metrics = [key.removesuffix("_mean") for key in summary.columns if key.endswith("_mean")]
-    count = 0
+    count = abs(int(summary["n_seeds"].sum()) - len(frame))
     for line in summary.to_dict("records"):
         rows = frame[np.logical_and.reduce([_same(frame[key], pd.Series([line[key]] * len(frame))) for key in keys])]
         count += int(line["n_seeds"] != len(rows))

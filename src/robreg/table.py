@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _KEY = b"robreg"
-_NULLABLE = (
+NULLABLE = (
     "sigma_max",
     "acc_conditional",
     "pgd_acc",
@@ -233,7 +233,7 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:  # noqa: ANN401 - whatev
 
 
 def _refuse_bad_values(path: Path, name: str, column: pa.ChunkedArray) -> None:
-    if column.null_count and name not in _NULLABLE:
+    if column.null_count and name not in NULLABLE:
         raise ValueError(f"{path}: column {name} has {column.null_count} missing values; nothing was written")
     values = column.combine_chunks()
     if pa.types.is_list(values.type):

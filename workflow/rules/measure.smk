@@ -318,7 +318,7 @@ rule checks:
             kind=["history", "margins", "attacks", "lossvar", "sv", "svstd"]
             + ["metrics", "masking"],
         ),
-        code=["src/robreg/checks.py"],
+        code=["src/robreg/checks.py", "src/robreg/invariant.py"],
     output:
         checks="results/{dataset}/{variant}/checks.parquet",
     log:

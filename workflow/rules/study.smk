@@ -211,7 +211,7 @@ rule audit:
             for part in (".parquet", ".csv", "_summary.parquet", "_summary.csv")
         ],
         claims="results/studies/{study}/claims.parquet",
-        code=["src/robreg/audit.py", "src/robreg/checks.py"],
+        code=["src/robreg/audit.py", "src/robreg/invariant.py"],
     output:
         audit="results/studies/{study}/audit.parquet",
     log:
