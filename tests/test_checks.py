@@ -219,7 +219,7 @@ def test_a_run_s_checks_are_a_table_and_a_violated_one_ends_the_job(folder, capl
     with pytest.raises(
         ValueError,
         match=r"ar8: svstd\.parquet, history\.parquet contradict.*: bound \(largest.*: \S+, not 0\.1\); .*; delete "
-        r"what is wrong of them and start again \(history\.parquet last: without it the network is trained anew\)",
+        r"what is wrong of them, ask for it by its name, .* start again \(history\.parquet last: without it .* anew\)",
     ):
         checks.record(folder, bound=0.1)
     assert not (folder / "checks.parquet").exists()

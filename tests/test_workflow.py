@@ -225,6 +225,41 @@ def test_one_table_is_made_anew_by_its_own_rule_alone(restored):
     assert (restored / target).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("false", "column", "check"),
+    [
+        ("results/digits/ar8/metrics.parquet", "test_acc", "metrics_test_acc"),
+        ("results/studies/demo/tables/table3.parquet", "test_acc", "table3_cells"),
+    ],
+)
+def test_no_report_is_made_of_results_that_contradict_each_other(false, column, check, restored):
+    """The job ends, says which file is wrong and what to do, and leaves all rows in its log; doing that mends it."""
+    path, audit = restored / false, "results/studies/demo/audit.parquet"
+    before = {each: (restored / each).read_bytes() for each in (false, audit)}
+    found = table.read(path).to_pandas()
+    found.loc[0, column] += 0.5
+    table.write_frame(path, pa.Table.from_pandas(found, preserve_index=False), table.metadata(path))
+    of_study = ("audit", "demo", audit)
+    rule, place, made = (
+        of_study if "studies" in false else ("checks", "digits/ar8", "results/digits/ar8/checks.parquet")
+    )
+    assert {rule, "audit", "report"} <= planned(restored, "demo").keys()
+    said = snakemake(restored, "-c1", audit, check=False)
+    assert re.search(
+        rf"Error: .*{Path(false).name}.* contradict .*{check} .*; delete what is wrong of them, ask for it by its name",
+        said,
+    )
+    log = (restored / f"logs/{rule}/{place}.log").read_text()
+    assert f"VIOLATED {check}:" in log
+    assert log.count("holds ") > 5
+    assert not (restored / made).exists()
+    path.unlink()
+    snakemake(restored, "-c1", false)
+    assert {rule, "audit", "report"} <= planned(restored, "demo").keys()
+    snakemake(restored, "-c1", audit)
+    assert {each: (restored / each).read_bytes() for each in (false, audit)} == before
+
+
 @pytest.mark.parametrize("edited", ["config.yaml", "workflow/scripts/train.py", "workflow/scripts/margins.py"])
 def test_a_comment_repeats_nothing(restored, edited):
     with (restored / edited).open("a") as file:

@@ -58,7 +58,7 @@ def refuse(rows: Sequence[Row], folder: Path) -> None:
     if bad := [row for row in rows if not row["passed"]]:
         said = "; ".join(f"{row['check']} ({row['what']}: {row['found']:g}, not {row['expected']:g})" for row in bad)
         files = list(dict.fromkeys(name for row in bad for name in row["files"]))
-        mend = "delete what is wrong of them and start again"
+        mend = "delete what is wrong of them, ask for it by its name, for a report does not miss it, and start again"
         if "history.parquet" in files:
             mend += " (history.parquet last: without it the network is trained anew)"
         raise ValueError(f"{folder}: {', '.join(files)} contradict each other, or themselves: {said}; {mend}")
