@@ -107,6 +107,7 @@ class Bench:
         model = make_network(arch, self.device, shape, classes)
         sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=self.device.type == "cuda" or None)
         options = {"precision": precision, "compile": compiled, "deterministic": deterministic}
+        torch._dynamo.reset()  # it compiles a module's code at most eight times, silently eager after that
         return Step(model, sgd, attack=Attack(EPS, STEP, STEPS), **options)
 
     def as_trained(self, name: str) -> AbstractContextManager[None]:
