@@ -295,6 +295,20 @@ def test_a_truncated_zip_is_refused_in_words(tmp_path: Path, keep: float) -> Non
     assert refused(tmp_path, incomplete=True).startswith(f"{path}: not a readable zip")
 
 
+@pytest.mark.parametrize(
+    "spoil", [lambda entry: entry[:6] + b"\xff\x00" + entry[8:], lambda entry: entry[:46] + b"\xff"]
+)
+def test_a_damaged_directory_is_refused_in_words(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    """A version that nobody can read; a name that is said to be UTF-8 and is not."""
+    path = write_zip(tmp_path / "tin", layout())
+    content = path.read_bytes()
+    start = content.index(b"PK\1\2")
+    entry = spoil(content[start : start + 47])
+    flagged = entry[:8] + (int.from_bytes(entry[8:10], "little") | 0x800).to_bytes(2, "little") + entry[10:]
+    path.write_bytes(content[:start] + flagged + content[start + 47 :])
+    assert refused(tmp_path, incomplete=True).startswith(f"{path}: not a readable zip")
+
+
 def test_a_damaged_member_is_refused_by_name(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "tin", layout())
     with zipfile.ZipFile(path) as archive:

@@ -109,7 +109,7 @@ def _opened(path: Path) -> Iterator[_Tree]:
         return
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # a damaged directory may raise anything
         raise DataError(f"{path}: not a readable zip ({error}); {AGAIN}") from error
     with archive:
         yield _Tree(path, archive.namelist, lambda name: archive.getinfo(name).file_size, archive.read)
