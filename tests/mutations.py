@@ -147,8 +147,8 @@ MUTATIONS = (
     Mutation(
         "say nothing of what a full disk could not take",
         "table",
-        "        why = os.strerror(error.errno) if error.errno else error\n",
-        "        raise\n",
+        "raise job.unwritten(path, error) from error",
+        "raise",
         "tests/test_faults.py",
     ),
     Mutation(

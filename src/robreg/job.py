@@ -56,6 +56,13 @@ def logged(path: str) -> Iterator[None]:
         handler.flush()
 
 
+def unwritten(path: Path, error: OSError) -> OSError:
+    """Say of a file that it could not be written, why, and the mend: an error like the one that was met."""
+    why = os.strerror(error.errno) if error.errno else error
+    mend = "make room there, or make it writable, and start again: what was finished stays"
+    return OSError(error.errno, f"{path} cannot be written ({why}); {mend}")
+
+
 def device(wish: str, threads: int) -> "torch.device":
     """Return the torch device for "auto" (a GPU if there is one), "cpu" or "cuda", and fix the CPU threads.
 

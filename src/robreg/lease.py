@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from robreg.job import unwritten
+
 BEAT = 20.0  # seconds between two signs of life
 SILENCE = 5 * BEAT  # after which a holder elsewhere is taken for dead; file systems may show a change a minute late
 STALLED = 2  # attempts in a row without a finished epoch, after which another is not worth its queueing
@@ -144,9 +146,7 @@ class Lease:
         except FileExistsError as error:
             raise HeldError(f"{self._path.parent}: another process started training this run just now") from error
         except OSError as error:
-            why = f"{self._path} cannot be written ({os.strerror(error.errno or 0)})"
-            mend = "make room there, or make it writable, and start again: what was finished stays"
-            raise OSError(error.errno, f"{why}; {mend}") from error
+            raise unwritten(self._path, error) from error
         finally:
             if temporary.exists():
                 temporary.unlink()

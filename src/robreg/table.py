@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from robreg import job
+
 _KEY = b"robreg"
 NULLABLE = (
     "sigma_max",
@@ -164,9 +166,7 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else error
-        mend = "make room there, or make it writable, and start again: what was finished stays"
-        raise OSError(error.errno, f"{path} cannot be written ({why}); {mend}") from error
+        raise job.unwritten(path, error) from error
     finally:
         if temporary.exists():
             temporary.unlink()
