@@ -1,7 +1,15 @@
 # Train networks with growing adversarial robustness and measure how it regularises them.
+from pathlib import Path
+
 from snakemake.utils import min_version
 
+from robreg.config import refuse_unreadable
+
 min_version("9.27")
+
+for file in {"config.yaml", *workflow.configfiles}:  # of the last Snakemake itself says if one is missing
+    if Path(file).exists():
+        refuse_unreadable(Path(file))
 
 
 configfile: "config.yaml"

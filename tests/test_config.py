@@ -1,6 +1,7 @@
 """config.yaml: what is shipped is valid and says what the paper does; every wrong key is refused by its name."""
 
 import copy
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from robreg import config as robreg_config
 from robreg.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
+ENDLESS = {}
+ENDLESS["x"] = [ENDLESS]
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 
 
@@ -43,7 +46,12 @@ def test_the_schema_describes_every_key():
     for name, part in schema["$defs"].items():
         walk(part, name)
         assert part.get("type") != "object" or part["additionalProperties"] is False
-    assert set(schema["$defs"]["item"]["additionalProperties"]) == {"type", "minItems", "items"}  # a name's data sets
+    assert set(schema["$defs"]["item"]["additionalProperties"]) == {
+        "type",
+        "minItems",
+        "uniqueItems",
+        "items",
+    }  # a name's data sets
 
 
 @pytest.mark.parametrize(
@@ -76,7 +84,7 @@ def test_the_schema_describes_every_key():
         (
             "studies.demo.runs.0.spectral_norm",
             [0],
-            r"runs\.0\.spectral_norm\.0: 0 is less than or equal",
+            r"runs\.0\.spectral_norm\.0: 0 is less than the minimum of 1e-06",
         ),
         ("architectures", {"s1": {"callable": "a:b"}}, r"architectures\.s1: this name is taken by the grammar"),
         (
@@ -104,7 +112,7 @@ def test_the_schema_describes_every_key():
             r"datasets\.digits\.training\.epochs: 20\.0 is not of type 'integer'",
         ),
         ("datasets.digits.threads", True, r"datasets\.digits\.threads: True is not of type 'integer'"),
-        ("datasets.digits.evaluation.seed", 2**70, r"datasets\.digits\.evaluation\.seed: .* greater than the maximum"),
+        ("datasets.digits.evaluation.seed", 2**40, r"datasets\.digits\.evaluation\.seed: .* greater than the maximum"),
         ("studies.demo.runs.0.ar", [8.0], r"studies\.demo\.runs\.0\.ar\.0: 8\.0 is not of type 'integer'"),
         ("studies", {1: {}}, r"studies: key 1 is not text"),
         ("runs", {"digits/ar0": {"training_attack": {"steps": 3}}}, r"ar0\.training_attack: standard training has no"),
@@ -128,6 +136,26 @@ def test_the_schema_describes_every_key():
         ("datasets.c10.published.0.label", "\ud800", r"c10\.published\.0\.label: '\\ud800' is no character"),
         ("architectures", {"net": {"callable": "a:b", "arguments": {"\x00": 1}}}, r"net\.arguments: '\\x00' is no"),
         ("devise", "cpu", r"devise: unknown key 'devise': did you mean 'device'"),
+        ("datasets.digits.training.lr", 10**400, r"training\.lr: a whole number of more than 64 bits; write a smaller"),
+        ("datasets.digits.evaluation.step", f"eps/{'9' * 5000}", r"evaluation\.step: 'eps/9"),
+        ("datasets.digits.spread.eps", 0, r"digits\.spread\.eps: 0 is less than or equal to the minimum of 0"),
+        ("datasets.digits.spread.step", 0, r"spread\.step: an attack with steps of 0 stays"),
+        (f"datasets.{'d' * 256}", {}, r"datasets: 'd+' does not match .* at most 64"),
+        ("architectures", {"n" * 256: {"callable": "a:b"}}, r"architectures: 'n+' is too long \(at most 64"),
+        ("studies", {"s" * 256: {}}, r"studies: 's+' does not match .* at most 64"),
+        ("studies.demo.figures", ["fig3", {"fig3": ["digits"]}], r"demo\.figures: fig3 is listed twice; remove one"),
+        ("studies.demo.tables", [{"table1": ["digits", "digits"]}], r"demo\.tables\.0\.table1: .* non-unique"),
+        (
+            "architectures",
+            {"net": {"callable": "a:b", "arguments": {"x": date(2026, 1, 2)}}},
+            r"x: 2026-01-02 is a date",
+        ),
+        ("architectures", {"net": {"callable": "a:b", "arguments": {"x": [b"1"]}}}, r"x\.0: b'1' is a bytes; put"),
+        (
+            "architectures",
+            {"net": {"callable": "a:b", "arguments": ENDLESS}},
+            r"config\.yaml: something in it contains",
+        ),
     ],
 )
 def test_a_bad_key_is_named(config, path, value, message):
@@ -143,19 +171,23 @@ def test_a_bad_key_is_named(config, path, value, message):
         ("a:\n  - {b: 1}\n  - {b: 1, c: 2, b: 1}\n", r"own\.yaml: a\.1\.b is given twice, again in line 3"),
         ("a: [1\n", r"own\.yaml cannot be read as YAML: .* line 2"),
         ("a: \udcff", r"own\.yaml cannot be read as YAML: .* invalid start byte"),
+        ("a: 2020-13-45", r"own\.yaml cannot be read as YAML: month must be in 1\.\.12; correct it"),
+        (f"a: {'1' * 5000}", r"own\.yaml cannot be read as YAML: .* 5000 digits"),
+        (f"a: {'[' * 3000}{']' * 3000}", r"own\.yaml cannot be read as YAML: .* nested too deeply; write it out"),
+        ("a: !!python/name:os.system", r"own\.yaml cannot be read as YAML: could not determine a constructor"),
     ],
 )
-def test_a_key_that_is_given_twice_is_refused(text, message, tmp_path):
+def test_a_file_that_says_no_one_thing_is_refused(text, message, tmp_path):
     (tmp_path / "own.yaml").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConfigError, match=message) as error:
-        robreg_config.refuse_repeated(tmp_path / "own.yaml")
+        robreg_config.refuse_unreadable(tmp_path / "own.yaml")
     assert "\n" not in str(error.value)
 
 
 def test_what_is_said_twice_by_an_alias_is_said_once(tmp_path):
     for text in ("a: &x {b: 1}\nc: {<<: *x, b: 2}\nd: *x\n", "a: &x [1, *x]\n", (ROOT / "config.yaml").read_text(), ""):
         (tmp_path / "own.yaml").write_text(text)
-        robreg_config.refuse_repeated(tmp_path / "own.yaml")
+        robreg_config.refuse_unreadable(tmp_path / "own.yaml")
 
 
 def test_names_that_belong_to_the_workflow_are_refused(config):

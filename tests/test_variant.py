@@ -13,7 +13,7 @@ VARIANTS = st.builds(
     ar=st.integers(0, 255),
     arch=st.sampled_from(ARCHITECTURES),
     fgsm=st.booleans(),
-    bound=st.none() | st.integers(1, 99).map(float) | st.sampled_from([0.5, 0.25, 1.5, 12.125]),
+    bound=st.none() | st.integers(1, 99).map(float) | st.floats(1e-6, 1e6),
     normspace=st.booleans(),
     seed=st.integers(0, 1000),
 ).filter(lambda variant: variant.ar or not variant.fgsm)
@@ -63,7 +63,25 @@ def test_another_spelling_is_refused_with_the_right_one(wrong, right):
 
 
 PIECES = ["ar", "ar8", "ar08", "ar0", "ar256", "-fgsm", "-sn3", "-sn0", "-sn3.0", "-s1", "-s0", "-s01", "-normspace"]
-PIECES += ["-resnet8", "-resnet56", "-resnet9", "-", "--", "8", ".", "é", " ", "/", "\n", "-S1", "-\u0661"]
+PIECES += [
+    "-sn0.0000001",
+    "-sn3.00000000000000001",
+    "-sn" + "9" * 400,
+    "-s" + "9" * 5000,
+    "-resnet8",
+    "-resnet56",
+    "-resnet9",
+    "-",
+    "--",
+    "8",
+    ".",
+    "é",
+    " ",
+    "/",
+    "\n",
+    "-S1",
+    "-\u0661",
+]
 
 
 @settings(max_examples=2000, deadline=None, derandomize=True)
@@ -80,7 +98,9 @@ def test_a_name_is_either_the_run_s_own_or_refused_in_one_sentence(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "8", "ar", "ar-8", "ar8-", "ar8-foo", "ar8.5", "ar8-sn-1", "ar8-s-1", "AR8", "ar8 "]
+    "text",
+    ["", "8", "ar", "ar-8", "ar8-", "ar8-foo", "ar8.5", "ar8-sn-1", "ar8-s-1", "AR8", "ar8 "]
+    + [f"{head}{'9' * 5000}" for head in ("ar", "ar8-s", "ar8-sn", "ar8-sn0.")],
 )
 def test_what_is_no_name_is_refused_with_the_grammar(text):
     with pytest.raises(VariantError, match=r"ar\{strength\}"):
@@ -89,7 +109,8 @@ def test_what_is_no_name_is_refused_with_the_grammar(text):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("ar8-s1-s2", "seed twice"), ("ar8-resnet9", "unknown architecture 'resnet9'"), ("ar256", "at most 255")],
+    [("ar8-s1-s2", "seed twice"), ("ar8-resnet9", "unknown architecture 'resnet9'"), ("ar256", "at most 255")]
+    + [(f"ar8-sn{bound}", r"use 0\.000001 to 1000000") for bound in ("0.0000001", "9999999", "9" * 30)],
 )
 def test_a_contradiction_is_refused_with_its_reason(text, reason):
     with pytest.raises(VariantError, match=reason):

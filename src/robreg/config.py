@@ -5,6 +5,7 @@ import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import jsonschema
@@ -20,13 +21,15 @@ __all__ = [
     "check",
     "fingerprint",
     "items",
-    "refuse_repeated",
+    "refuse_unreadable",
     "runs",
     "settings",
     "study_runs",
     "training",
 ]
 
+MAX_NUMBER = 2**64
+_ENDLESS = "something in it contains itself, or is nested too deeply; write it out"
 _NO_TEXT = ("Cc", "Cs")  # control characters and halves of pairs, which neither XML nor a page can hold
 _Validator = jsonschema.validators.extend(  # 20.0 is no integer here: it would be another text for equal settings
     jsonschema.Draft202012Validator,
@@ -41,7 +44,10 @@ def check(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] 
 
     reserved: names that a study may not bear (the workflow's rules).
     """
-    _refuse_odd_values(config)
+    try:
+        _refuse_odd_values(config)
+    except RecursionError as error:
+        raise ConfigError(f"config.yaml: {_ENDLESS}") from error
     schema = yaml.safe_load(schema_file.read_text())
     validator = _Validator(schema)
     errors = sorted(
@@ -67,12 +73,26 @@ def check(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] 
         _check_study(config, name)
 
 
-def refuse_repeated(file: Path) -> None:
-    """Raise ConfigError for a key that a YAML file has twice in one place: the first would silently be lost."""
+def refuse_unreadable(file: Path) -> None:
+    """Raise ConfigError for a file that is no YAML, or has a key twice in one place: the first would silently be lost.
+
+    Called before Snakemake reads the file, whose errors would name neither the file nor the place.
+    """
     try:
-        root = yaml.compose(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file.name} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if root is not None:
+            _refuse_repeated(root, file.name)
+            loader.construct_document(root)
+    except RecursionError as error:
+        raise ConfigError(f"{file.name} cannot be read as YAML: {_ENDLESS}") from error
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be, or no UTF-8
+        raise ConfigError(f"{file.name} cannot be read as YAML: {' '.join(str(error).split())}; correct it") from error
+
+
+def _refuse_repeated(root: yaml.Node, name: str) -> None:
     left: list[tuple[str, Any]] = [("", root)]
     looked_at = set[int]()  # an alias stands for a node that was seen, or is in it
     while left:
@@ -85,9 +105,7 @@ def refuse_repeated(file: Path) -> None:
             for key, value in node.value:
                 if key.value in seen:
                     line = key.start_mark.line + 1
-                    raise ConfigError(
-                        f"{file.name}: {path}{key.value} is given twice, again in line {line}; remove one"
-                    )
+                    raise ConfigError(f"{name}: {path}{key.value} is given twice, again in line {line}; remove one")
                 seen.add(key.value)
                 left.append((f"{path}{key.value}.", value))
         elif isinstance(node, yaml.SequenceNode):
@@ -118,6 +136,11 @@ def _check_source(where: str, spec: Mapping[str, Any]) -> None:
 def _check_study(config: Mapping[str, Any], study: str) -> None:
     listed = study_runs(config, study)
     for part, known in (("figures", FIGURES), ("tables", TABLES)):
+        names = [
+            name for entry in config["studies"][study][part] for name in ([entry] if isinstance(entry, str) else entry)
+        ]
+        if repeated := [name for name in known if names.count(name) > 1]:
+            raise ConfigError(f"config.yaml: studies.{study}.{part}: {repeated[0]} is listed twice; remove one")
         for name, datasets in items(config, study, part).items():
             if name not in known:
                 raise ConfigError(f"config.yaml: studies.{study}.{part}: {unknown(part[:-1], name, known)}")
@@ -163,6 +186,10 @@ def _refuse_odd_values(tree: object, path: str = "") -> None:
         raise ConfigError(f"config.yaml: {path}: {odd!a} is no character of a text; take it out")
     elif isinstance(tree, float) and not math.isfinite(tree):
         raise ConfigError(f"config.yaml: {path}: {tree} is not a finite number; write one")
+    elif isinstance(tree, int) and abs(tree) > MAX_NUMBER:
+        raise ConfigError(f"config.yaml: {path}: a whole number of more than 64 bits; write a smaller one")
+    elif not isinstance(tree, (str, int, float, NoneType)):
+        raise ConfigError(f"config.yaml: {path}: {tree} is a {type(tree).__name__}; put it in quotes to make it text")
 
 
 def items(config: Mapping[str, Any], study: str, part: str) -> dict[str, list[str] | None]:

@@ -54,7 +54,7 @@ def settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[str,
         )
     if training["augmentation"] == "none" and training["pad"]:
         raise ConfigError(f"{dataset}/{variant}: training.pad: augmentation none pads nothing; give 0")
-    for key in ("training_attack", "evaluation"):
+    for key in ("training_attack", "evaluation", "spread"):
         if spec[key]["step"] == 0:
             raise ConfigError(
                 f"{dataset}/{variant}: {key}.step: an attack with steps of 0 stays where it is; give more"

@@ -3,19 +3,21 @@
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from decimal import Decimal
 
 ARCHITECTURES = ("resnet8", "resnet56", "resnet110", "wrn50")  # those of the package; config.yaml may add its own
 GRAMMAR = "ar{strength}[-{architecture}][-fgsm][-sn{bound}][-normspace][-s{seed}]"
 MAX_STRENGTH = 255
 MAX_SEED = 2**32 - 1
+MIN_BOUND, MAX_BOUND = 1e-6, 1e6
 
 # Reads more than the grammar allows (any order, leading zeros), so that a refusal can name the right spelling.
 _PARTS = {
     "arch": re.compile(r"(?:resnet|wrn)\d+"),
     "fgsm": re.compile(r"fgsm"),
-    "bound": re.compile(r"sn(\d*\.?\d+|\d+\.)"),
+    "bound": re.compile(r"sn(\d{0,30}\.?\d{1,30}|\d{1,30}\.)"),
     "normspace": re.compile(r"normspace"),
-    "seed": re.compile(r"s(\d+)"),
+    "seed": re.compile(r"s(\d{1,30})"),
 }
 
 
@@ -71,7 +73,7 @@ def parse(text: str, default_arch: str, own: Collection[str] = ()) -> Variant:
     default_arch: the data set's, which a name leaves out; own: names of architectures that config.yaml adds.
     """
     head, *parts = text.split("-")
-    strength = re.fullmatch(r"ar(\d+)", head)
+    strength = re.fullmatch(r"ar(\d{1,30})", head)
     if strength is None:
         raise VariantError(f"{text!r} is not the name of a run: write {GRAMMAR}, for example ar16 or ar8-s1")
     found: dict[str, str] = {}
@@ -111,7 +113,10 @@ def _refuse_unknown(variant: Variant, text: str, known: list[str]) -> None:
         raise VariantError(f"{text!r} has seed {variant.seed}: use at most {MAX_SEED}")
     if variant.ar > MAX_STRENGTH:
         raise VariantError(f"{text!r} has a strength of {variant.ar}/255: use at most {MAX_STRENGTH}")
+    if variant.bound is not None and not MIN_BOUND <= variant.bound <= MAX_BOUND:
+        raise VariantError(f"{text!r} has a bound of {variant.bound:g}: use {_short(MIN_BOUND)} to {_short(MAX_BOUND)}")
 
 
-def _short(bound: float | None) -> str:
-    return f"{bound:.12f}".rstrip("0").rstrip(".")
+def _short(bound: float) -> str:
+    """Write all digits that tell a bound from another, and no exponent."""
+    return f"{Decimal(repr(float(bound))):f}".rstrip("0").rstrip(".")

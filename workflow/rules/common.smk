@@ -39,8 +39,6 @@ wildcard_constraints:
 
 
 try:
-    for file in workflow.configfiles:
-        robreg_config.refuse_repeated(Path(file))
     robreg_config.check(
         config,
         Path(workflow.basedir) / "workflow/schemas/config.schema.yaml",
