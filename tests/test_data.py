@@ -113,6 +113,8 @@ def test_meta_and_moments(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.std, x.std(axis=(0, 2, 3)), rtol=1e-12)
     files = ("train_images", "train_labels", "test_images", "test_labels")
     arrays = [np.load(tmp_path / "prepared" / f"{name}.npy") for name in files]
+    seal = meta.pop("meta_sha256")
+    assert seal == hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
     assert meta == {
         "kind": "digits",
         "source": None,
@@ -172,6 +174,30 @@ def spoil_length(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def spoil_order(folder: Path) -> None:
+    """The same bytes, said to be in the other order: other pixels, of which no hash knows."""
+    file = folder / "train_images.npy"
+    file.write_bytes(file.read_bytes().replace(b"'fortran_order': False", b"'fortran_order': True ", 1))
+    assert np.load(file).shape == (1297, 1, 8, 8)
+
+
+def spoil_version(folder: Path) -> None:
+    with (folder / "test_labels.npy").open("r+b") as file:
+        array = np.load(folder / "test_labels.npy")
+        np.lib.format.write_array(file, array, version=(2, 0))
+    assert np.load(folder / "test_labels.npy").shape == (500,)
+
+
+def spoil_kind(folder: Path) -> None:
+    with (folder / "test_labels.npy").open("wb") as file:
+        np.savez(file, np.zeros(500, np.int64))
+
+
+def spoil_mean(folder: Path) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"mean": [0.5]}))
+
+
 def spoil_meta(folder: Path) -> None:
     (folder / "meta.json").write_text("{")
 
@@ -197,6 +223,10 @@ def spoil_presence(folder: Path) -> None:
         (spoil_dtype, "train_labels.npy"),
         (spoil_labels, "test_labels.npy"),
         (spoil_length, "train_images.npy"),
+        (spoil_order, "train_images.npy"),
+        (spoil_version, "test_labels.npy"),
+        (spoil_kind, "test_labels.npy"),
+        (spoil_mean, "meta.json"),
         (spoil_meta, "meta.json"),
         (spoil_meta_keys, "meta.json"),
         (spoil_crop, "meta.json"),
@@ -495,7 +525,7 @@ BAD_MEMBERS = {
     "no pickle": (b"hello", "data_batch_2 cannot be unpickled"),
     "no dictionary": ([1, 2], "data_batch_2 cannot be unpickled"),
     "no data": ({"labels": [1]}, "no uint8 array"),
-    "floats": ({"labels": [1], "data": np.zeros((1, 3072))}, "no uint8 array"),
+    "floats": ({"labels": [1], "data": np.zeros((1, 3072))}, "an array of anything but bytes is not admitted"),
     "other size": ({"labels": [1], "data": np.zeros((1, 3000), np.uint8)}, "no uint8 array"),
     "too few labels": (batch("cifar10", 8) | {"labels": [1, 2]}, "list of 8 whole numbers named labels"),
     "fractional labels": (batch("cifar10", 1) | {"labels": [1.5]}, "list of 1 whole numbers named labels"),
@@ -514,11 +544,33 @@ def test_bad_members(root: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> 
     assert expected in refused(root, kind="cifar10", source="c.tar.gz")
 
 
+def test_classes_are_named_by_texts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = {"label_names": [*(f"class{i}" for i in range(9)), 9]}
+    write_archive(root / "c.tar.gz", cifar_members("cifar10") | {"cifar-10-batches-py/batches.meta": meta})
+    bless(monkeypatch, "cifar10", root / "c.tar.gz")
+    assert "batches.meta does not name 10 classes" in refused(root, kind="cifar10", source="c.tar.gz")
+
+
 def test_a_huge_member_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_archive(root / "c.tar.gz", cifar_members("cifar10"))
     bless(monkeypatch, "cifar10", root / "c.tar.gz")
-    monkeypatch.setattr("robreg.archive.MAX_MEMBER", 8 * 3072)
+    monkeypatch.setattr("robreg.archive.MAX_UNPACKED", 8 * 3072)
     assert "data_batch_1 is not a plain file of at most" in refused(root, kind="cifar10", source="c.tar.gz")
+
+
+def test_a_header_that_never_ends_is_not_read_to_its_end(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(root / "c.tar.gz", "w:gz") as tar:
+        member = tarfile.TarInfo("cifar-10-batches-py/batches.meta")
+        member.pax_headers = {"comment": "x" * 2**26}
+        tar.addfile(member)
+    bless(monkeypatch, "cifar10", root / "c.tar.gz")
+    monkeypatch.setattr("robreg.archive.MAX_UNPACKED", 2**20)
+    tracemalloc.start()
+    try:
+        assert "it has more than 1048576 bytes unpacked" in refused(root, kind="cifar10", source="c.tar.gz")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9])

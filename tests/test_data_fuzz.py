@@ -10,10 +10,13 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -23,7 +26,7 @@ from test_data import bless, cifar_members, python2_pickle, write_archive, write
 from test_tiny import layout, write_zip
 
 from robreg import archive, raw, source, tiny
-from robreg.data import ARRAYS, DataError, load, prepare
+from robreg.data import ARRAYS, DataError, Dataset, _seal, load, prepare
 
 CASES = int(os.environ.get("ROBREG_CASES", "150"))  # of each kind
 SETTINGS = settings(max_examples=CASES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -49,6 +52,10 @@ def damage(draw: Callable[..., Any], content: bytes) -> bytes:
 def tensors(folder: Path) -> Tensors:
     found = load(folder)
     return [getattr(found, name).clone() for name in ARRAYS]
+
+
+def facts(data: Dataset) -> list[Any]:
+    return [getattr(data, field.name) for field in fields(data) if field.name not in ARRAYS]
 
 
 def are_equal(some: Tensors, others: Tensors) -> bool:
@@ -114,7 +121,7 @@ def test_a_damaged_pickle_holds_plain_values_or_is_refused(data: st.DataObject, 
     except Exception:  # whichever it is, open_archive turns it into a sentence
         tried["pickle: refused"] += 1
     else:
-        plain = (str, bytes, int, float, list, tuple, dict, type(None), bool, np.ndarray, np.dtype, set)
+        plain = (str, bytes, int, float, list, tuple, dict, type(None), bool, archive._Array, archive._Dtype, set)
         assert all(isinstance(value, plain) for value in found.values())
         tried["pickle: plain"] += 1
 
@@ -145,6 +152,44 @@ def test_nothing_but_arrays_is_made_from_a_pickle(payload: str, protocol: int) -
     with pytest.raises(pickle.UnpicklingError, match="is not admitted"):
         archive._load_pickle(io.BytesIO(content))
     tried["payload: refused"] += 1
+
+
+def reduced(dtype: Any, content: Any) -> Any:
+    """Something that is pickled like an array, of what one never is made."""
+    make = np.zeros(0).__reduce__()[0]
+    return type(
+        "Forged", (), {"__reduce__": lambda _: (make, (np.ndarray, (0,), b"b"), (1, (1,), dtype, False, content))}
+    )()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([1, "a"], object),
+        np.zeros(3),
+        np.zeros(2, [("a", "u1")]),
+        np.zeros(3, "i1"),
+        np.zeros(3, "M8[s]"),
+        "forged",
+    ],
+    ids=repr,
+)
+def test_no_array_but_of_bytes_is_made_from_a_pickle(array: Any) -> None:
+    """One of objects, made of bytes that are no pointers, ends the process once it is used."""
+    if isinstance(array, str):
+        array = reduced(np.dtype(object), bytes(range(8)))
+    for protocol in range(3):
+        with pytest.raises(pickle.UnpicklingError, match="anything but bytes is not admitted"):
+            archive._load_pickle(io.BytesIO(pickle.dumps({"data": array}, protocol)))
+    tried["payload: refused"] += 1
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("protocol", range(3))
+def test_arrays_of_bytes_are_those_that_numpy_unpickles(order: Any, protocol: int) -> None:
+    array = np.asarray(np.arange(200, dtype=np.uint8).reshape(8, 25), order=order)
+    content = pickle.dumps({"data": array}, protocol)
+    assert np.array_equal(archive._load_pickle(io.BytesIO(content))["data"].array, pickle.loads(content)["data"])
 
 
 # A zip that is said to be incomplete: nothing has its checksum
@@ -251,6 +296,35 @@ def test_an_image_that_claims_to_be_huge_is_refused_undecoded(
         prepare(PARQUET | {"source": "set"}, data_root=tmp_path, out=tmp_path / "out")
 
 
+def test_an_image_that_a_file_repeats_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 2 kB can hold the same long image any number of times."""
+    monkeypatch.setattr("robreg.parquet.BATCH_BYTES", 2**22)
+    image = claiming(6) + bytes(2**20)  # what follows a PNG's end is not looked at
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array(200 * [{"bytes": image, "path": None}], kind)
+    for split in ("train", "test"):
+        path, labels = tmp_path / f"set/{split}.parquet", pa.array([0, 1] * 100)
+        path.parent.mkdir(exist_ok=True)
+        table = pa.table({"image": images, "label": labels})
+        pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=2**22)
+        assert path.stat().st_size < 2**16
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(DataError, match="channel 0 of the training images is constant"):
+            prepare(PARQUET | {"source": "set"}, data_root=tmp_path, out=tmp_path / "out")
+    finally:
+        pa.set_memory_pool(before)
+    assert 2**20 < pool.max_memory() < 2**24
+
+
+def test_more_rows_than_any_set_has_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "set", np.zeros((20, 6, 6, 3), np.uint8), np.arange(20) % 4)
+    monkeypatch.setattr("robreg.parquet.MAX_ROWS", 9)
+    with pytest.raises(DataError, match=r"train\S*\.parquet: more than 9 rows; cut it into several files"):
+        prepare(PARQUET | {"source": "set"}, data_root=tmp_path, out=tmp_path / "out")
+
+
 # What was prepared
 
 
@@ -261,14 +335,15 @@ def test_damaged_prepared_data(data: st.DataObject, root: Path, folder: Tensors)
     path, said = data.draw(st.sampled_from(sorted((root / "damaged").iterdir()))), ""
     path.write_bytes(data.draw(damage(path.read_bytes())))
     try:
-        found = tensors(root / "damaged")
+        found = load(root / "damaged")
     except DataError as error:
         said = str(error)
     if said:
         assert said.startswith(f"{root / 'damaged'}/")
         assert "\n" not in said
     else:
-        assert are_equal(found, folder)
+        assert are_equal([getattr(found, name) for name in ARRAYS], folder)
+        assert facts(found) == facts(load(root / "prepared"))
     tried[f"prepared: {'refused' if said else 'the same'}"] += 1
 
 
@@ -284,7 +359,8 @@ def test_a_description_that_cannot_be_is_refused(
         value = 7  # none can be; more than the images' side cannot
     shutil.copytree(root / "prepared", tmp_path / "d")
     meta = json.loads((tmp_path / "d/meta.json").read_text())
-    (tmp_path / "d/meta.json").write_text(json.dumps(meta | {name: value}))
+    meta[name] = value
+    (tmp_path / "d/meta.json").write_text(json.dumps(meta | {"meta_sha256": _seal(meta)}))
     with pytest.raises(DataError) as error:
         load(tmp_path / "d")
     assert str(error.value).startswith(f"{tmp_path / 'd'}/")

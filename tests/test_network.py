@@ -176,7 +176,8 @@ def test_training_and_evaluation_mode_are_the_same_function(net: Callable[..., C
 # Checkpoints
 
 META = {"arch": "resnet8", "width": 4, "shape": [1, 8, 8], "classes": 10, "mean": [0.3], "std": [0.2], "factory": None}
-META |= {"note": "kept"}
+META |= {"dataset": "digits", "variant": "ar8", "seed": 0, "threads": 1, "data_sha256": "0" * 64}
+META |= {"settings_hash": "abc", "version": "0.1.0", "note": "kept"}
 
 
 @pytest.fixture
@@ -227,6 +228,13 @@ def test_garbage_is_refused_by_name(path: Path, garbage: bytes) -> None:
         {"arch": None},
         {"mean": [0.3, 0.4]},
         {"std": [0.0]},
+        {"mean": [0.31]},
+        {"std": [0.21]},
+        {"threads": None},
+        {"threads": True},
+        {"seed": "0"},
+        {"data_sha256": 0},
+        {"variant": ["ar8"]},
     ],
 )
 def test_weights_that_do_not_fit_the_meta_data_are_refused_by_the_files_name(
@@ -237,7 +245,7 @@ def test_weights_that_do_not_fit_the_meta_data_are_refused_by_the_files_name(
     refused(path)
 
 
-@pytest.mark.parametrize("lost", ["arch", "width", "std"])
+@pytest.mark.parametrize("lost", ["arch", "width", "std", "threads", "data_sha256", "settings_hash", "dataset"])
 def test_meta_data_without_a_key_are_refused(content: dict[str, Any], path: Path, lost: str) -> None:
     del content["meta"][lost]
     torch.save(content, path)
@@ -260,6 +268,14 @@ def test_a_missing_or_a_foreign_weight_is_refused(content: dict[str, Any], path:
     content["model"][lost + "_old"] = content["model"].pop(lost)
     torch.save(content, path)
     refused(path)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.complex64, torch.int32])
+def test_weights_of_another_type_are_refused_not_converted(content: dict[str, Any], path: Path, kind: Any) -> None:
+    content["model"]["network.stem.weight"] = content["model"]["network.stem.weight"].to(kind)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt .*network\.stem\.weight is of {kind}, not torch\.float32"):
+        load(path)
 
 
 class Payload:
@@ -333,7 +349,7 @@ def test_a_network_of_one_s_own_is_built_by_name_and_comes_back_from_its_checkpo
     factory = {"callable": "torchvision.models:squeezenet1_1", "arguments": {"dropout": 0.0}}
     facts = {"width": 1, "shape": [3, 32, 32], "classes": 7, "mean": [0.5] * 3, "std": [0.2] * 3, "factory": factory}
     model = build("squeeze", **facts).eval()
-    torch.save({"model": model.state_dict(), "meta": {"arch": "squeeze", **facts}}, tmp_path / "checkpoint.pt")
+    torch.save({"model": model.state_dict(), "meta": META | {"arch": "squeeze", **facts}}, tmp_path / "checkpoint.pt")
     back, _ = load(tmp_path / "checkpoint.pt")
     x = torch.rand(2, 3, 32, 32)
     assert model(x).shape == (2, 7)

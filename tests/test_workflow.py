@@ -25,7 +25,7 @@ from test_report import assert_works_offline
 
 from robreg import config as robreg_config
 from robreg import table
-from robreg.data import _fingerprint
+from robreg.data import _fingerprint, _seal
 from workflow import ROOT, SNAKEMAKE, copy_tree, planned, snakemake
 
 REPORT = "results/studies/demo/report.html"
@@ -328,7 +328,8 @@ def test_networks_of_other_data_are_not_measured(demo, tmp_path):
     images[0] += 1
     np.save(prepared / "test_images.npy", images)
     meta = json.loads((prepared / "meta.json").read_text())
-    (prepared / "meta.json").write_text(json.dumps(meta | {"sha256": _fingerprint(prepared)}))
+    meta["sha256"] = _fingerprint(prepared)
+    (prepared / "meta.json").write_text(json.dumps(meta | {"meta_sha256": _seal(meta)}))
     output = snakemake(other, "-c1", "--force", "results/digits/ar8/margins.parquet", check=False)
     assert "checkpoint.pt was trained on other data than data/prepared/digits now holds" in output
     assert not (other / "results/digits/ar8/margins.parquet").exists()

@@ -1,5 +1,6 @@
 """The CIFAR archives in their official Python format: checked, and read without unpacking to disk."""
 
+import gzip
 import pickle
 import tarfile
 from collections.abc import Sequence
@@ -12,14 +13,7 @@ from torchvision import datasets
 from robreg.download import Remote, check_md5
 from robreg.raw import OFFICIAL, DataError, Images, Labels, Source, from_arrays
 
-MAX_MEMBER = 256 * 2**20  # bytes; the largest genuine member, train of CIFAR-100, has 148 MiB
-PICKLE_GLOBALS = {
-    ("_codecs", "encode"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-}
+MAX_UNPACKED = 256 * 2**20  # bytes of a whole archive; the genuine ones have 178 MiB
 
 
 def layout(kind: str) -> Any:  # noqa: ANN401  torchvision is untyped
@@ -33,14 +27,68 @@ def remote(kind: str) -> Remote:
     return Remote(archive.url, archive.filename, archive.tgz_md5)
 
 
+UINT8 = ("u1", "|u1", "uint8")
+
+
+class _Dtype:
+    """Stands for a numpy dtype in a pickle: keeps its name alone."""
+
+    def __init__(self, name: object, *_: object) -> None:
+        """Take what numpy's would."""
+        self.name = name
+
+    def __setstate__(self, state: object) -> None:
+        """Leave numpy's details: bytes have none."""
+
+
+class _Array:
+    """Stands for a numpy array in a pickle; numpy's own ways to be unpickled trust what they are given."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Keep an array of bytes; raises UnpicklingError for all others."""
+        _, shape, dtype, fortran, content = state
+        if isinstance(content, str):  # as Python 2 wrote it
+            content = content.encode("latin1")
+        if type(dtype) is not _Dtype or dtype.name not in UINT8 or not isinstance(content, bytes):
+            raise pickle.UnpicklingError("an array of anything but bytes is not admitted")
+        self.array = np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Make the bytes that Python 3 writes as text where it writes for Python 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"encoding {encoding!r} is not admitted")
+    return text.encode("latin1")
+
+
+PICKLE_GLOBALS: dict[tuple[str, str], Any] = {
+    ("_codecs", "encode"): _encode,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _Array,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
+}
+
+
 class _CifarUnpickler(pickle.Unpickler):
-    """Rebuilds numpy arrays and plain values, and admits nothing else: unpickling can run any code."""
+    """Rebuilds arrays of bytes and plain values, and admits nothing else: unpickling can run any code."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401  the base class says so
-        """Return an admitted global; raises UnpicklingError for every other."""
+        """Return what stands for an admitted global; raises UnpicklingError for every other."""
         if (module, name) not in PICKLE_GLOBALS:
             raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return PICKLE_GLOBALS[module, name]
+
+
+class _Bounded(gzip.GzipFile):
+    """A .gz that is not read beyond MAX_UNPACKED bytes, whatever the headers in it claim."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read size bytes; raises ValueError beyond the bound."""
+        content = super().read(size)
+        if self.tell() > MAX_UNPACKED:
+            raise ValueError(f"it has more than {MAX_UNPACKED} bytes unpacked")
+        return content
 
 
 def open_archive(path: Path, kind: str) -> Source:
@@ -52,20 +100,20 @@ def open_archive(path: Path, kind: str) -> Source:
     meta = f"{archive.base_folder}/{archive.meta['filename']}"
     found = _unpickle_members(path, {*train, *test, meta})
     names = found[meta].get(archive.meta["key"])
-    if not isinstance(names, list) or len(names) != OFFICIAL[kind].classes:
+    if not isinstance(names, list) or [type(name) for name in names] != [str] * OFFICIAL[kind].classes:
         raise DataError(
             f"{path}: {meta} does not name {OFFICIAL[kind].classes} classes; delete it and download it again"
         )
     field = "fine_labels" if kind == "cifar100" else "labels"
     splits = [_stack([_batch_arrays(found[m], field, f"{path}: {m}") for m in members]) for members in (train, test)]
-    return from_arrays(splits[0], splits[1], [str(name) for name in names])
+    return from_arrays(splits[0], splits[1], names)
 
 
 def _unpickle_members(path: Path, names: set[str]) -> dict[str, dict[str, Any]]:
     """Unpickle the members `names` of a .tar.gz in one pass; raises DataError if one is missing or not a plain file."""
     found = {}
     try:
-        with tarfile.open(path, "r|gz") as tar:
+        with _Bounded(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
             for member in tar:
                 if member.name in names:
                     found[member.name] = _unpickle(tar, member, path)
@@ -80,9 +128,9 @@ def _unpickle_members(path: Path, names: set[str]) -> dict[str, dict[str, Any]]:
 
 def _unpickle(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> dict[str, Any]:
     """Unpickle one member, a dict; raises DataError."""
-    file = tar.extractfile(member) if member.isreg() and member.size <= MAX_MEMBER else None
+    file = tar.extractfile(member) if member.isreg() and member.size <= MAX_UNPACKED else None
     if file is None:
-        raise DataError(f"{path}: {member.name} is not a plain file of at most {MAX_MEMBER} bytes; download it again")
+        raise DataError(f"{path}: {member.name} is not a plain file of at most {MAX_UNPACKED} bytes; download it again")
     try:
         batch = _load_pickle(file)
     except Exception as error:  # a broken pickle may raise anything
@@ -101,8 +149,9 @@ def _load_pickle(file: IO[bytes]) -> dict[str, Any]:
 
 def _batch_arrays(batch: dict[str, Any], field: str, where: str) -> tuple[Images, Labels]:
     """Turn an unpickled batch into images (N, 3, 32, 32) and labels (N,)."""
-    data, labels = batch.get("data"), batch.get(field)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+    found, labels = batch.get("data"), batch.get(field)
+    data = getattr(found, "array", None) if type(found) is _Array else None
+    if data is None or data.ndim != 2 or data.shape[1] != 3072:
         raise DataError(f"{where} holds no uint8 array (N, 3072) named data")
     if not isinstance(labels, list) or len(labels) != len(data) or not all(type(label) is int for label in labels):
         raise DataError(f"{where} holds no list of {len(data)} whole numbers named {field}")

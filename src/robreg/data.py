@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +25,16 @@ __all__ = ["DataError", "Dataset", "load", "prepare", "random_crop_flip", "rando
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 RECORDED = ("kind", "source", "max_train", "max_test", "subset_seed", "crop")
 META = "meta.json"
-_META = {"n_train": int, "n_test": int, "classes": int, "shape": list, "mean": list, "std": list, "sha256": str}
+_META = {
+    "n_train": int,
+    "n_test": int,
+    "classes": int,
+    "shape": list,
+    "mean": list,
+    "std": list,
+    "sha256": str,  # of the arrays
+    "meta_sha256": str,  # of everything else here
+}
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +88,7 @@ def prepare(settings: Settings, *, data_root: Path, out: Path) -> None:
     with TemporaryDirectory(dir=out, prefix=".partial-") as unfinished:
         histogram, fingerprint = _write(chosen, Path(unfinished), key(settings, "source"))
         meta = _describe(chosen, settings, histogram) | {"sha256": fingerprint}
+        meta["meta_sha256"] = _seal(meta)
         Path(unfinished, META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         (out / META).unlink(missing_ok=True)  # so that an old one never describes new arrays
         for file in (*(f"{name}.npy" for name in ARRAYS), META):
@@ -183,7 +194,15 @@ def _load_meta(folder: Path) -> dict[str, Any]:
         wrong = ["crop"]
     if wrong:
         raise _unusable(path, f"has a value that cannot be: {wrong[0]}")
+    if _seal(meta) != meta["meta_sha256"]:
+        raise _unusable(path, "was changed since it was written: it says another SHA-256 of itself")
     return dict(meta)
+
+
+def _seal(meta: Mapping[str, Any]) -> str:
+    """Hash what meta.json says, but for this hash: SHA-256 of its canonical JSON."""
+    said = {key: value for key, value in meta.items() if key != "meta_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _fits(value: object, kind: type) -> bool:
@@ -208,11 +227,17 @@ def _fingerprint(folder: Path) -> str:
 def _load_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
     """Map one array as a tensor, without copying; raises DataError unless it has the shape and dtype."""
     try:
-        array = np.load(path, mmap_mode="c")  # copy-on-write: torch has no read-only tensors
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            found, fortran, kind = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+        if (version, fortran) != ((1, 0), False):
+            raise ValueError("not laid out as it was written")
+        if (found, kind) != (shape, dtype):
+            raise ValueError(f"holds {kind} {found}, and meta.json says {dtype} {shape}")
+        array = np.memmap(path, dtype, "c", start, shape)  # copy-on-write: torch has no read-only tensors
     except Exception as error:  # a damaged header is read as Python, and may raise anything
         raise _unusable(path, str(error)) from error
-    if array.shape != shape or array.dtype != dtype:
-        raise _unusable(path, f"holds {array.dtype} {array.shape}, and meta.json says {dtype} {shape}")
     return torch.from_numpy(array)
 
 

@@ -13,6 +13,16 @@ from torch.nn import functional
 
 from robreg.saved import unpack
 
+_SAID = {  # by a checkpoint, beside what its network is built from
+    "dataset": str,
+    "variant": str,
+    "seed": int,
+    "threads": int,
+    "data_sha256": str,
+    "settings_hash": str,
+    "version": str,
+}
+
 
 class FactoryError(ValueError):
     """A user's architecture that cannot be imported, called or used."""
@@ -191,6 +201,19 @@ def build(  # noqa: PLR0913 - what a checkpoint must say to be rebuilt
     return Classifier(Normalise(mean, std), network)
 
 
+def _refuse_odd(weights: Mapping[str, Tensor], model: Classifier, meta: Mapping[str, Any]) -> None:
+    """Raise ValueError for what load_state_dict would convert, and for meta data that a measure needs and lacks."""
+    for name, value in model.state_dict().items():
+        given = weights[name]
+        if given.dtype != value.dtype:
+            raise ValueError(f"{name} is of {given.dtype}, not {value.dtype}")
+        if name.startswith("normalise.") and not torch.equal(given, value):
+            raise ValueError(f"{name} is not that of the meta data")
+    for key, kind in _SAID.items():
+        if type(meta[key]) is not kind:
+            raise ValueError(f"{key} is not of type {kind.__name__}")
+
+
 def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
     """Load a checkpoint's network on the CPU in eval mode, and its meta data; nothing else is called (see own).
 
@@ -202,13 +225,14 @@ def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         meta = content["meta"]
         keys = ("width", "shape", "classes", "mean", "std", "factory")
         model = build(meta["arch"], **{key: meta[key] for key in keys})
+        _refuse_odd(content["model"], model, meta)
         model.load_state_dict(content["model"])
     except (FileNotFoundError, FactoryError):
         raise
     except Exception as error:  # damaged bytes can raise anything
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(
-            f"{checkpoint} is damaged, or not a checkpoint of this version: delete it and train again "
-            f"({type(error).__name__})"
+            f"{checkpoint} is damaged, or not a checkpoint of this version: delete it and train again ({why})"
         ) from error
     if bad := [name for name, value in content["model"].items() if not bool(value.isfinite().all())]:
         raise ValueError(f"{checkpoint}: {bad[0]} holds values that are not finite: delete it and train again")

@@ -14,9 +14,10 @@ from PIL import Image
 
 from robreg.raw import OFFICIAL, DataError, Images, Labels, Settings, Source, Stream, key, stream
 
-BATCH_ROWS = 256  # encoded images in memory at a time
+BATCH_ROWS, BATCH_BYTES = 256, 2**28  # encoded images in memory at a time
 LOSSLESS = ("cifar10", "cifar100")  # kinds whose official pixels have never been compressed with loss
 LABEL_NAMES = ("label", "fine_label")
+MAX_ROWS = 2**24  # of a file; a few bytes can claim any number of equal rows
 MAX_PIXELS = 2**22  # of an image; a small file can claim thousands of times as many
 GRAY = ("1", "L", "LA")  # Pillow's modes
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # not EPS: Pillow would run Ghostscript
@@ -64,6 +65,8 @@ def _open_file(path: Path) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file; whatever pyarrow cannot read becomes a DataError that names the file."""
     try:
         with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows > MAX_ROWS:
+                raise DataError(f"{path}: more than {MAX_ROWS} rows; cut it into several files")
             yield file
     except DataError:
         raise
@@ -138,13 +141,21 @@ def _encoded_images(files: Sequence[Path], rows: Labels) -> Iterator[tuple[Path,
     for path in files:
         start = first
         with _open_file(path) as file:
-            column = _image_column(file.schema_arrow, path)
-            for batch in file.iter_batches(BATCH_ROWS, columns=[f"{column}.bytes"]):
+            column = f"{_image_column(file.schema_arrow, path)}.bytes"
+            for batch in file.iter_batches(_batch_rows(file.metadata, column), columns=[column]):
                 low, high = np.searchsorted(rows, [first, first + len(batch)])
                 encoded = batch.column(0).field("bytes").take(pa.array(rows[low:high] - first))
                 for row, image in zip(rows[low:high], encoded.to_pylist(), strict=True):
                     yield path, int(row) - start, image
                 first += len(batch)
+
+
+def _batch_rows(metadata: pq.FileMetaData, column: str) -> int:
+    """Say how many rows to read at a time: a file may hold a long image once and say that each row has it."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    parts = [group.column(index) for group in groups for index in range(group.num_columns)]
+    longest = max((part.total_uncompressed_size for part in parts if part.path_in_schema == column), default=1)
+    return min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, longest)))
 
 
 def _refuse_lossy(files: Sequence[Path], kind: str, where: str) -> None:
