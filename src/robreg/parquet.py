@@ -14,7 +14,7 @@ from PIL import Image
 
 from robreg.raw import OFFICIAL, DataError, Images, Labels, Settings, Source, Stream, key, stream
 
-BATCH_ROWS, BATCH_BYTES = 256, 2**28  # encoded images in memory at a time
+BATCH_ROWS, BATCH_BYTES = 256, 2**30  # encoded images in memory at a time
 LOSSLESS = ("cifar10", "cifar100")  # kinds whose official pixels have never been compressed with loss
 LABEL_NAMES = ("label", "fine_label")
 MAX_ROWS = 2**24  # of a file; a few bytes can claim any number of equal rows
