@@ -144,6 +144,18 @@ def test_a_compiled_step_is_an_eager_one(precision, caplog):
 
 
 @COMPILER
+def test_a_step_that_is_not_compiled_to_its_end_is_eager_and_says_so(caplog):
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=1):  # of the model and of its twin, which have one code
+        step = make(compile=True)
+        found = run(step, 1)
+    torch._dynamo.reset()
+    assert step.how == "eager"
+    assert "training goes on eagerly" in caplog.text
+    assert_close(found, run(make(), 1), 0)
+
+
+@COMPILER
 def test_a_batch_of_another_size_is_not_compiled_for():
     step = make(compile=True)
     run(step, 1)

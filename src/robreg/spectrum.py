@@ -149,7 +149,8 @@ def singular_values(kernel: Tensor, height: int, width: int, stride: int = 1) ->
             f"stride {stride} does not divide the input size {height} x {width}: the operator is not circular"
         )
     with single_threaded() as threads:
-        return _singular_values(kernel, (height, width), stride, workers=threads if kernel.device.type == "cpu" else 1)
+        workers = min(threads, _WORKERS) if kernel.device.type == "cpu" else 1
+        return _singular_values(kernel, (height, width), stride, workers=workers)
 
 
 def _singular_values(kernel: Tensor, size: tuple[int, int], stride: int, *, workers: int) -> tuple[Tensor, Tensor]:

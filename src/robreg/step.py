@@ -127,7 +127,8 @@ class Step:
         compiled = (torch.compile(module, dynamic=False) for module in (self.model, self.twin))
         self.compiled = cast(tuple[nn.Module, nn.Module], tuple(compiled))
         try:
-            self._rehearse(*batch)
+            with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # else it would go on eagerly, unsaid
+                self._rehearse(*batch)
         except Exception as error:
             log.warning("%s; training goes on eagerly", _reason("torch.compile", error))
             self.compiled = None

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import cache
 from importlib.machinery import ModuleSpec
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
@@ -51,14 +52,19 @@ def install(workflow: "Workflow") -> None:
 def _forking(workflow: "Workflow", context: Any, execute: Callable[..., None]) -> Callable[..., None]:  # noqa: ANN401
     """Snakemake's execute_script, which starts a shell that starts Python."""
 
+    @cache
+    def preload() -> None:
+        """Say, before the server starts with the first script, what the others will need."""
+        planned = dict.fromkeys(job.rule.name for job in workflow.dag.needrun_jobs())
+        also = [name for rule in planned for name in _ALSO.get(rule, ())]
+        context.set_forkserver_preload([*_PRELOAD, *also])
+
     def wrapper(script: PythonScript, file: str, *, edit: bool = False) -> None:
         elsewhere = script.container_img or script.conda_env or script.env_modules  # has a Python of its own
         if script.rulename not in RULES or elsewhere or edit:
             execute(script, file, edit=edit)
             return
-        planned = dict.fromkeys(job.rule.name for job in workflow.dag.needrun_jobs())
-        also = [name for rule in planned for name in _ALSO.get(rule, ())]
-        context.set_forkserver_preload([*_PRELOAD, *also])  # heeded when the server starts, with the first
+        preload()
         if status := _fork(context, script, file):
             raise subprocess.CalledProcessError(status, [sys.executable, file])
 
@@ -71,9 +77,9 @@ def _fork(context: Any, script: PythonScript, file: str) -> int:  # noqa: ANN401
     process = context.Process(target=_run, args=(file, _environment(script), ready))
     with _one_at_a_time:
         process.start()
+    itself = psutil.Process(process.pid)
     with shell._lock:
         shell._processes[script.jobid] = process
-    itself = psutil.Process(process.pid)
     try:
         with benchmarked(process.pid, script.bench_record):
             go.send(None)  # not before: of a process that has ended nothing can be measured
