@@ -4,12 +4,14 @@ import copy
 import multiprocessing
 import os
 import signal
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from test_step import NoWaiting
 from torch import nn
 
 from robreg import attack, data, network, spectrum, step, table, train
@@ -55,6 +57,34 @@ def test_training_reduces_the_adversarial_loss(prepared, tmp_path):
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
     assert history[-1]["acc"] > 60
     assert [row["lr"] for row in history] == [0.1] * 6 + [0.01] * 2
+
+
+class Waiting(NoWaiting):
+    """Count instead of refusing."""
+
+    count = 0
+
+    def found(self, name):
+        self.count += 1
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
+def test_an_epoch_of_more_batches_waits_no_more_often_for_the_device(augmentation, prepared):
+    counts = []
+    for size in (200, 10):
+        settings = make_settings(batch_size=size, augmentation=augmentation, pad=int(augmentation != "none"))
+        state = train._start(settings, prepared, CPU)
+        with Waiting() as waiting:
+            train._epoch(
+                state,
+                train._step(state, settings),
+                settings,
+                prepared.train_images,
+                prepared.train_labels,
+                stop=threading.Event(),
+            )
+        counts.append(waiting.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_second_run_has_the_same_bits(prepared, undisturbed, tmp_path):
