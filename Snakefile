@@ -1,15 +1,19 @@
 # Train networks with growing adversarial robustness and measure how it regularises them.
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from robreg.config import refuse_unreadable
+from robreg.config import ConfigError, refuse_unreadable
 
 min_version("9.27")
 
-for file in {"config.yaml", *workflow.configfiles}:  # of the last Snakemake itself says if one is missing
-    if Path(file).exists():
-        refuse_unreadable(Path(file))
+try:
+    for file in dict.fromkeys(["config.yaml", *workflow.configfiles]):
+        if Path(file).exists():  # if not, Snakemake says so
+            refuse_unreadable(Path(file))
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
 
 
 configfile: "config.yaml"

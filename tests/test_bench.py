@@ -62,7 +62,7 @@ def test_bf16_is_not_timed_with_another_robust_accuracy_or_one_that_says_nothing
     monkeypatch.setattr(bench, "make_network", lambda: make(8))
     monkeypatch.setattr(bench, "compare", lambda what, *_, **__: pytest.fail("timed") if "bf16" in what else None)
     monkeypatch.setattr(bench, "_accuracy", lambda *_: next(found))
-    with pytest.raises(AssertionError, match="robust accuracy|says nothing"):
+    with pytest.raises(AssertionError, match=r"robust accuracy|says nothing"):
         bench.bench_attack(2)
 
 

@@ -136,7 +136,7 @@ def test_the_schema_describes_every_key():
         ("datasets.c10.published.0.label", "\ud800", r"c10\.published\.0\.label: '\\ud800' is no character"),
         ("architectures", {"net": {"callable": "a:b", "arguments": {"\x00": 1}}}, r"net\.arguments: '\\x00' is no"),
         ("devise", "cpu", r"devise: unknown key 'devise': did you mean 'device'"),
-        ("datasets.digits.training.lr", 10**400, r"training\.lr: a whole number of more than 64 bits; write a smaller"),
+        ("datasets.digits.training.lr", 10**400, r"training\.lr: a whole number of 64 bits or more; write a smaller"),
         ("datasets.digits.evaluation.step", f"eps/{'9' * 5000}", r"evaluation\.step: 'eps/9"),
         ("datasets.digits.spread.eps", 0, r"digits\.spread\.eps: 0 is less than or equal to the minimum of 0"),
         ("datasets.digits.spread.step", 0, r"spread\.step: an attack with steps of 0 stays"),
@@ -148,9 +148,13 @@ def test_the_schema_describes_every_key():
         (
             "architectures",
             {"net": {"callable": "a:b", "arguments": {"x": date(2026, 1, 2)}}},
-            r"x: 2026-01-02 is a date",
+            r"x: datetime\.date\(2026, 1, 2\) is a date",
         ),
-        ("architectures", {"net": {"callable": "a:b", "arguments": {"x": [b"1"]}}}, r"x\.0: b'1' is a bytes; put"),
+        (
+            "architectures",
+            {"net": {"callable": "a:b", "arguments": {"x": [b"1"]}}},
+            r"x\.0: b'1' is a bytes; write text, in quotes",
+        ),
         (
             "architectures",
             {"net": {"callable": "a:b", "arguments": ENDLESS}},
@@ -174,6 +178,10 @@ def test_a_bad_key_is_named(config, path, value, message):
         ("a: 2020-13-45", r"own\.yaml cannot be read as YAML: month must be in 1\.\.12; correct it"),
         (f"a: {'1' * 5000}", r"own\.yaml cannot be read as YAML: .* 5000 digits"),
         (f"a: {'[' * 3000}{']' * 3000}", r"own\.yaml cannot be read as YAML: .* nested too deeply; write it out"),
+        ("? [a]\n: 1", r"own\.yaml cannot be read as YAML: .* unhashable key .*; correct it"),
+        ("a: !!bool foo", r"own\.yaml cannot be read as YAML: 'foo'; correct it"),
+        ("a: !!int", r"own\.yaml cannot be read as YAML: .*; correct it"),
+        ('a: "\\UFFFFFFFF"', r"own\.yaml cannot be read as YAML: .*; correct it"),
         ("a: !!python/name:os.system", r"own\.yaml cannot be read as YAML: could not determine a constructor"),
     ],
 )

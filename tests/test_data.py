@@ -212,6 +212,12 @@ def spoil_crop(folder: Path) -> None:
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
+def spoil_depth(folder: Path) -> None:
+    """As deep as can be read, and not written again."""
+    text = (folder / "meta.json").read_text().rstrip().removesuffix("}")
+    (folder / "meta.json").write_text(f'{text}, "x": {"[" * 992}{"]" * 992}}}')
+
+
 def spoil_presence(folder: Path) -> None:
     (folder / "meta.json").unlink()
 
@@ -223,6 +229,7 @@ def spoil_presence(folder: Path) -> None:
         (spoil_dtype, "train_labels.npy"),
         (spoil_labels, "test_labels.npy"),
         (spoil_length, "train_images.npy"),
+        (spoil_depth, "meta.json"),
         (spoil_order, "train_images.npy"),
         (spoil_version, "test_labels.npy"),
         (spoil_kind, "test_labels.npy"),
@@ -529,6 +536,7 @@ BAD_MEMBERS = {
     "other size": ({"labels": [1], "data": np.zeros((1, 3000), np.uint8)}, "no uint8 array"),
     "too few labels": (batch("cifar10", 8) | {"labels": [1, 2]}, "list of 8 whole numbers named labels"),
     "fractional labels": (batch("cifar10", 1) | {"labels": [1.5]}, "list of 1 whole numbers named labels"),
+    "endless label": (batch("cifar10", 1) | {"labels": [2**70]}, "list of 1 whole numbers named labels"),
     "label out of range": (batch("cifar10", 8) | {"labels": [10] * 8}, "label 10 in row 8 of the training split"),
     "negative label": (batch("cifar10", 8) | {"labels": [-1] * 8}, "label -1 in row 8 of the training split"),
     "too few images": (batch("cifar10", 7), "(40, 8) training and test images, not (39, 8)"),

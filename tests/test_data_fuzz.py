@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
 import zipfile
 import zlib
 from collections import Counter
@@ -182,6 +183,17 @@ def test_no_array_but_of_bytes_is_made_from_a_pickle(array: Any) -> None:
         with pytest.raises(pickle.UnpicklingError, match="anything but bytes is not admitted"):
             archive._load_pickle(io.BytesIO(pickle.dumps({"data": array}, protocol)))
     tried["payload: refused"] += 1
+
+
+def test_a_pickle_takes_no_more_memory_than_it_has_bytes() -> None:
+    content = b"\x80\x02Nr\xff\xff\xff\x07."  # to remember a value at place 2^27
+    tracemalloc.start()
+    try:
+        with pytest.raises(pickle.UnpicklingError, match="not a dictionary"):
+            archive._load_pickle(io.BytesIO(content))
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

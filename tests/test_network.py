@@ -274,7 +274,7 @@ def test_a_missing_or_a_foreign_weight_is_refused(content: dict[str, Any], path:
 def test_weights_of_another_type_are_refused_not_converted(content: dict[str, Any], path: Path, kind: Any) -> None:
     content["model"]["network.stem.weight"] = content["model"]["network.stem.weight"].to(kind)
     torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"checkpoint\.pt .*network\.stem\.weight is of {kind}, not torch\.float32"):
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt .*network\.stem\.weight is of {kind}, and"):
         load(path)
 
 

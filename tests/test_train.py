@@ -274,6 +274,23 @@ def test_a_damaged_state_is_refused_by_name(keep, source, prepared, tmp_path):
         run(make_settings(), prepared, tmp_path)
 
 
+@pytest.mark.parametrize("lost", ["model", "optimizer", "history", "code_hash", "weight", "bits", "momentum"])
+def test_a_state_that_does_not_fit_is_refused_by_name(lost, source, prepared, tmp_path):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    content = torch.load(tmp_path / "resume.pt", weights_only=True)
+    if lost in content:
+        del content[lost]
+    elif lost == "weight":
+        del content["model"]["network.stem.weight"]
+    elif lost == "bits":
+        content["model"]["network.stem.weight"] = content["model"]["network.stem.weight"].double()
+    else:
+        content["optimizer"]["param_groups"][0]["params"].pop()
+    torch.save(content, tmp_path / "resume.pt")
+    with pytest.raises(ValueError, match=r"resume\.pt is damaged: delete it"):
+        run(make_settings(), prepared, tmp_path)
+
+
 def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(prepared, tmp_path):
     with pytest.raises(train.DivergedError, match=r"epoch 1, batch \d+: .* at lr 1e\+30"):
         run(make_settings(lr=1e30), prepared, tmp_path)

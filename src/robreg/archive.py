@@ -27,9 +27,6 @@ def remote(kind: str) -> Remote:
     return Remote(archive.url, archive.filename, archive.tgz_md5)
 
 
-UINT8 = ("u1", "|u1", "uint8")
-
-
 class _Dtype:
     """Stands for a numpy dtype in a pickle: keeps its name alone."""
 
@@ -49,15 +46,13 @@ class _Array:
         _, shape, dtype, fortran, content = state
         if isinstance(content, str):  # as Python 2 wrote it
             content = content.encode("latin1")
-        if type(dtype) is not _Dtype or dtype.name not in UINT8 or not isinstance(content, bytes):
+        if type(dtype) is not _Dtype or dtype.name != "u1":
             raise pickle.UnpicklingError("an array of anything but bytes is not admitted")
         self.array = np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Make the bytes that Python 3 writes as text where it writes for Python 2."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is not admitted")
+def _encode(text: str, *_: object) -> bytes:
+    """Make the bytes that Python 3 writes as text, in latin1, where it writes for Python 2."""
     return text.encode("latin1")
 
 
@@ -70,8 +65,11 @@ PICKLE_GLOBALS: dict[tuple[str, str], Any] = {
 }
 
 
-class _CifarUnpickler(pickle.Unpickler):
-    """Rebuilds arrays of bytes and plain values, and admits nothing else: unpickling can run any code."""
+class _CifarUnpickler(pickle._Unpickler):
+    """Rebuilds arrays of bytes and plain values, and admits nothing else: unpickling can run any code.
+
+    Python's own unpickler, not the faster one in C, which takes as much memory as a number in the pickle says.
+    """
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401  the base class says so
         """Return what stands for an admitted global; raises UnpicklingError for every other."""
@@ -153,9 +151,13 @@ def _batch_arrays(batch: dict[str, Any], field: str, where: str) -> tuple[Images
     data = getattr(found, "array", None) if type(found) is _Array else None
     if data is None or data.ndim != 2 or data.shape[1] != 3072:
         raise DataError(f"{where} holds no uint8 array (N, 3072) named data")
-    if not isinstance(labels, list) or len(labels) != len(data) or not all(type(label) is int for label in labels):
+    if not isinstance(labels, list) or len(labels) != len(data) or not all(map(_is_small, labels)):
         raise DataError(f"{where} holds no list of {len(data)} whole numbers named {field}")
     return data.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
+
+
+def _is_small(label: object) -> bool:
+    return type(label) is int and abs(label) < 2**31
 
 
 def _stack(batches: Sequence[tuple[Images, Labels]]) -> tuple[Images, Labels]:

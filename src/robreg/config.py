@@ -28,7 +28,6 @@ __all__ = [
     "training",
 ]
 
-MAX_NUMBER = 2**64
 _ENDLESS = "something in it contains itself, or is nested too deeply; write it out"
 _NO_TEXT = ("Cc", "Cs")  # control characters and halves of pairs, which neither XML nor a page can hold
 _Validator = jsonschema.validators.extend(  # 20.0 is no integer here: it would be another text for equal settings
@@ -76,7 +75,8 @@ def check(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] 
 def refuse_unreadable(file: Path) -> None:
     """Raise ConfigError for a file that is no YAML, or has a key twice in one place: the first would silently be lost.
 
-    Called before Snakemake reads the file, whose errors would name neither the file nor the place.
+    Called before Snakemake reads config.yaml, for its errors name neither the file nor the place; what --configfile
+    names it has read by then.
     """
     try:
         loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
@@ -84,12 +84,11 @@ def refuse_unreadable(file: Path) -> None:
         if root is not None:
             _refuse_repeated(root, file.name)
             loader.construct_document(root)
-    except RecursionError as error:
-        raise ConfigError(f"{file.name} cannot be read as YAML: {_ENDLESS}") from error
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be, or no UTF-8
-        raise ConfigError(f"{file.name} cannot be read as YAML: {' '.join(str(error).split())}; correct it") from error
+    except Exception as error:  # a date or a number that cannot be, no UTF-8: PyYAML raises many kinds
+        why = _ENDLESS if isinstance(error, RecursionError) else f"{' '.join(str(error).split())}; correct it"
+        raise ConfigError(f"{file.name} cannot be read as YAML: {why}") from error
 
 
 def _refuse_repeated(root: yaml.Node, name: str) -> None:
@@ -103,6 +102,8 @@ def _refuse_repeated(root: yaml.Node, name: str) -> None:
         if isinstance(node, yaml.MappingNode):
             seen = set[str]()
             for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    continue  # nothing that can be a key
                 if key.value in seen:
                     line = key.start_mark.line + 1
                     raise ConfigError(f"{name}: {path}{key.value} is given twice, again in line {line}; remove one")
@@ -186,10 +187,12 @@ def _refuse_odd_values(tree: object, path: str = "") -> None:
         raise ConfigError(f"config.yaml: {path}: {odd!a} is no character of a text; take it out")
     elif isinstance(tree, float) and not math.isfinite(tree):
         raise ConfigError(f"config.yaml: {path}: {tree} is not a finite number; write one")
-    elif isinstance(tree, int) and abs(tree) > MAX_NUMBER:
-        raise ConfigError(f"config.yaml: {path}: a whole number of more than 64 bits; write a smaller one")
+    elif isinstance(tree, int) and abs(tree) >= 2**63:
+        raise ConfigError(f"config.yaml: {path}: a whole number of 64 bits or more; write a smaller one")
     elif not isinstance(tree, (str, int, float, NoneType)):
-        raise ConfigError(f"config.yaml: {path}: {tree} is a {type(tree).__name__}; put it in quotes to make it text")
+        raise ConfigError(
+            f"config.yaml: {path}: {tree!r} is a {type(tree).__name__}; write text, in quotes, a number or a list"
+        )
 
 
 def items(config: Mapping[str, Any], study: str, part: str) -> dict[str, list[str] | None]:

@@ -184,6 +184,7 @@ def _load_meta(folder: Path) -> dict[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8"))
         wrong = [name for name, kind in _META.items() if not _fits(meta[name], kind)]
         wrong += ["crop"] if meta["crop"] is not None and not _fits(meta["crop"], int) else []
+        sealed = _seal(meta)
     except KeyError as error:
         raise _unusable(path, f"lacks {error}") from error
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -194,7 +195,7 @@ def _load_meta(folder: Path) -> dict[str, Any]:
         wrong = ["crop"]
     if wrong:
         raise _unusable(path, f"has a value that cannot be: {wrong[0]}")
-    if _seal(meta) != meta["meta_sha256"]:
+    if sealed != meta["meta_sha256"]:
         raise _unusable(path, "was changed since it was written: it says another SHA-256 of itself")
     return dict(meta)
 
@@ -228,10 +229,10 @@ def _load_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Ten
     """Map one array as a tensor, without copying; raises DataError unless it has the shape and dtype."""
     try:
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
+            np.lib.format.read_magic(file)
             found, fortran, kind = np.lib.format.read_array_header_1_0(file)
             start = file.tell()
-        if (version, fortran) != ((1, 0), False):
+        if fortran:
             raise ValueError("not laid out as it was written")
         if (found, kind) != (shape, dtype):
             raise ValueError(f"holds {kind} {found}, and meta.json says {dtype} {shape}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robreg.saved import unpack
+from robreg.saved import fill, unpack
 
 _SAID = {  # by a checkpoint, beside what its network is built from
     "dataset": str,
@@ -202,13 +202,10 @@ def build(  # noqa: PLR0913 - what a checkpoint must say to be rebuilt
 
 
 def _refuse_odd(weights: Mapping[str, Tensor], model: Classifier, meta: Mapping[str, Any]) -> None:
-    """Raise ValueError for what load_state_dict would convert, and for meta data that a measure needs and lacks."""
-    for name, value in model.state_dict().items():
-        given = weights[name]
-        if given.dtype != value.dtype:
-            raise ValueError(f"{name} is of {given.dtype}, not {value.dtype}")
-        if name.startswith("normalise.") and not torch.equal(given, value):
-            raise ValueError(f"{name} is not that of the meta data")
+    """Raise ValueError for a normalisation that is not the meta data's, and for meta data that a measure would miss."""
+    for name, value in model.normalise.state_dict().items():
+        if not torch.equal(weights[f"normalise.{name}"], value):
+            raise ValueError(f"normalise.{name} is not that of the meta data")
     for key, kind in _SAID.items():
         if type(meta[key]) is not kind:
             raise ValueError(f"{key} is not of type {kind.__name__}")
@@ -226,7 +223,7 @@ def load(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         keys = ("width", "shape", "classes", "mean", "std", "factory")
         model = build(meta["arch"], **{key: meta[key] for key in keys})
         _refuse_odd(content["model"], model, meta)
-        model.load_state_dict(content["model"])
+        fill(model, content["model"])
     except (FileNotFoundError, FactoryError):
         raise
     except Exception as error:  # damaged bytes can raise anything

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from robreg.lease import Lease
 from robreg.network import Classifier
 from robreg.resolve import flat
-from robreg.saved import pack, unpack
+from robreg.saved import fill, pack, unpack
 from robreg.spectrum import Layer
 
 FORMAT = 2  # of resume.pt
@@ -72,26 +73,33 @@ class Resume:
 
     def restore(self, state: State, device: torch.device) -> None:
         """Load everything, or refuse it; never a part of it."""
-        try:
+        with self._whole():
             content = unpack(self.path, device)
             found = content["identity"]
-        except Exception as error:  # damaged bytes can raise anything
-            raise ValueError(
-                f"{self.path} is damaged: delete it to train this run from the start ({type(error).__name__})"
-            ) from error
         if found != self.identity:
             raise ValueError(
                 f"{self.path} belongs to other settings ({', '.join(_differences(found, self.identity))}): "
                 "restore them to go on, or delete the file to train this run from the start"
             )
-        state.model.load_state_dict(content["model"])
-        fused = [group["fused"] for group in state.optimizer.param_groups]
-        state.optimizer.load_state_dict(content["optimizer"])
-        for group, here in zip(state.optimizer.param_groups, fused, strict=True):  # as this device wants it
-            group["fused"] = here
-        state.how = content.get("how", ["eager"])  # older states are of eager steps
-        state.history, state.code = content["history"], content["code_hash"]
+        with self._whole():
+            fill(state.model, content["model"])
+            fused = [group["fused"] for group in state.optimizer.param_groups]
+            state.optimizer.load_state_dict(content["optimizer"])
+            for group, here in zip(state.optimizer.param_groups, fused, strict=True):  # as this device wants it
+                group["fused"] = here
+            state.how = content.get("how", ["eager"])  # older states are of eager steps
+            state.history, state.code = list(content["history"]), str(content["code_hash"])
         log.info("going on after epoch %d from %s", len(state.history), self.path)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Call whatever goes wrong in the block damage of the file: damaged bytes can raise anything."""
+        try:
+            yield
+        except Exception as error:
+            raise ValueError(
+                f"{self.path} is damaged: delete it to train this run from the start ({type(error).__name__})"
+            ) from error
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

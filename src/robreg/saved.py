@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from robreg.table import atomic
 
@@ -18,6 +19,17 @@ def pack(path: Path, content: Mapping[str, Any]) -> None:
             torch.save(dict(content), temporary)
         except RuntimeError as error:  # torch's word for a disk that takes no more
             raise OSError(errno.ENOSPC, "torch could not write all of it") from error
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put weights into a model as they are; raises ValueError or RuntimeError where they are not exactly its own kind.
+
+    load_state_dict alone would convert their types.
+    """
+    for name, own in model.state_dict().items():
+        if name in weights and isinstance(own, Tensor) and weights[name].dtype != own.dtype:
+            raise ValueError(f"{name} is of {weights[name].dtype}, and its architecture makes it of {own.dtype}")
+    model.load_state_dict(weights)
 
 
 def unpack(path: Path, device: torch.device | str) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class Variant:
 def is_free(name: str) -> bool:
     """Tell whether an architecture of the user's may bear a name: it is no part of the grammar and no shipped one."""
     taken = any(pattern.fullmatch(name) for key, pattern in _PARTS.items() if key != "arch")
+    taken = taken or re.fullmatch(r"sn?\d+", name) is not None  # longer than any seed or bound can be
     return not taken and name not in ARCHITECTURES and re.fullmatch(r"[a-z][a-z0-9]*", name) is not None
 
 
@@ -114,7 +115,7 @@ def _refuse_unknown(variant: Variant, text: str, known: list[str]) -> None:
     if variant.ar > MAX_STRENGTH:
         raise VariantError(f"{text!r} has a strength of {variant.ar}/255: use at most {MAX_STRENGTH}")
     if variant.bound is not None and not MIN_BOUND <= variant.bound <= MAX_BOUND:
-        raise VariantError(f"{text!r} has a bound of {variant.bound:g}: use {_short(MIN_BOUND)} to {_short(MAX_BOUND)}")
+        raise VariantError(f"{text!r} has a bound of {variant.bound!r}: use {_short(MIN_BOUND)} to {_short(MAX_BOUND)}")
 
 
 def _short(bound: float) -> str:
