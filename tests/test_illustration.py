@@ -1,6 +1,7 @@
 """Figure 2: its schematic says what it means to, and its network's regions, edges and maps are computed right."""
 
 import itertools
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -97,3 +98,12 @@ def test_the_figure_is_drawn_alike_twice_with_text_to_read(tmp_path: Path) -> No
     assert len(texts) > 25
     assert min(text.get_fontsize() for text in texts) >= 8
     assert len(figure.axes) == 5
+
+
+def test_no_text_is_cut_off_by_the_edge_of_the_file(tmp_path: Path) -> None:
+    with mpl.rc_context(style.THEME):
+        style.save(fig.fig2(), tmp_path / "a.svg", tmp_path / "a.png")
+    heights = [float(y) for y in re.findall(r'<text [^>]* y="([^"]+)"', (tmp_path / "a.svg").read_text())]
+    assert len(heights) > 25
+    assert min(heights) >= style.THEME["font.size"]  # of the line that a text stands on
+    assert max(heights) <= 72 * 3.45

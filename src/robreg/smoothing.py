@@ -126,7 +126,7 @@ _PERTURBATIONS = tuple(
         ),
         (
             "logits-move-less",
-            "{} perturbations change the margin less as AR grows.",
+            "Under {} perturbations the margin changes less as AR grows.",
             "mean change of the margin (logits) under {} perturbations",
             partial(measured.margin_change, perturbation=perturbation),
         ),

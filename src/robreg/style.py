@@ -128,6 +128,7 @@ def warn(figure: Figure, text: str) -> None:
 def save(figure: Figure, svg: Path, png: Path) -> None:
     """Write a figure as SVG (text as text) and PNG (200 dpi), both without dates."""
     with mpl.rc_context(THEME):
+        figure.draw_without_rendering()  # around axes of a fixed shape the layout settles with the second drawing only
         with atomic(svg) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
             temporary.write_text(_numbered(temporary.read_text(encoding="utf-8")), encoding="utf-8")
