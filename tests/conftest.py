@@ -3,6 +3,7 @@
 import os
 import runpy
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,12 @@ class Run(NamedTuple):
     meta: dict[str, Any]
     model: network.Classifier
     data: data.Dataset
+
+
+def pytest_sessionstart() -> None:
+    """Let what the tests start hear Ctrl-C even if they run in the background, where a shell has it ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
