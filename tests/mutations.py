@@ -210,7 +210,7 @@ MUTATIONS = (
     Mutation(
         "read as many rows as a Parquet file claims",
         "parquet",
-        "if sum(group.num_rows for group in groups) > MAX_ROWS:",
+        "if sum(group.num_rows for group in _groups(file.metadata)) > MAX_ROWS:",
         "if False:",
         "tests/test_data_fuzz.py",
     ),

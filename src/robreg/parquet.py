@@ -65,8 +65,7 @@ def _open_file(path: Path) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file; whatever pyarrow cannot read becomes a DataError that names the file."""
     try:
         with pq.ParquetFile(path) as file:
-            groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-            if sum(group.num_rows for group in groups) > MAX_ROWS:
+            if sum(group.num_rows for group in _groups(file.metadata)) > MAX_ROWS:
                 raise DataError(f"{path}: more than {MAX_ROWS} rows; cut it into several files")
             yield file
     except DataError:
@@ -151,13 +150,16 @@ def _encoded_images(files: Sequence[Path], rows: Labels) -> Iterator[tuple[Path,
                 first += len(batch)
 
 
+def _groups(metadata: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
+    return [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+
+
 def _batch_rows(metadata: pq.FileMetaData, column: str) -> int:
     """Say how many rows to read at a time: a file may hold a long image once and say that each row has it.
 
     Believes the file's footer, of which nobody knows whether it is true before the images are read.
     """
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    parts = [group.column(index) for group in groups for index in range(group.num_columns)]
+    parts = [group.column(index) for group in _groups(metadata) for index in range(group.num_columns)]
     longest = max((part.total_uncompressed_size for part in parts if part.path_in_schema == column), default=1)
     return min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, longest)))
 
