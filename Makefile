@@ -12,16 +12,16 @@ test: .venv/test.done  ## all tests
 	$(BIN)/python -m pytest
 
 slurm-test: .venv/test.done  ## the workflow on a SLURM of one node, which it installs and stops; root on Debian
-	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
+	$(BIN)/python -m pytest -m slurm tests/workflow/test_slurm_cluster.py
 
 faults: .venv/test.done  ## what is broken on purpose, many times over, and what became of it; half an hour
-	ROBREG_CASES=1000 $(BIN)/python -m pytest -q -s -m "not slurm" -W ignore tests/test_faults.py tests/test_*_fuzz.py
+	ROBREG_CASES=1000 $(BIN)/python -m pytest -q -s -m "not slurm" -W ignore tests/faults
 
 bench: .venv/test.done  ## how fast everything is beside others; minutes, on quiet cores
-	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench/bench.py
 
 bench-gpu: .venv/test.done  ## how fast training is on a GPU, and what limits it
-	$(BIN)/python tests/bench_gpu.py
+	$(BIN)/python tests/bench/bench_gpu.py
 
 lint: .venv/test.done  ## all static checks
 	$(BIN)/ruff check .

@@ -4,7 +4,8 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from robreg.config import ConfigError, refuse_unreadable
+from robreg.runs.config import refuse_unreadable
+from robreg.runs.settings import ConfigError
 
 min_version("9.27")
 

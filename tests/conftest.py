@@ -12,7 +12,9 @@ import pytest
 import torch
 from playwright.sync_api import sync_playwright
 
-from robreg import data, margin, network
+from robreg.data import dataset, preparation
+from robreg.measures.margins import record
+from robreg.networks import build, classifier
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 META = {
@@ -36,8 +38,13 @@ class Run(NamedTuple):
     checkpoint: Path
     folder: Path
     meta: dict[str, Any]
-    model: network.Classifier
-    data: data.Dataset
+    model: classifier.Classifier
+    data: dataset.Dataset
+
+    @property
+    def prepared(self) -> Path:
+        """The description of the prepared data, an input of the measures' rules."""
+        return self.folder / "meta.json"
 
 
 def pytest_sessionstart() -> None:
@@ -74,7 +81,7 @@ def no_connection(connections: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def net() -> Callable[..., network.Classifier]:
+def net() -> Callable[..., classifier.Classifier]:
     """Make networks with random weights, for at its initialisation Fixup's logits and gradients are all 0."""
 
     def make(
@@ -84,9 +91,9 @@ def net() -> Callable[..., network.Classifier]:
         width: int = 4,
         classes: int = 10,
         dtype: torch.dtype = torch.float32,
-    ) -> network.Classifier:
+    ) -> classifier.Classifier:
         mean, std = [0.3, 0.4, 0.5][: shape[0]], [0.2, 0.25, 0.3][: shape[0]]
-        model = network.build("resnet8", width=width, shape=shape, classes=classes, mean=mean, std=std)
+        model = build.build_network("resnet8", width=width, shape=shape, classes=classes, mean=mean, std=std)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -98,14 +105,14 @@ def net() -> Callable[..., network.Classifier]:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory, net: Callable[..., network.Classifier]) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, net: Callable[..., classifier.Classifier]) -> Run:
     """One network and 60 + 40 digits, on disk as the workflow leaves them."""
     root = tmp_path_factory.mktemp("run")
     settings = {"kind": "digits", "max_train": 60, "max_test": 40, "subset_seed": 0, "name": "digits"}
-    data.prepare(settings, data_root=root, out=root / "data")
-    prepared = data.load(root / "data")
+    preparation.prepare(settings, data_root=root, out=root / "data")
+    prepared = dataset.load_dataset(root / "data")
     model = net(width=META["width"])
-    model.normalise = network.Normalise(prepared.mean, prepared.std)
+    model.normalise = classifier.Normalise(prepared.mean, prepared.std)
     meta = META | {"mean": list(prepared.mean), "std": list(prepared.std), "data_sha256": prepared.sha256}
     torch.save({"model": model.state_dict(), "meta": meta}, root / "checkpoint.pt")
     return Run(root / "checkpoint.pt", root / "data", meta, model, prepared)
@@ -116,20 +123,20 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepare 200 + 50 digits, to train on."""
     folder = tmp_path_factory.mktemp("digits")
     spec = {"kind": "digits", "source": None, "max_train": 200, "max_test": 50, "subset_seed": 0}
-    data.prepare(spec, data_root=folder, out=folder)
+    preparation.prepare(spec, data_root=folder, out=folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def prepared(source: Path) -> data.Dataset:
+def prepared(source: Path) -> dataset.Dataset:
     """Load them."""
-    return data.load(source)
+    return dataset.load_dataset(source)
 
 
 @pytest.fixture
-def margins(run, tmp_path) -> Path:
+def margins_file(run, tmp_path) -> Path:
     """Write the run's margins.parquet, which attacks and loss variation start from."""
-    margin.record(run.checkpoint, run.folder, tmp_path / "margins.parquet", batch=16, device="cpu")
+    record(checkpoint=run.checkpoint, data=run.prepared, margins=tmp_path / "margins.parquet", batch=16, device="cpu")
     return tmp_path / "margins.parquet"
 
 

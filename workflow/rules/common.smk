@@ -3,11 +3,17 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from robreg import config as robreg_config
-from robreg import driver
-from robreg.job import TRAINING_CODE
-from robreg.item import FIGURES, TABLES, chosen
-from robreg.lease import gets_on
+from robreg.runs import config as study_config
+from robreg.runs.catalogue import FIGURES, TABLES, select_runs
+from robreg.runs.settings import (
+    ConfigError,
+    dataset_block,
+    run_settings,
+    training_settings,
+)
+from robreg.tables.provenance import COMPUTING, code_files
+from robreg.training.lease import made_progress
+from robreg.workflow import driver
 
 RULES = [
     "all",
@@ -39,38 +45,38 @@ wildcard_constraints:
 
 
 try:
-    robreg_config.check(
+    study_config.validate(
         config,
         Path(workflow.basedir) / "workflow/schemas/config.schema.yaml",
         reserved=RULES,
     )
-except robreg_config.ConfigError as error:
+except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 driver.install(workflow)
 
 
 def refuse(look_up, *names):
-    """Call a look-up of robreg.config; a wrong name ends the workflow with one sentence that has the right one."""
+    """Call a look-up in the configuration; a wrong name ends the workflow with one sentence that has the right one."""
     try:
         return look_up(config, *names)
-    except robreg_config.ConfigError as error:
+    except ConfigError as error:
         raise WorkflowError(str(error)) from None
 
 
 def block(wildcards):
     """The data set's block of config.yaml."""
-    return refuse(robreg_config.block, wildcards.dataset)
+    return refuse(dataset_block, wildcards.dataset)
 
 
 def settings(wildcards):
     """The resolved settings of a run."""
-    return refuse(robreg_config.settings, wildcards.dataset, wildcards.variant)
+    return refuse(run_settings, wildcards.dataset, wildcards.variant)
 
 
 def training(wildcards):
     """Those of them that decide the trained network."""
-    return robreg_config.training(settings(wildcards))
+    return training_settings(settings(wildcards))
 
 
 def promised(wildcards):
@@ -96,14 +102,34 @@ def memory_of_training(value, **exceptions):
 
     def found(wildcards, attempt):
         lease = Path(f"results/{wildcards.dataset}/{wildcards.variant}/lease.json")
-        return first(wildcards) * (2 if attempt > 1 and not gets_on(lease) else 1)
+        return first(wildcards) * (2 if attempt > 1 and not made_progress(lease) else 1)
 
     return found
 
 
+def of_measure():
+    """The resources of every measure that needs the network."""
+    return {
+        "mem_mb": doubled(4000, wrn50=16000),
+        "runtime": doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
+        "turn": 1,  # one measure of a group at a time
+    }
+
+
+def code_of(*modules):
+    """The files of these modules, and of all that they import from the package."""
+    return [f"src/robreg/{file}" for file in code_files(*modules, folders=None)]
+
+
+def code_of_measure(module):
+    """The files that decide a measure's numbers: an edit of the tables' or the settings' code repeats no measure."""
+    files = code_files(f"measures.{module}", folders=COMPUTING)
+    return [f"src/robreg/{file}" for file in files]
+
+
 def runs(study):
     """The runs of a study, each as its folder and the columns that identify it."""
-    return refuse(robreg_config.study_runs, study)
+    return refuse(study_config.study_runs, study)
 
 
 def data_spec(wildcards):
@@ -133,7 +159,7 @@ def of_runs(study, *kinds):
 def items(study, part):
     """The "figures" or "tables" of a study, each with the data sets that it is restricted to."""
     runs(study)
-    return robreg_config.items(config, study, part)
+    return study_config.study_items(config, study, part)
 
 
 def shown(study, item, part):
@@ -143,7 +169,7 @@ def shown(study, item, part):
         raise WorkflowError(
             f"config.yaml: studies.{study}.{part}: {item} is not listed; add it, or ask for one of {list(listed)}"
         )
-    return chosen(item, runs(study), listed[item])
+    return select_runs(item, runs(study), listed[item])
 
 
 def of_item(study, item, part):

@@ -9,7 +9,7 @@ rule margins:
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         data="data/prepared/{dataset}/meta.json",
-        code=["src/robreg/margin.py", "src/robreg/network.py", "src/robreg/data.py"],
+        code=code_of_measure("margins"),
     output:
         margins="results/{dataset}/{variant}/margins.parquet",
     log:
@@ -22,9 +22,7 @@ rule margins:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=doubled(4000, wrn50=16000),
-        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
-        turn=1,  # one measure of a group at a time
+        **of_measure(),
     params:
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
@@ -39,12 +37,7 @@ rule apgd:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         data="data/prepared/{dataset}/meta.json",
         margins="results/{dataset}/{variant}/margins.parquet",
-        code=[
-            "src/robreg/apgd.py",
-            "src/robreg/attack.py",
-            "src/robreg/network.py",
-            "src/robreg/data.py",
-        ],
+        code=code_of_measure("strong_attack"),
     output:
         apgd="results/{dataset}/{variant}/apgd.parquet",
     log:
@@ -57,9 +50,7 @@ rule apgd:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=doubled(4000, wrn50=16000),
-        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
-        turn=1,  # one measure of a group at a time
+        **of_measure(),
     params:
         attack=lambda wildcards: settings(wildcards)["strong_attack"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -76,7 +67,7 @@ rule attacks:
         data="data/prepared/{dataset}/meta.json",
         margins="results/{dataset}/{variant}/margins.parquet",
         apgd="results/{dataset}/{variant}/apgd.parquet",
-        code=["src/robreg/attack.py", "src/robreg/network.py", "src/robreg/data.py"],
+        code=code_of_measure("evaluation_attack"),
     output:
         attacks="results/{dataset}/{variant}/attacks.parquet",
     log:
@@ -89,9 +80,7 @@ rule attacks:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=doubled(4000, wrn50=16000),
-        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
-        turn=1,  # one measure of a group at a time
+        **of_measure(),
     params:
         attack=lambda wildcards: settings(wildcards)["evaluation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -108,12 +97,7 @@ rule masking:
         data="data/prepared/{dataset}/meta.json",
         margins="results/{dataset}/{variant}/margins.parquet",
         apgd="results/{dataset}/{variant}/apgd.parquet",
-        code=[
-            "src/robreg/masking.py",
-            "src/robreg/attack.py",
-            "src/robreg/network.py",
-            "src/robreg/data.py",
-        ],
+        code=code_of_measure("gradient_masking"),
     output:
         masking="results/{dataset}/{variant}/masking.parquet",
     log:
@@ -126,9 +110,7 @@ rule masking:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=doubled(4000, wrn50=16000),
-        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
-        turn=1,  # one measure of a group at a time
+        **of_measure(),
     params:
         spec=lambda wildcards: settings(wildcards)["masking"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -144,12 +126,7 @@ rule lossvar:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         data="data/prepared/{dataset}/meta.json",
         margins="results/{dataset}/{variant}/margins.parquet",
-        code=[
-            "src/robreg/lossvar.py",
-            "src/robreg/attack.py",
-            "src/robreg/network.py",
-            "src/robreg/data.py",
-        ],
+        code=code_of_measure("loss_variation"),
     output:
         lossvar="results/{dataset}/{variant}/lossvar.parquet",
     log:
@@ -162,9 +139,7 @@ rule lossvar:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=doubled(4000, wrn50=16000),
-        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
-        turn=1,  # one measure of a group at a time
+        **of_measure(),
     params:
         attack=lambda wildcards: settings(wildcards)["loss_variation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -178,11 +153,7 @@ rule sv:
     """
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
-        code=[
-            "src/robreg/spectrum.py",
-            "src/robreg/padding.py",
-            "src/robreg/network.py",
-        ],
+        code=code_of_measure("spectra"),
     output:
         sv="results/{dataset}/{variant}/sv.parquet",
         svstd="results/{dataset}/{variant}/svstd.parquet",
@@ -197,9 +168,7 @@ rule sv:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=doubled(4000, wrn50=16000),
-        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
-        turn=1,  # one measure of a group at a time
+        **of_measure(),
     params:
         dense=lambda wildcards: settings(wildcards)["dense_spectrum"],
     script:
@@ -213,15 +182,7 @@ rule spread:
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
         data="data/prepared/{dataset}/meta.json",
-        code=[
-            "src/robreg/spread.py",
-            "src/robreg/attack.py",
-            "src/robreg/spectrum.py",
-            "src/robreg/padding.py",
-            "src/robreg/margin.py",
-            "src/robreg/network.py",
-            "src/robreg/data.py",
-        ],
+        code=code_of_measure("perturbation_spread"),
     output:
         spread="results/{dataset}/{variant}/spread.parquet",
     log:
@@ -234,9 +195,7 @@ rule spread:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=doubled(4000, wrn50=16000),
-        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
-        turn=1,  # one measure of a group at a time
+        **of_measure(),
     params:
         spec=lambda wildcards: settings(wildcards)["spread"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -253,13 +212,7 @@ rule theory:
         data="data/prepared/{dataset}/meta.json",
         svstd="results/{dataset}/{variant}/svstd.parquet",
         margins="results/{dataset}/{variant}/margins.parquet",
-        code=[
-            "src/robreg/theory.py",
-            "src/robreg/lemma.py",
-            "src/robreg/attack.py",
-            "src/robreg/network.py",
-            "src/robreg/data.py",
-        ],
+        code=code_of_measure("theorem"),
     output:
         theory="results/{dataset}/{variant}/theory.parquet",
     log:
@@ -272,9 +225,7 @@ rule theory:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        mem_mb=doubled(4000, wrn50=16000),
-        runtime=doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
-        turn=1,  # one measure of a group at a time
+        **of_measure(),
     params:
         spec=lambda wildcards: settings(wildcards)["theory"],
     script:
@@ -289,7 +240,7 @@ rule metrics:
         margins="results/{dataset}/{variant}/margins.parquet",
         attacks="results/{dataset}/{variant}/attacks.parquet",
         svstd="results/{dataset}/{variant}/svstd.parquet",
-        code=["src/robreg/metrics.py"],
+        code=code_of_measure("metrics"),
     output:
         metrics="results/{dataset}/{variant}/metrics.parquet",
     log:
@@ -318,7 +269,7 @@ rule checks:
             kind=["history", "margins", "attacks", "lossvar", "sv", "svstd"]
             + ["metrics", "masking"],
         ),
-        code=["src/robreg/checks.py", "src/robreg/invariant.py"],
+        code=code_of("checks.run_checks"),
     output:
         checks="results/{dataset}/{variant}/checks.parquet",
     log:

@@ -16,7 +16,7 @@ rule table:
     """
     input:
         runs=lambda wildcards: of_item(wildcards.study, wildcards.table, "tables"),
-        code=["src/robreg/study.py"],
+        code=code_of("tables.study_tables"),
     output:
         parquet="results/studies/{study}/tables/{table}.parquet",
         summary_parquet="results/studies/{study}/tables/{table}_summary.parquet",
@@ -56,11 +56,7 @@ rule figure:
     """
     input:
         runs=lambda wildcards: of_item(wildcards.study, wildcards.figure, "figures"),
-        code=expand(
-            "src/robreg/{module}.py",
-            module=["figure", "grid", "panel", "style", "setting", "study"]
-            + ["illustration"],
-        ),
+        code=code_of("figures.paper_figures"),
     output:
         svg=report(
             "results/studies/{study}/figures/{figure}.svg",
@@ -100,19 +96,7 @@ rule claims:
         runs=lambda wildcards: of_runs(
             wildcards.study, "metrics", "margins", "svstd", "lossvar", "spread"
         ),
-        code=expand(
-            "src/robreg/{module}.py",
-            module=[
-                "claim",
-                "registry",
-                "confidence",
-                "smoothing",
-                "contrast",
-                "measured",
-                "statistic",
-                "setting",
-            ],
-        ),
+        code=code_of("claims.verdicts"),
     output:
         parquet="results/studies/{study}/claims.parquet",
         csv=report(
@@ -148,18 +132,8 @@ rule comparison:
     """
     input:
         runs=lambda wildcards: of_runs(wildcards.study, "metrics", "svstd", "lossvar"),
-        code=expand(
-            "src/robreg/{module}.py",
-            module=[
-                "comparison",
-                "reference",
-                "scatter",
-                "setting",
-                "study",
-                "style",
-            ],
-        ),
-        reference="src/robreg/reference.csv",
+        code=code_of("figures.comparison_plot"),
+        reference="src/robreg/paper/reference.csv",
     output:
         parquet="results/studies/{study}/comparison.parquet",
         csv=report(
@@ -211,7 +185,7 @@ rule audit:
             for part in (".parquet", ".csv", "_summary.parquet", "_summary.csv")
         ],
         claims="results/studies/{study}/claims.parquet",
-        code=["src/robreg/audit.py", "src/robreg/invariant.py"],
+        code=code_of("checks.study_audit"),
     output:
         audit="results/studies/{study}/audit.parquet",
     log:
@@ -268,30 +242,7 @@ rule report:
         audit="results/studies/{study}/audit.parquet",
         comparison="results/studies/{study}/comparison.parquet",
         comparison_plot="results/studies/{study}/figures/comparison.svg",
-        code=expand(
-            "src/robreg/{module}.py",
-            module=[
-                "agreement",
-                "claim_view",
-                "comparison_view",
-                "deviation",
-                "drawing",
-                "item",
-                "job",
-                "provenance",
-                "quantity",
-                "reference",
-                "report",
-                "resolve",
-                "setting",
-                "study",
-                "table",
-                "table_view",
-                "variant",
-                "words",
-                *TRAINING_CODE,
-            ],
-        ),
+        code=code_of("report.page", "training.loop"),
     output:
         report=report(
             "results/studies/{study}/report.html",
@@ -319,7 +270,7 @@ rule report:
         titles=lambda wildcards: titles(wildcards.study),
         settings=lambda wildcards: {
             f"{run['dataset']}/{run['variant']}": refuse(
-                robreg_config.settings, run["dataset"], run["variant"]
+                run_settings, run["dataset"], run["variant"]
             )
             for run in runs(wildcards.study)
         },

@@ -1,18 +1,8 @@
-"""Record the strong attack on one network."""
+"""Attack one network with APGD."""
 
-from pathlib import Path
-
-from robreg.job import logged
+from robreg.workflow.job import arguments, logged
 
 with logged(snakemake.log[0]):
-    from robreg.apgd import record
+    from robreg.measures.strong_attack import record
 
-    record(
-        Path(snakemake.input.checkpoint),
-        Path(snakemake.input.data).parent,
-        Path(snakemake.output.apgd),
-        margins=Path(snakemake.input.margins),
-        attack=snakemake.params.attack,
-        batch=snakemake.params.batch,
-        device=snakemake.config["device"],
-    )
+    record(**arguments(snakemake, "device"))

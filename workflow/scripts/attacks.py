@@ -1,18 +1,8 @@
-"""Record the evaluation attack on one network."""
+"""Attack one network with the evaluation attack."""
 
-from pathlib import Path
-
-from robreg.job import logged
+from robreg.workflow.job import arguments, logged
 
 with logged(snakemake.log[0]):
-    from robreg.attack import record
+    from robreg.measures.evaluation_attack import record
 
-    record(
-        Path(snakemake.input.checkpoint),
-        Path(snakemake.input.data).parent,
-        Path(snakemake.output.attacks),
-        tables=Path(snakemake.input.margins).parent,
-        attack=snakemake.params.attack,
-        batch=snakemake.params.batch,
-        device=snakemake.config["device"],
-    )
+    record(**arguments(snakemake, "device"))

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from robreg.job import logged
+from robreg.workflow.job import logged
 
 with logged(snakemake.log[0]):
-    from robreg.audit import record
+    from robreg.checks.study_audit import record
 
     record(
         snakemake.wildcards.study,

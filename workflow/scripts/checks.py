@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from robreg.job import logged
+from robreg.workflow.job import logged
 
 with logged(snakemake.log[0]):
-    from robreg.checks import record
+    from robreg.checks.run_checks import record
 
     record(Path(snakemake.output.checks).parent, bound=snakemake.params.bound)

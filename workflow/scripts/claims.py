@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from robreg.job import logged
+from robreg.workflow.job import logged
 
 with logged(snakemake.log[0]):
-    from robreg.claim import record
+    from robreg.claims.verdicts import record
 
     record(
         snakemake.params.runs,

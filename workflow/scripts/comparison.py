@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from robreg.job import logged
+from robreg.workflow.job import logged
 
 with logged(snakemake.log[0]):
-    from robreg.comparison import record
+    from robreg.figures.comparison_plot import record
 
     record(
         snakemake.params.runs,

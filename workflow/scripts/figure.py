@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from robreg.job import logged
+from robreg.workflow.job import logged
 
 with logged(snakemake.log[0]):
-    from robreg.figure import draw
+    from robreg.figures.paper_figures import draw
 
     draw(
         snakemake.wildcards.figure,

@@ -1,18 +1,8 @@
-"""Record the loss variation of one network."""
+"""Measure the loss variation of one network."""
 
-from pathlib import Path
-
-from robreg.job import logged
+from robreg.workflow.job import arguments, logged
 
 with logged(snakemake.log[0]):
-    from robreg.lossvar import record
+    from robreg.measures.loss_variation import record
 
-    record(
-        Path(snakemake.input.checkpoint),
-        Path(snakemake.input.data).parent,
-        Path(snakemake.output.lossvar),
-        margins=Path(snakemake.input.margins),
-        attack=snakemake.params.attack,
-        batch=snakemake.params.batch,
-        device=snakemake.config["device"],
-    )
+    record(**arguments(snakemake, "device"))

@@ -1,16 +1,8 @@
-"""Record margins of one network."""
+"""Measure margins, probabilities and losses of one network."""
 
-from pathlib import Path
-
-from robreg.job import logged
+from robreg.workflow.job import arguments, logged
 
 with logged(snakemake.log[0]):
-    from robreg.margin import record
+    from robreg.measures.margins import record
 
-    record(
-        Path(snakemake.input.checkpoint),
-        Path(snakemake.input.data).parent,
-        Path(snakemake.output.margins),
-        batch=snakemake.params.batch,
-        device=snakemake.config["device"],
-    )
+    record(**arguments(snakemake, "device"))

@@ -1,18 +1,8 @@
-"""Check whether one network hides its gradients."""
+"""Check whether one network hides its gradients from attacks."""
 
-from pathlib import Path
-
-from robreg.job import logged
+from robreg.workflow.job import arguments, logged
 
 with logged(snakemake.log[0]):
-    from robreg.masking import record
+    from robreg.measures.gradient_masking import record
 
-    record(
-        Path(snakemake.input.checkpoint),
-        Path(snakemake.input.data).parent,
-        Path(snakemake.output.masking),
-        tables=Path(snakemake.input.margins).parent,
-        spec=snakemake.params.spec,
-        batch=snakemake.params.batch,
-        device=snakemake.config["device"],
-    )
+    record(**arguments(snakemake, "device"))

@@ -1,15 +1,8 @@
-"""Record one run's numbers in one row."""
+"""Compute one run's numbers from its tables."""
 
-from pathlib import Path
-
-from robreg.job import logged
+from robreg.workflow.job import arguments, logged
 
 with logged(snakemake.log[0]):
-    from robreg.metrics import record
+    from robreg.measures.metrics import record
 
-    record(
-        margins=Path(snakemake.input.margins),
-        attacks=Path(snakemake.input.attacks),
-        svstd=Path(snakemake.input.svstd),
-        out=Path(snakemake.output.metrics),
-    )
+    record(**arguments(snakemake))

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from robreg.job import logged
+from robreg.workflow.job import logged
 
 with logged(snakemake.log[0]):
-    from robreg.data import prepare
+    from robreg.data.preparation import prepare
 
     prepare(
         snakemake.params.spec,

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from robreg.job import logged
+from robreg.workflow.job import logged
 
 with logged(snakemake.log[0]):
-    from robreg.report import Files, write
+    from robreg.report.page import Files, write
 
     write(
         Path(snakemake.output.report),

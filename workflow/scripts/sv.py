@@ -1,17 +1,8 @@
-"""Record the singular values of one network's layers."""
+"""Compute the singular values of one network's layers."""
 
-from pathlib import Path
-
-from robreg.job import logged
+from robreg.workflow.job import arguments, logged
 
 with logged(snakemake.log[0]):
-    from robreg.spectrum import record
+    from robreg.measures.spectra import record
 
-    record(
-        Path(snakemake.input.checkpoint),
-        sv=Path(snakemake.output.sv),
-        svstd=Path(snakemake.output.svstd),
-        padding=Path(snakemake.output.padding),
-        dense=snakemake.params.dense,
-        device=snakemake.config["device"],
-    )
+    record(**arguments(snakemake, "device"))

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from robreg.job import logged
+from robreg.workflow.job import logged
 
 with logged(snakemake.log[0]):
-    from robreg.study import record
+    from robreg.tables.study_tables import record
 
     record(
         snakemake.wildcards.table,

@@ -1,17 +1,8 @@
-"""Record the quantities of the paper's theory for one network."""
+"""Measure the quantities of the paper's theory on one network."""
 
-from pathlib import Path
-
-from robreg.job import logged
+from robreg.workflow.job import arguments, logged
 
 with logged(snakemake.log[0]):
-    from robreg.theory import record
+    from robreg.measures.theorem import record
 
-    record(
-        Path(snakemake.input.checkpoint),
-        Path(snakemake.input.data).parent,
-        Path(snakemake.output.theory),
-        tables=Path(snakemake.input.svstd).parent,
-        spec=snakemake.params.spec,
-        device=snakemake.config["device"],
-    )
+    record(**arguments(snakemake, "device"))

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from robreg.job import device, logged
+from robreg.workflow.job import logged
 
 with logged(snakemake.log[0]):
-    from robreg.data import load
-    from robreg.train import train
+    from robreg.data.dataset import load_dataset
+    from robreg.networks.device import choose_device
+    from robreg.training.loop import train
 
     train(
         snakemake.params.settings,
-        load(Path(snakemake.input.data).parent),
+        load_dataset(Path(snakemake.input.data).parent),
         checkpoint=Path(snakemake.output.checkpoint),
         history=Path(snakemake.output.history),
-        device=device(snakemake.config["device"], snakemake.params.settings["threads"]),
+        device=choose_device(snakemake.config["device"], snakemake.params.settings["threads"]),
     )

@@ -1,0 +1,1 @@
+"""Adversarial examples: PGD, FGSM and APGD, and how many examples survive them."""

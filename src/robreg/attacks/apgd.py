@@ -1,0 +1,227 @@
+"""APGD, the attack of AutoAttack that sets its own steps (Croce and Hein 2020), in an l_inf ball in pixel space."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robreg.attacks.evaluation import Attack, correctly_classified, count_robust, survivors
+from robreg.attacks.pgd import Radius, check_inputs, pixel_radius, refuse_nonfinite_gradient, uniform_noise
+from robreg.networks.classifier import Classifier
+from robreg.networks.frozen import frozen
+
+MOMENTUM = 0.75  # alpha: the share of the new ascent in a step; the rest is the move before
+RISES = 0.75  # rho: a step is halved where at most this share of a window's steps raised the loss
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+log = logging.getLogger(__name__)
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the cross entropy of y (B,) under logits (B, classes), in nats, one value per example."""
+    return functional.cross_entropy(logits, y, reduction="none")
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the difference of logits ratio, -(z_y - largest other) / (z_1st - z_3rd), one value per example.
+
+    Unlike the cross entropy it does not depend on the logits' scale, so confidence does not make its gradient vanish.
+    Raises ValueError for fewer than 3 classes.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(f"apgd: the loss dlr needs at least 3 classes, not {logits.shape[1]}: use cross_entropy")
+    ordered, classes = logits.sort(dim=1)
+    other = torch.where(classes[:, -1] == y, ordered[:, -2], ordered[:, -1])
+    own = logits.gather(1, y[:, None])[:, 0]
+    return (other - own) / (ordered[:, -1] - ordered[:, -3] + 1e-12)  # 1e-12, the authors': three logits may be equal
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "dlr": dlr}
+
+
+def apgd(  # noqa: PLR0913 - an attack is its settings
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: Radius, steps: int, loss: str, noise: Tensor | None = None
+) -> Tensor:
+    """Ascend a loss by steps that begin at 2 eps and are halved, back at the best point, where they cease to help.
+
+    Arguments, start, errors and what is left untouched as for attack.pgd; loss: "cross_entropy" or "dlr".
+    Returns like x, for each example, its first iterate that is misclassified, or else the one of highest loss.
+    """
+    check_inputs(x, y, eps=eps, step=0, steps=steps, noise=noise)
+    if loss not in LOSSES:
+        raise ValueError(f"apgd: loss must be {' or '.join(LOSSES)}, not {loss!r}")
+    x = x.detach()
+    found, alive = x.clone(), torch.arange(len(x), device=x.device)
+    with frozen(model):
+        for state in apgd_iterates(model, x, y, eps=eps, steps=steps, loss=LOSSES[loss], noise=noise):
+            found[alive] = _choose(state.correct, state.best, state.point)
+            alive = alive[state.correct]
+            if not len(alive):
+                break
+            state.keep(state.correct)  # an example that is misclassified needs no more steps
+    return found
+
+
+def evaluate(  # noqa: PLR0913 - as above
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    spec: Mapping[str, Any],
+    *,
+    losses: Sequence[str],
+    batch: int,
+    correct: Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """Make a table row for each loss, and one, "worst", that counts who is correct under all losses and restarts.
+
+    images: (N, C, H, W) uint8; labels: (N,); spec: eps in 1/255, steps, restarts, space, seed; correct: as classified
+    returns it, if it is known. Each loss attacks all correct examples from starts of its own, and in each restart those
+    that the ones before left. fp32.
+    """
+    setting = {**spec, "attack": "apgd", "start": "random", "step": 2 * spec["eps"], "split": "test"}
+    if correct is None:
+        correct = correctly_classified(model, images, labels, batch=batch)
+    rows, survived = [], []
+    for loss in losses:
+        robust = survivors(model, images, labels, _attacks(model, spec, loss), correct=correct, batch=batch)
+        rows.append({**setting, "loss": loss, **count_robust(correct, robust)})
+        survived.append(robust)
+        log.info("%s: %d of %d correct examples remain so", loss, int(robust.sum()), int(correct.sum()))
+    return [*rows, {**setting, "loss": "worst", **count_robust(correct, torch.stack(survived).all(0))}]
+
+
+def _attacks(model: Classifier, spec: Mapping[str, Any], loss: str) -> list[Attack]:
+    """One attack per restart."""
+    eps = pixel_radius(spec["eps"], spec["space"], model.normalise.std)
+    first = (1 + list(LOSSES).index(loss)) << 32  # the losses start at different places, and so does PGD
+
+    def attack(index: Tensor, x: Tensor, y: Tensor, *, restart: int) -> Tensor:
+        noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"], restart=first + restart)
+        return apgd(model, x, y, eps=eps, steps=spec["steps"], loss=loss, noise=noise)
+
+    return [partial(attack, restart=restart) for restart in range(spec["restarts"])]
+
+
+@dataclass
+class State:
+    """Where APGD stands: every tensor has one entry per example, images (B, C, H, W) and numbers (B,)."""
+
+    y: Tensor
+    low: Tensor
+    high: Tensor
+    step: Tensor  # (B, C or 1, 1, 1)
+    point: Tensor
+    before: Tensor  # the point before this one
+    gradient: Tensor
+    correct: Tensor
+    loss: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+    rises: Tensor  # of the loss since the last check
+    checked: Tensor  # best_loss at the last check
+    halved: Tensor  # at the last check
+
+    def keep(self, chosen: Tensor) -> None:
+        """Drop all examples but the chosen ones, (B,) bool."""
+        if not bool(chosen.all()):
+            for field in fields(self):
+                setattr(self, field.name, getattr(self, field.name)[chosen])
+
+    def move(self, momentum: float) -> None:
+        """Step along the gradient's sign and mix in 1 - momentum of the move before."""
+        ascent = (self.point + self.step * self.gradient.sign()).clamp(self.low, self.high)
+        mixed = self.point + momentum * (ascent - self.point) + (1 - momentum) * (self.point - self.before)
+        self.before, self.point = self.point, mixed.clamp(self.low, self.high)
+
+    def look(self, loss: Tensor, gradient: Tensor, correct: Tensor) -> None:
+        """Take in what was measured at the point; remember the point where its loss is the highest so far."""
+        better = loss > self.best_loss
+        self.rises = self.rises + (loss > self.loss)
+        self.loss, self.gradient, self.correct = loss, gradient, correct
+        self.best = _choose(better, self.point, self.best)
+        self.best_gradient = _choose(better, gradient, self.best_gradient)
+        self.best_loss = torch.where(better, loss, self.best_loss)
+
+    def halve(self, window: int) -> None:
+        """Halve the step, and go back to the best point, where too few of window steps raised the loss, or in vain."""
+        in_vain = ~self.halved & (self.checked >= self.best_loss)
+        self.halved = in_vain | (self.rises <= RISES * window)
+        self.step = _choose(self.halved, self.step / 2, self.step)
+        self.point = _choose(self.halved, self.best, self.point)
+        self.gradient = _choose(self.halved, self.best_gradient, self.gradient)
+        self.rises, self.checked = torch.zeros_like(self.rises), self.best_loss
+
+
+def apgd_iterates(  # noqa: PLR0913 - an attack is its settings
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: Radius, steps: int, loss: Loss, noise: Tensor | None
+) -> Iterator[State]:
+    """Yield the one state, at the start and after every step; it may be told in between to keep fewer examples.
+
+    Unchecked: x is in [0, 1] and the model is frozen by the caller.
+    """
+    low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)  # (B, C, H, W)
+    point = x if noise is None else (x + eps * noise.to(x)).clamp(low, high)
+    step = (2 * torch.as_tensor(eps).to(x)).view(1, -1, 1, 1).repeat(len(x), 1, 1, 1)
+    value, gradient, correct = _loss_gradient_correct(model, point, y, loss)
+    zero = torch.zeros_like(value)
+    state = State(
+        y=y,
+        low=low,
+        high=high,
+        step=step,
+        point=point,
+        before=point,
+        gradient=gradient,
+        correct=correct,
+        loss=zero,  # the first rise counts from 0, not from the start's loss: so it is in the authors' code
+        best=point,
+        best_gradient=gradient,
+        best_loss=value,
+        rises=zero,
+        checked=value,
+        halved=torch.ones_like(correct),
+    )
+    yield state
+    windows = _windows(steps)
+    for number in range(1, steps + 1):
+        state.move(MOMENTUM if number > 1 else 1)
+        state.look(*_loss_gradient_correct(model, state.point, state.y, loss))
+        yield state
+        if number in windows:
+            state.halve(windows[number])
+
+
+def _windows(steps: int) -> dict[int, int]:
+    """Say after how many steps the step size is checked, and how many steps each check is about.
+
+    The first window is 22 % of all steps, each further one 3 % shorter, none under 6 % (the paper's Section 3.1).
+    """
+    window, shorter, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    found, number = {}, window
+    while number <= steps:
+        found[number] = window
+        window = max(window - shorter, least)
+        number += window
+    return found
+
+
+def _loss_gradient_correct(model: nn.Module, point: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss (B,), its gradient with respect to the input only, and whether the prediction is right (B,)."""
+    with torch.enable_grad():
+        point = point.detach().requires_grad_()
+        logits = model(point)
+        value = loss(logits, y)
+        (gradient,) = torch.autograd.grad(value.sum(), point)
+    refuse_nonfinite_gradient(gradient)
+    return value.detach(), gradient, logits.argmax(1) == y
+
+
+def _choose(where: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(where.view(-1, 1, 1, 1), one, other)

@@ -1,0 +1,94 @@
+"""How many examples a network classifies correctly, and how many remain correct under attack."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robreg.attacks.pgd import pgd, pixel_radius, uniform_noise
+from robreg.data.dataset import to_float
+from robreg.networks.classifier import Classifier
+from robreg.networks.frozen import frozen
+
+Attack = Callable[[Tensor, Tensor, Tensor], Tensor]  # examples' places in their split, x, y -> x'
+
+
+def evaluate(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    spec: Mapping[str, Any],
+    *,
+    batch: int,
+    correct: Tensor | None = None,
+) -> dict[str, float | None]:
+    """Count the examples that are classified correctly, and those still correct under every restart of PGD.
+
+    images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, restarts, start, space, seed;
+    correct: as classified returns it, if it is known. fp32.
+    acc_conditional is n_robust of n_correct (as in the paper; None of none), acc_robust of all n, in percent.
+    """
+    eps, step = (pixel_radius(spec[key], spec["space"], model.normalise.std) for key in ("eps", "step"))
+
+    def attack(index: Tensor, x: Tensor, y: Tensor, *, restart: int) -> Tensor:
+        random = spec["start"] == "random"
+        noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"], restart=restart) if random else None
+        return pgd(model, x, y, eps=eps, step=step, steps=spec["steps"], noise=noise)
+
+    if correct is None:
+        correct = correctly_classified(model, images, labels, batch=batch)
+    attacks = [partial(attack, restart=restart) for restart in range(spec["restarts"])]
+    return count_robust(correct, survivors(model, images, labels, attacks, correct=correct, batch=batch))
+
+
+def correctly_classified(model: nn.Module, images: Tensor, labels: Tensor, *, batch: int) -> Tensor:
+    """Say which images (N, C, H, W) uint8 are classified as their labels (N,) say: (N,) bool on the CPU."""
+    device = next(model.parameters()).device
+    parts = zip(images.split(batch), labels.split(batch), strict=True)
+    return torch.cat([_is_correct(model, to_float(x.to(device)), y.to(device)).cpu() for x, y in parts])
+
+
+def survivors(
+    model: nn.Module, images: Tensor, labels: Tensor, attacks: Sequence[Attack], *, correct: Tensor, batch: int
+) -> Tensor:
+    """Say which of the correct examples are so under every attack: (N,) bool on the CPU.
+
+    images: (N, C, H, W) uint8; labels: (N,); correct: (N,) bool. Each attack gets what the ones before left.
+    """
+    device = next(model.parameters()).device
+    robust = torch.zeros(len(images), dtype=torch.bool)
+    for part in torch.arange(len(images)).split(batch):
+        index = part[correct[part]]
+        x, y = to_float(images[index].to(device)), labels[index].to(device)
+        for attack in attacks:
+            if len(index):
+                kept = _is_correct(model, attack(index, x, y), y)
+                index, x, y = index[kept.cpu()], x[kept], y[kept]
+        robust[index] = True
+    return robust
+
+
+def count_robust(correct: Tensor, robust: Tensor) -> dict[str, float | None]:
+    """Count the examples of two masks, (N,) bool; acc_conditional is of the correct ones, acc_robust of all."""
+    n, n_correct, n_robust = len(correct), int(correct.sum()), int(robust.sum())
+    return {
+        "n": n,
+        "n_correct": n_correct,
+        "n_robust": n_robust,
+        "acc_conditional": 100 * n_robust / n_correct if n_correct else None,
+        "acc_robust": 100 * n_robust / n,
+    }
+
+
+@torch.no_grad()
+def _is_correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with frozen(model):
+        logits = model(x)  # (B, classes)
+    if bad := int((~logits.isfinite()).any(1).sum()):  # else they would count as misclassified
+        raise ValueError(
+            f"the network's outputs are not finite on {bad} of {len(x)} images, so no accuracy can be counted: "
+            "its weights are too large or damaged; delete checkpoint.pt and train it again"
+        )
+    return logits.argmax(1) == y

@@ -1,0 +1,147 @@
+"""A study's tables and claims, traced to the files of its runs and computed again from them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from robreg.checks.invariants import Row, about_files, nowhere, refuse_violated, same_run
+from robreg.claims import verdicts
+from robreg.runs.catalogue import TABLES, Run
+from robreg.tables import parquet, schemas, study_tables
+
+_CLAIMED = {"margins", "metrics", "lossvar", "svstd", "spread"}  # what claims are judged by
+_ONE_ROW = ("metrics", "theory")  # of a run: what tables show of them is a copy
+
+
+def record(
+    name: str, runs: Sequence[Run], shown: dict[str, list[Run]], *, compare: Sequence[int], folder: Path
+) -> None:
+    """Write audit.parquet of a study: the checks of all its runs, and its own; raise ValueError if one is violated.
+
+    shown: the runs of each table; compare: the two strengths (1/255); folder: the study's.
+    """
+    for run in runs:
+        kinds = {need for item, members in shown.items() if run in members for need in TABLES[item].needs}
+        refuse_violated([_same_run(Path(run["folder"]), kinds | _CLAIMED)], Path(run["folder"]))
+    own = [row for table_name, members in shown.items() for row in tables(table_name, members, compare, folder)]
+    own += claims(runs, compare, folder)
+    refuse_violated(own, folder)
+    frames = [pd.DataFrame(own).assign(place=str(folder))]
+    for run in runs:
+        frames.append(parquet.read(Path(run["folder"]) / "checks.parquet").to_pandas().assign(place=run["folder"]))
+    found = pd.concat(frames, ignore_index=True)[["place", *schemas.SCHEMAS["checks"].names]]
+    parquet.write_frame(folder / "audit.parquet", pa.Table.from_pandas(found, preserve_index=False), {"study": name})
+
+
+def _same_run(folder: Path, kinds: set[str]) -> Row:
+    files = [f"{kind}.parquet" for kind in sorted(kinds | {"checks"})]
+    return same_run({file: parquet.read_metadata(folder / file) for file in files}, folder)
+
+
+def tables(name: str, runs: Sequence[Run], compare: Sequence[int], folder: Path) -> Iterator[Row]:
+    """Check one table: as its runs' files have it, its means and stds over seeds, and its CSV files."""
+    path, both = Path(f"tables/{name}.parquet"), Path(f"tables/{name}_summary.parquet")
+    frame, summary = (parquet.read(folder / each).to_pandas() for each in (path, both))
+    again = study_tables.compose(name, runs, compare)
+    row = nowhere(f"{name}_cells", f"cells of {name} other than when it is made again", differing(frame, again))
+    yield from about_files([row], str(path))
+    if list(frame.columns) != list(again.columns):
+        return  # nothing can be looked for by name
+    row = nowhere(f"{name}_files", f"cells of {name} other than in the files of its runs", _untraced(frame, runs))
+    yield from about_files([row], str(path))
+    row = nowhere(
+        f"{name}_summary", f"means and stds over seeds of {name} other than of its rows", _unlike(frame, summary)
+    )
+    yield from about_files([row], str(path), str(both))
+    for file, made in ((path, frame), (both, summary)):
+        wrong = differing(made, _csv(folder / file))
+        row = nowhere(f"{file.stem}_csv", f"cells of {file.stem}.csv other than in {file.name}", wrong)
+        yield from about_files([row], str(file), str(file.with_suffix(".csv")))
+
+
+def claims(runs: Sequence[Run], compare: Sequence[int], folder: Path) -> Iterator[Row]:
+    """Check the claims: as judged again from the runs' files, their verdicts by their intervals, and the CSV file."""
+    found = parquet.read(folder / "claims.parquet").to_pandas()
+    again = pa.Table.from_pylist(
+        list(verdicts.judge_all(verdicts.claim_settings(runs), *compare)), verdicts.SCHEMA
+    ).to_pandas()
+    decided = (found["ci_low"] > 0) | (found["ci_high"] < 0)
+    known = np.where(
+        decided, found["verdict"].isin(["holds", "fails"]), found["verdict"].isin(["undecided", "not run"])
+    )
+    rows = [
+        nowhere("claims_cells", "cells of claims other than judged again", differing(found, again)),
+        nowhere(
+            "claims_verdict", "claims that are decided though their interval has 0, or not though it has not", ~known
+        ),
+    ]
+    yield from about_files(rows, "claims.parquet")
+    wrong = differing(found, _csv(folder / "claims.parquet"))
+    row = nowhere("claims_csv", "cells of claims.csv other than in claims.parquet", wrong)
+    yield from about_files([row], "claims.parquet", "claims.csv")
+
+
+def differing(one: pd.DataFrame, other: pd.DataFrame) -> int:
+    """Count the cells that differ, missing ones being equal; all of them if rows or columns are others."""
+    if list(one.columns) != list(other.columns) or len(one) != len(other):
+        return max(one.size, other.size)
+    return sum(int((~_same(one[key], other[key])).sum()) for key in one.columns)
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path.with_suffix(".csv"))  # digit by digit since pandas 3.1
+
+
+def _untraced(frame: pd.DataFrame, runs: Sequence[Run]) -> int:
+    """Count the cells of columns that a run's metrics or theory has, too, whose value is not that of the row's run."""
+    folders = {_place(run): Path(run["folder"]) for run in runs}
+    count = 0
+    for kind in _ONE_ROW:
+        columns = [name for name in frame.columns if name in schemas.SCHEMAS[kind].names]
+        for line in frame.to_dict("records") if columns else ():
+            if folder := folders.get(_place(line)):
+                own = parquet.read(folder / f"{kind}.parquet", columns).to_pandas()
+                count += differing(own, pd.DataFrame([line])[columns])
+            else:
+                count += len(columns)
+    return count
+
+
+def _place(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+    return tuple(None if pd.isna(row[key]) else row[key] for key in study_tables.KEYS)
+
+
+def _same(one: pd.Series, other: pd.Series) -> np.ndarray:
+    both = one.isna().to_numpy() & other.isna().to_numpy()
+    if pd.api.types.is_numeric_dtype(one) or pd.api.types.is_numeric_dtype(other):
+        numbers = [pd.to_numeric(side, errors="coerce").to_numpy("float64", na_value=np.nan) for side in (one, other)]
+        return both | (numbers[0] == numbers[1])
+    return both | (one.astype(str).to_numpy() == other.astype(str).to_numpy())
+
+
+def _unlike(frame: pd.DataFrame, summary: pd.DataFrame) -> int:
+    """Count the means and stds that are not those of the rows that a line of the summary is of."""
+    if list(summary.columns) != list(study_tables.summarise(frame).columns):
+        return summary.size
+    keys = [key for key in frame.columns if key in summary.columns]
+    metrics = [key.removesuffix("_mean") for key in summary.columns if key.endswith("_mean")]
+    count = abs(int(summary["n_seeds"].sum()) - len(frame))
+    for line in summary.to_dict("records"):
+        rows = frame[np.logical_and.reduce([_same(frame[key], pd.Series([line[key]] * len(frame))) for key in keys])]
+        count += int(line["n_seeds"] != len(rows))
+        for name in metrics:
+            values = rows[name].astype("float64").dropna().to_numpy()
+            mean = values.mean() if len(values) else np.nan
+            std = values.std(ddof=1) if len(values) > 1 else np.nan
+            count += sum(_apart(line[f"{name}_{part}"], value) for part, value in (("mean", mean), ("std", std)))
+    return count
+
+
+def _apart(found: Any, expected: float) -> bool:  # noqa: ANN401 - a cell
+    if pd.isna(found) or np.isnan(expected):
+        return bool(pd.isna(found)) != bool(np.isnan(expected))
+    return not np.isclose(found, expected, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,7 @@
+"""The list of all claims."""
+
+from robreg.claims.confidence import CONFIDENCE
+from robreg.claims.generalisation import GENERALISATION
+from robreg.claims.smoothing import SMOOTHING
+
+CLAIMS = GENERALISATION + CONFIDENCE + SMOOTHING

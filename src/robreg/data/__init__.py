@@ -1,0 +1,1 @@
+"""Images and labels: from published archives and folders to arrays of bytes."""

@@ -1,0 +1,50 @@
+"""Official archives: downloaded once, to their final name only when whole and right."""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from robreg.data.source import DataError
+
+AGAIN = "delete it and download it again"
+
+log = logging.getLogger(__name__)
+
+
+class Remote(NamedTuple):
+    """A published file: its address, its name, its MD5 in hexadecimal."""
+
+    url: str
+    filename: str
+    md5: str
+
+
+def fetch(remote: Remote, folder: Path, where: str) -> Path:
+    """Download a file into `folder` unless it is there, and return its path; raises DataError, which begins `where`."""
+    path = folder / remote.filename
+    if path.exists():
+        return path
+    from torchvision.datasets.utils import download_url  # noqa: PLC0415  three seconds that only a download needs
+
+    folder.mkdir(parents=True, exist_ok=True)
+    log.info("downloading %s to %s", remote.url, path)
+    with TemporaryDirectory(dir=folder, prefix=".partial-") as unfinished:
+        try:
+            download_url(remote.url, unfinished, remote.filename)
+        except (OSError, RuntimeError) as error:  # URLError is an OSError
+            mend = f"try again, or put the archive at {path} yourself"
+            raise DataError(f"{where}: cannot download {remote.url} ({error}); {mend}") from error
+        check_md5(Path(unfinished, remote.filename), remote.md5, name=f"{where}: the file from {remote.url}")
+        os.replace(Path(unfinished, remote.filename), path)
+    return path
+
+
+def check_md5(path: Path, expected: str, *, name: str, mend: str = AGAIN) -> None:
+    """Refuse a file whose MD5 is not `expected`: raises DataError, which calls it `name` and ends with `mend`."""
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if actual != expected:
+        raise DataError(f"{name} has MD5 {actual}, not {expected}; {mend}")

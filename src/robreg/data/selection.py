@@ -1,0 +1,156 @@
+"""Open a source (bundled digits, an archive, a folder), check it and choose the subset."""
+
+from pathlib import Path
+
+import numpy as np
+
+from robreg.data import cifar, parquet_folder
+from robreg.data.digits import open_digits
+from robreg.data.download import fetch
+from robreg.data.source import (
+    KINDS,
+    OFFICIAL,
+    DataError,
+    Labels,
+    Selection,
+    Settings,
+    Source,
+    Stream,
+    config_key,
+    format_shape,
+)
+from robreg.data.subset import stratified_subset
+
+
+def read_selection(settings: Settings, *, data_root: Path) -> Selection:
+    """Open the data set that `settings` describe and choose its subset; the images are yet to be read.
+
+    Raises DataError, as reading the images does.
+    """
+    source = _open_source(settings, data_root)
+    _check_labels(source, settings)
+    train_rows = _choose(source.train_labels, settings, "max_train")
+    test_rows = _choose(source.test_labels, settings, "max_test")
+    train, test = source.read(train_rows, test_rows)
+    _check_shapes(train, test, settings)
+    labels = source.train_labels[train_rows], source.test_labels[test_rows]
+    return Selection(train, labels[0], test, labels[1], source.classes, source.class_names)
+
+
+def _check_shapes(train: Stream, test: Stream, settings: Settings) -> None:
+    """Refuse splits of two sizes, images that are not of the kind's shape, and a crop that does not fit into them."""
+    where, kind, crop = config_key(settings, "source"), settings["kind"], settings.get("crop")
+    found = format_shape(train.shape)
+    if train.shape != test.shape:
+        raise DataError(
+            f"{where}: training images are {found}, test images {format_shape(test.shape)}; make all of one size"
+        )
+    if kind in OFFICIAL and train.shape != OFFICIAL[kind].shape:
+        expected = format_shape(OFFICIAL[kind].shape)
+        raise DataError(f"{where}: images of kind {kind} are {expected}, not {found}; give kind parquet")
+    if crop is not None and not 1 <= crop <= min(train.shape[1:]):
+        mend = f"give 1 to {min(train.shape[1:])}, or null for the whole image"
+        raise DataError(f"{config_key(settings, 'crop')}: {crop} does not fit into images {found}; {mend}")
+
+
+def _choose(labels: Labels, settings: Settings, field: str) -> Labels:
+    """Choose the rows of a split: all, or a stratified subset of `settings[field]` that depends on nothing but seed."""
+    limit = settings.get(field)
+    if limit is not None and limit < 1:
+        raise DataError(f"{config_key(settings, field)}: {limit} leaves no example; give at least 1, or null for all")
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels), dtype=np.int64)
+    return stratified_subset(labels, limit, settings["subset_seed"])
+
+
+def _check_labels(source: Source, settings: Settings) -> None:
+    """Refuse an empty split, a label outside 0..classes-1, and a CIFAR that is not complete."""
+    where, kind = config_key(settings, "source"), settings["kind"]
+    for split, labels in (("training", source.train_labels), ("test", source.test_labels)):
+        if len(labels) == 0:
+            raise DataError(f"{where}: the {split} split is empty; give a source with examples in both splits")
+        wrong = np.flatnonzero((labels < 0) | (labels >= source.classes))
+        if len(wrong):
+            found = f"label {labels[wrong[0]]} in row {wrong[0]} of the {split} split"
+            raise DataError(f"{where}: {found} is outside 0..{source.classes - 1}; correct the labels of the source")
+    if source.classes < 2:
+        raise DataError(f"{where}: all training labels are 0; give a source with two classes or more")
+    if kind in OFFICIAL:
+        _check_official(source, settings)
+
+
+def _check_official(source: Source, settings: Settings) -> None:
+    """Refuse a published data set that is not complete, unless its settings say so, and one that lacks a class."""
+    where, kind = config_key(settings, "source"), settings["kind"]
+    counts, official = (len(source.train_labels), len(source.test_labels)), OFFICIAL[kind]
+    expected = official.train, official.test
+    incomplete = settings.get("incomplete") and counts[0] <= expected[0] and counts[1] <= expected[1]
+    if counts != expected and not incomplete:
+        raise DataError(f"{where}: {kind} has {expected} training and test images, not {counts}; give kind parquet")
+    present = len(np.unique(source.train_labels))
+    if present != official.classes:
+        raise DataError(
+            f"{where}: {kind} has {official.classes} classes, the training labels have {present}; give kind parquet"
+        )
+
+
+def _open_source(settings: Settings, data_root: Path) -> Source:
+    """Open the source that `settings` name, its images not yet read; raises DataError."""
+    kind, source, where = settings["kind"], settings.get("source"), config_key(settings, "source")
+    if kind not in KINDS:
+        raise DataError(f"{config_key(settings, 'kind')}: unknown kind {kind!r}; give one of {', '.join(KINDS)}")
+    if kind == "digits":
+        if source is not None:
+            raise DataError(f"{where}: kind digits is bundled with scikit-learn; leave source out, or null")
+        return open_digits()
+    if not source or (source == "download" and kind == "parquet"):
+        raise DataError(f"{where}: {source!r} is no source for kind {kind}; give a path relative to data_root")
+    if source == "download":
+        return _open_download(settings, data_root / "download")
+    path = data_root / source
+    if not path.exists():
+        mend = f"put it there or pass --config data_root=<folder that holds {source}>"
+        raise DataError(f"{where}: no folder or file {path}; {mend}")
+    return _open_folder(path, settings) if path.is_dir() else _open_file(path, settings)
+
+
+# Modules are imported where they are needed: what a job does not use costs it no time.
+
+
+def _open_download(settings: Settings, folder: Path) -> Source:
+    """Open the official archive of the kind, downloaded into `folder` unless it is there."""
+
+    kind, where = settings["kind"], config_key(settings, "source")
+    if kind == "tiny-imagenet":
+        from robreg.data import tiny_imagenet  # noqa: PLC0415
+
+        return tiny_imagenet.open_layout(fetch(tiny_imagenet.ARCHIVE, folder, where), settings)
+    from robreg.data import cifar  # noqa: PLC0415
+
+    return cifar.open_archive(fetch(cifar.remote(kind), folder, where), kind)
+
+
+def _open_file(path: Path, settings: Settings) -> Source:
+    """Open an archive that lies under `data_root`."""
+    kind = settings["kind"]
+    if kind == "parquet":
+        raise DataError(
+            f"{config_key(settings, 'source')}: {path} is a file; "
+            "kind parquet wants the folder that holds the .parquet files"
+        )
+    if kind == "tiny-imagenet":
+        from robreg.data import tiny_imagenet  # noqa: PLC0415
+
+        return tiny_imagenet.open_layout(path, settings)
+
+    return cifar.open_archive(path, kind)
+
+
+def _open_folder(path: Path, settings: Settings) -> Source:
+    """Open a folder of Parquet files, or Tiny-ImageNet unpacked."""
+    if settings["kind"] == "tiny-imagenet" and not any(path.rglob("*.parquet")):
+        from robreg.data import tiny_imagenet  # noqa: PLC0415
+
+        return tiny_imagenet.open_layout(path, settings)
+
+    return parquet_folder.open_folder(path, settings)

@@ -1,0 +1,222 @@
+"""Tiny-ImageNet in its official layout, read from the zip, which is never unpacked, or from a folder."""
+
+import io
+import logging
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from robreg.data.download import AGAIN, Remote, check_md5
+from robreg.data.source import OFFICIAL, DataError, Images, Labels, Settings, Source, Stream, config_key, stream_images
+
+ARCHIVE = Remote(
+    "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
+)
+BASE = "tiny-imagenet-200/"  # the folder inside the zip
+SUFFIX = ".JPEG"
+MAX_FILE = 16 * 2**20  # bytes; the largest genuine file, words.txt, has 2.6 MB
+COPY = "copy it again"
+
+log = logging.getLogger(__name__)
+
+
+class _Tree(NamedTuple):
+    """A zip or a folder: `names` lists its files, relative and with slashes; size in bytes and content of a file."""
+
+    path: Path
+    names: Callable[[], Iterable[str]]
+    size: Callable[[str], int]
+    content: Callable[[str], bytes]
+
+    def read(self, name: str) -> bytes:
+        """Read a file; raises DataError."""
+        try:
+            content = self.content(name) if self.size(name) <= MAX_FILE else None
+        except Exception as error:  # zipfile raises many kinds at damaged members
+            reason = f"{name} cannot be read ({type(error).__name__}: {error})"
+            raise DataError(f"{self.path}: {reason}; {COPY}") from error
+        if content is None:
+            raise DataError(f"{self.path}: {name} has more than {MAX_FILE} bytes; {COPY}")
+        return content
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What is in a source: the base folder's name, the names of the image files in each folder, a reader of files.
+
+    incomplete: classes may have fewer images than the official set.
+    """
+
+    path: Path
+    base: str
+    images: Mapping[str, list[str]]
+    read: Callable[[str], bytes]
+    incomplete: bool
+    key: str
+
+    def error(self, found: str, mend: str = COPY) -> DataError:
+        """Make the error for something found under `base`."""
+        return DataError(f"{self.path}: {self.base}{found}; {mend}")
+
+
+def open_layout(path: Path, settings: Settings) -> Source:
+    """Open a zip or a folder in the official layout; raises DataError, which names what is wrong in it.
+
+    Labels are line numbers in wnids.txt; the validation images are the test split. Rows are in order of class
+    (training) and of file name, numbers by value. A zip must have the official MD5 unless settings say `incomplete`:
+    then, too, classes may have fewer images than the official ones. Files foreign to the layout are ignored.
+    """
+    if path.is_file():
+        _check_zip(path, settings)
+    with _opened(path) as tree:
+        layout = _look(path, tree, settings)
+        wnids = _read_wnids(layout)
+        names = _read_names(layout, wnids)
+        train, train_labels = _list_training(layout, wnids)
+        test, test_labels = _list_validation(layout, wnids)
+
+    def pick(files: Sequence[str], rows: Labels) -> Stream:
+        return stream_images(_decode_files(path, [files[row] for row in rows]), OFFICIAL["tiny-imagenet"].shape)
+
+    return Source(train_labels, test_labels, len(wnids), names, lambda a, b: (pick(train, a), pick(test, b)))
+
+
+def _check_zip(path: Path, settings: Settings) -> None:
+    """Refuse a zip that is not the official one, unless it is said to be incomplete."""
+    if settings.get("incomplete") and settings["source"] != "download":
+        log.info("%s is said to be incomplete: its MD5 is not checked", path)
+        return
+    mend = f"{AGAIN}, or set {config_key(settings, 'incomplete')}: true for a subset of it"
+    check_md5(path, ARCHIVE.md5, name=str(path), mend=AGAIN if settings["source"] == "download" else mend)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Tree]:
+    """Open a zip or a folder; raises DataError where it is neither."""
+    if path.is_dir():
+        yield _Tree(
+            path,
+            lambda: [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()],
+            lambda name: (path / name).stat().st_size,
+            lambda name: (path / name).read_bytes(),
+        )
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # a damaged directory may raise anything
+        raise DataError(f"{path}: not a readable zip ({error}); {AGAIN}") from error
+    with archive:
+        yield _Tree(path, archive.namelist, lambda name: archive.getinfo(name).file_size, archive.read)
+
+
+def _look(path: Path, tree: _Tree, settings: Settings) -> _Layout:
+    """Find the base folder, and the images of each folder, in order of their names."""
+    names = set(tree.names())
+    base = BASE if f"{BASE}wnids.txt" in names else ""
+    if f"{base}wnids.txt" not in names:
+        mend = "give a zip or a folder in Tiny-ImageNet's official layout, or a folder of .parquet files"
+        raise DataError(f"{config_key(settings, 'source')}: no wnids.txt in {path}; {mend}")
+    images: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: (len(name), name)):  # so that x_2 comes before x_10
+        file = PurePosixPath(name)
+        if file.suffix == SUFFIX and not file.name.startswith("."):
+            images.setdefault(str(file.parent), []).append(name)
+    return _Layout(path, base, images, tree.read, bool(settings.get("incomplete")), config_key(settings, "incomplete"))
+
+
+def _read_lines(layout: _Layout, name: str) -> list[list[str]]:
+    """Read a text file: its lines that are not empty, cut at tabs."""
+    try:
+        text = layout.read(f"{layout.base}{name}").decode()
+    except UnicodeDecodeError as error:
+        raise layout.error(f"{name} is not text ({error})") from error
+    return [line.split("\t") for line in text.splitlines() if line.strip()]
+
+
+def _read_wnids(layout: _Layout) -> list[str]:
+    """Read the classes, in the order of their labels."""
+    wnids, expected = [line[0].strip() for line in _read_lines(layout, "wnids.txt")], OFFICIAL["tiny-imagenet"].classes
+    if len(wnids) != expected or len(set(wnids)) != expected:
+        raise layout.error(
+            f"wnids.txt names {len(set(wnids))} classes on {len(wnids)} lines, not {expected} on as many"
+        )
+    return wnids
+
+
+def _read_names(layout: _Layout, wnids: Sequence[str]) -> list[str]:
+    """Read what the classes are called, from words.txt, which describes many more."""
+    words = {line[0]: line[1] for line in _read_lines(layout, "words.txt") if len(line) == 2}
+    for wnid in wnids:
+        if wnid not in words:
+            raise layout.error(f"words.txt does not describe class {wnid} of wnids.txt")
+    return [words[wnid] for wnid in wnids]
+
+
+def _list_training(layout: _Layout, wnids: Sequence[str]) -> tuple[list[str], Labels]:
+    """List the training files and their labels."""
+    official, files, counts = OFFICIAL["tiny-imagenet"], [], []
+    for wnid in wnids:
+        folder = f"train/{wnid}/images"
+        found = layout.images.get(f"{layout.base}{folder}", [])
+        if not found:
+            raise layout.error(f"{folder} is missing or holds no {SUFFIX} file")
+        _check_count(layout, len(found), official.train // official.classes, f"{folder} holds")
+        files += found
+        counts.append(len(found))
+    return files, np.repeat(np.arange(len(wnids), dtype=np.int64), counts)
+
+
+def _list_validation(layout: _Layout, wnids: Sequence[str]) -> tuple[list[str], Labels]:
+    """List the validation files and their labels."""
+    official, annotations = OFFICIAL["tiny-imagenet"], "val/val_annotations.txt"
+    label = {wnid: i for i, wnid in enumerate(wnids)}
+    found: dict[str, int] = {}
+    for line in _read_lines(layout, annotations):
+        name = f"{layout.base}val/images/{line[0]}"
+        if len(line) < 2 or line[1] not in label or name in found:
+            raise layout.error(f"{annotations}: {line[0]} has no class of wnids.txt, or several")
+        found[name] = label[line[1]]
+    files = layout.images.get(f"{layout.base}val/images", [])
+    for name in sorted(found.keys() - set(files)):
+        raise DataError(f"{layout.path}: {name} is in {annotations} and missing; {COPY}")
+    for name in sorted(set(files) - found.keys()):
+        raise DataError(f"{layout.path}: {name} is not in {annotations}; {COPY}")
+    labels = np.array([found[name] for name in files], dtype=np.int64)
+    for wnid, count in zip(wnids, np.bincount(labels, minlength=len(wnids)), strict=True):
+        _check_count(layout, int(count), official.test // official.classes, f"{annotations} gives class {wnid}")
+    return files, labels
+
+
+def _check_count(layout: _Layout, count: int, expected: int, found: str) -> None:
+    """Refuse a class of another than the expected number of images; an incomplete set's may be smaller."""
+    if count == expected or (layout.incomplete and count < expected):
+        return
+    mend = COPY if layout.incomplete or count > expected else f"{COPY}, or set {layout.key}: true for a subset"
+    raise layout.error(f"{found} {count} images, not {expected}", mend)
+
+
+def _decode_files(path: Path, names: Iterable[str]) -> Iterator[Images]:
+    """Decode image files to RGB, uint8 (3, 64, 64), one after the other; raises DataError."""
+    with _opened(path) as tree:
+        for name in names:
+            yield _decode(tree.read(name), f"{path}: {name}")
+
+
+def _decode(encoded: bytes, where: str) -> Images:
+    """Decode one JPEG to RGB, uint8 (3, 64, 64); raises DataError, which begins with `where`."""
+    height, width = OFFICIAL["tiny-imagenet"].shape[1:]
+    try:
+        with Image.open(io.BytesIO(encoded), formats=["JPEG"]) as image:
+            size = image.size
+            pixels = np.asarray(image.convert("RGB")) if size == (width, height) else None
+    except Exception as error:  # Pillow's decoders raise many kinds at a corrupt image
+        raise DataError(f"{where} cannot be decoded ({error}); {COPY}") from error
+    if pixels is None:
+        raise DataError(f"{where} is {size[0]}x{size[1]}, not {width}x{height}; {COPY}")
+    return pixels.transpose(2, 0, 1)

@@ -1,0 +1,1 @@
+"""The figures, drawn from the tables of a study's runs."""

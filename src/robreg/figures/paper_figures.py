@@ -1,0 +1,263 @@
+"""The paper's figures, drawn from the tables of a study's runs: a panel per setting, sections as in the paper."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from robreg.figures import figure2, grid, style
+from robreg.figures.grid import Section
+from robreg.figures.panels import (
+    KINDS,
+    at,
+    histogram,
+    lower,
+    margin_change,
+    margins,
+    metric,
+    passed,
+    reference,
+    solid,
+    spectra,
+    std_look,
+    twins,
+    variation,
+)
+from robreg.figures.panels import spectra as spectra_
+from robreg.figures.style import Look
+from robreg.runs.catalogue import Run
+from robreg.runs.groups import group_by_setting, strengths
+from robreg.tables.study_tables import KEYS, failed_masking_checks, gather
+
+PROBABILITY = np.linspace(0, 1, 11)
+LOSS_BIN = 0.25  # nats
+MIDDLE = {"prob": slice(1, -1), "loss": slice(1, 10)}  # of the bins' edges: 0.1 to 0.9, and 0.25 to 2.25
+_DASHED = (0, (4, 2))
+LOSS_GAP = {"loss_gap": Look("loss gap", style.LOSS, "solid", "D")}
+ERROR_GAP = {"acc_gap": Look("error gap", style.ERROR, _DASHED, "^")}
+LOSS = {
+    "train_loss": Look("train loss", style.LOSS, _DASHED, "s", filled=False),
+    "test_loss": Look("test loss", style.LOSS),
+}
+ERROR = {
+    "train_error": Look("train error", style.ERROR, _DASHED, "D", filled=False),
+    "test_error": Look("test error", style.ERROR, "solid", "^"),
+}
+ACCURACIES = {
+    "test_acc": Look("standard", "#3d3d3d"),
+    "pgd_acc": Look("adversarial", "#3d3d3d", _DASHED, "s", filled=False),
+}
+Looks = Mapping[int, Look]  # by strength
+
+
+def draw(name: str, runs: Sequence[Run], *, compare: Sequence[int], svg: Path, png: Path) -> None:
+    """Draw a figure, bearing the paper's name for it ("fig1"), and write it as SVG and PNG.
+
+    runs: those that it shows (item.chosen); compare: the two strengths (1/255) at which layers are shown. Equal tables
+    give equal bytes.
+    """
+    style.save(compose(name, runs, compare), svg, png)
+
+
+def compose(name: str, runs: Sequence[Run], compare: Sequence[int]) -> Figure:
+    """Compose a figure without writing it. Raises KeyError for a name that is not in FIGURES."""
+    with mpl.rc_context(style.THEME):
+        figure = FIGURES[name](runs, compare, style.by_strength(strengths(runs)))
+        if flagged := [f"{run['dataset']}/{run['variant']}" for run in runs if failed_masking_checks(run)]:
+            style.warn(figure, f"Adversarial accuracies say little, for gradients are hidden: {', '.join(flagged)}")
+        return figure
+
+
+def fig1(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
+    """(a) Spread of singular values per layer, (b) test margins, (c) standard and adversarial accuracy."""
+    sections = [
+        Section("(a) singular values", lambda ax, members: spectra(ax, members, compare, looks), shared=True),
+        Section("(b) margins, test set", lambda ax, members: margins(ax, members, "test", looks)),
+        Section("(c) accuracy", _accuracy, over_strength=True),
+    ]
+    return grid.arrange(group_by_setting(runs), [sections], [*looks.values(), *ACCURACIES.values()])[0]
+
+
+def fig3(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
+    """(a) Gaps of loss and error, (b) loss and error on train and test, against AR (also Figure 7)."""
+    return grid.arrange(group_by_setting(runs), [_gaps_and_levels(shared=False)])[0]
+
+
+def fig4(runs: Sequence[Run], _compare: Sequence[int], looks: Looks) -> Figure:
+    """Margins on test and train at every strength, a column per setting (also Figure 10)."""
+    sections = [
+        Section("(a, b) margins, test set", lambda ax, members: margins(ax, members, "test", looks)),
+        Section("(c, d) margins, training set", lambda ax, members: margins(ax, members, "train", looks)),
+    ]
+    figure, panels = grid.arrange(
+        group_by_setting(runs), [sections], [replace(look, marker="") for look in looks.values()]
+    )
+    for pair in zip(*panels, strict=True):
+        grid.share(pair)
+    return figure
+
+
+def fig5(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
+    """(a) Probability and (b) loss of test examples, middle range inset; (c, d) spread per layer (also Figure 11)."""
+    histograms = [
+        Section("(a) estimated probability of the label, test set", _histogram("prob", looks), height=2.5),
+        Section("(b) loss, test set", _histogram("loss", looks), height=2.5),
+    ]
+    spectra = Section(
+        "(c, d) spread of singular values per layer",
+        lambda ax, members: spectra_(ax, members, compare, looks),
+        wide=True,
+        shared=True,
+    )
+    return grid.arrange(group_by_setting(runs), [histograms, [spectra]], list(looks.values()))[0]
+
+
+def fig6(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
+    """As Figure 3, by bound on the spectral norm: the complexity falls from the first panel to the last."""
+    settings = sorted(group_by_setting(runs).items(), key=lambda item: (_network(item[1][0]), -_bound(item[1][0])))
+    named = {name if _bound(members[0]) < np.inf else f"{name}, no bound": members for name, members in settings}
+    return grid.arrange(named, [_gaps_and_levels(shared=True)])[0]
+
+
+def fig8(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
+    """Maximal loss variation within eps of a test example, against AR."""
+    radii = style.by_radius(gather(runs, "lossvar", ["eps"])["eps"].unique().tolist())
+    section = Section("", lambda ax, members: variation(ax, members, radii), height=2.5, over_strength=True)
+    return grid.arrange(group_by_setting(runs), [[section]], list(radii.values()))[0]
+
+
+def fig9(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
+    """(a) Loss gap and (b) error on train and test, against AR."""
+    sections = [
+        _metric("(a) loss gap: test \N{MINUS SIGN} train", LOSS_GAP, "loss gap (nats)"),
+        _metric("(b) error on train and test", ERROR, "error (%)"),
+    ]
+    return grid.arrange(group_by_setting(runs), [sections])[0]
+
+
+def fig12(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
+    """Accuracy under the evaluation attack against AR, (a) as in the paper, (b) of all test examples; all settings."""
+    settings = group_by_setting(runs)
+    looks = style.by_setting(list(settings))
+    figure = Figure(figsize=(style.WIDTH, 2.9 + 0.1 * len(settings)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for name, members in settings.items():
+        for ax, column in ((left, "pgd_acc"), (right, "robust_acc")):
+            metric(ax, _metrics(members), {column: looks[name]}, ylabel="adversarial accuracy (%)")
+    for ax, title in ((left, "(a) of those correct when clean"), (right, "(b) of all test examples")):
+        ax.set_title(title, loc="left", fontweight="bold")
+        ax.set(ylim=(0, 100), xticks=strengths(runs))
+    stars = {(point["ar"], point["robust_acc"], point["label"]) for run in runs for point in run["published"]}
+    style.legend(figure, [*looks.values(), *(reference(right, *star) for star in sorted(stars))])
+    return figure
+
+
+def spread(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
+    """How strongly layers pass perturbations on, random and PGD: mean and std over examples, and of the margin."""
+    settings = {name: at(members, compare) for name, members in group_by_setting(runs).items()}
+    figure = Figure(figsize=(style.WIDTH, 2.4 * len(settings) + 0.4), layout="constrained")
+    parts = figure.subfigures(len(settings), 1, squeeze=False).ravel()
+    for part, (name, members) in zip(parts, settings.items(), strict=True):
+        frame = gather(members, "spread")
+        *wide, narrow = part.subplots(1, 3, width_ratios=(3, 3, 1.7))
+        for ax, (kind, title) in zip(wide, KINDS.items(), strict=True):
+            passed(ax, frame[frame["perturbation"] == kind], looks)
+            ax.set_title(f"{title} perturbations")
+        grid.share(wide)
+        wide[1].set_ylabel("")
+        margin_change(narrow, frame[frame["layer"] == 0], looks)
+        narrow.set_title("margin")
+        part.suptitle(name, x=0.008, ha="left", fontsize=9, fontweight="bold")
+    shown = strengths([run for members in settings.values() for run in members])
+    statistics = [Look("mean over examples", "#3d3d3d"), std_look(Look("std over examples", "#3d3d3d"))]
+    style.legend(figure, [*(solid(looks[ar]) for ar in shown), *statistics])
+    return figure
+
+
+FIGURES: dict[str, Callable[[Sequence[Run], Sequence[int], Looks], Figure]] = {
+    "fig1": fig1,
+    "fig2": lambda *_: figure2.fig2(),
+    "fig3": fig3,
+    "fig4": fig4,
+    "fig5": fig5,
+    "fig6": fig6,
+    "fig7": fig3,
+    "fig8": fig8,
+    "fig9": fig9,
+    "fig10": fig4,
+    "fig11": fig5,
+    "fig12": fig12,
+    "spread": spread,
+}
+
+
+def _metrics(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run: KEYS, the numbers of metrics.parquet as floats (null as nan), train_error and test_error."""
+    frame = gather(runs, "metrics")
+    numbers = frame.drop(columns=KEYS).astype("float64")
+    errors = {f"{split}_error": 100 - numbers[f"{split}_acc"] for split in ("train", "test")}
+    return frame[KEYS].join(numbers.assign(**errors))
+
+
+def _metric(heading: str, looks: Mapping[str, Look], ylabel: str) -> Section:
+    def fill(ax: Axes, members: Sequence[Run]) -> None:
+        metric(ax, _metrics(members), looks, ylabel=ylabel)
+
+    return Section(heading, fill, list(looks.values()), over_strength=True)
+
+
+def _accuracy(ax: Axes, members: Sequence[Run]) -> None:
+    metric(ax, _metrics(members), ACCURACIES, ylabel="accuracy (%)")
+    ax.set_ylim(0, 100)
+
+
+def _gaps_and_levels(*, shared: bool) -> list[Section]:
+    """Sections (a) gaps and (b) their parts: losses on the left axis, errors on the right one."""
+    return [
+        _twins("(a) gap: test \N{MINUS SIGN} train", LOSS_GAP, ERROR_GAP, label=" gap", shared=shared),
+        _twins("(b) train and test", LOSS, ERROR, label="", shared=shared),
+    ]
+
+
+def _twins(heading: str, left: Mapping[str, Look], right: Mapping[str, Look], *, label: str, shared: bool) -> Section:
+    def fill(ax: Axes, members: Sequence[Run]) -> Axes:
+        return twins(ax, _metrics(members), left, right, label)
+
+    return Section(heading, fill, [*left.values(), *right.values()], shared=shared, over_strength=True)
+
+
+def _histogram(column: str, looks: Looks) -> Callable[[Axes, Sequence[Run]], None]:
+    """Fill a panel with a histogram of test examples; its middle range is an inset in its empty part."""
+
+    def fill(ax: Axes, members: Sequence[Run]) -> None:
+        frame = gather(members, "margins", ["split", column]).query("split == 'test'")
+        bins = PROBABILITY if column == "prob" else _loss_bins(frame["loss"].max())
+        histogram(ax, frame, column, bins, looks)
+        box = (0.2, 0.36, 0.67, 0.54) if column == "prob" else (0.26, 0.36, 0.7, 0.54)
+        lower(ax, box, margin=0.09)
+        inset = ax.inset_axes(box)
+        histogram(inset, frame, column, bins[MIDDLE[column]], looks)
+        inset.set_title("middle range", fontsize=8)
+        (left, right), (bottom, top) = inset.get_xlim(), inset.get_ylim()
+        ax.indicate_inset((left, bottom, right - left, top - bottom), edgecolor="#555555")
+        ax.set_ylabel("test examples in a bin (%)")
+        ax.set_xlabel("estimated probability of the label" if column == "prob" else "loss (nats)")
+
+    return fill
+
+
+def _loss_bins(largest: float) -> np.ndarray:
+    return np.arange(0, max(largest, 10 * LOSS_BIN) + LOSS_BIN, LOSS_BIN)
+
+
+def _network(run: Run) -> tuple[str, str, str]:
+    return run["dataset"], run["arch"], run["space"]
+
+
+def _bound(run: Run) -> float:
+    return np.inf if run["spectral_norm"] is None else float(run["spectral_norm"])

@@ -1,0 +1,147 @@
+"""Does a network hide its gradients from attacks? Then its adversarial accuracy says little (Athalye et al. 2018)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from robreg.attacks.evaluation import survivors
+from robreg.attacks.pgd import Radius, input_gradient, pgd, pixel_radius, uniform_noise
+from robreg.data.dataset import to_float
+from robreg.measures.margins import read_clean
+from robreg.measures.open_run import open_run
+from robreg.networks.classifier import Classifier
+from robreg.networks.frozen import frozen
+from robreg.tables import parquet, provenance, schemas
+
+# What each check admits, in percentage points of accuracy unless said. Hidden gradients miss by tens of points; this
+# leaves room for what attacks differ by on networks that hide nothing.
+LIMITS = {
+    "large_eps": 5.0,  # percent that are left at the largest radius, where every image can be made gray
+    "larger_eps": 5.0,  # rise from one radius to the next
+    "more_steps": 5.0,  # fall
+    "more_restarts": 10.0,  # fall
+    "one_step": 5.0,  # by how much one step finds more than many do
+    "fgsm_collapse": 20.0,  # fall from one step to many, at the radius of training (Wong et al. 2020)
+    "zero_gradient": 1.0,  # percent of the correct examples whose gradient is exactly 0 in every pixel
+    "other_loss": 10.0,  # fall from APGD with cross entropy to the worst case over it and DLR
+}
+REACH = 2.5  # all steps together, in radii (Madry et al. 2018)
+
+
+def record(  # noqa: PLR0913 - a measure is its files and settings
+    *,
+    checkpoint: Path,
+    data: Path,
+    margins: Path,
+    apgd: Path,
+    masking: Path,
+    spec: Mapping[str, Any],
+    batch: int,
+    device: str,
+) -> None:
+    """Write masking.parquet of one network: a row per check.
+
+    margins, apgd: the run's tables of these names; spec: n, of the first how many test examples, and what
+    masking_checks asks for.
+    """
+    model, meta, prepared = open_run(checkpoint, data, device)
+    images, labels = (part[: spec["n"]] for part in prepared.split("test"))
+    correct, _ = read_clean(margins, labels)
+    rows = masking_checks(AttackedNetwork(model, images, labels, correct, spec, batch=batch))
+    rows += other_loss(parquet.read(apgd).to_pylist())
+    columns = {name: [row[name] for row in rows] for name in schemas.SCHEMAS["masking"].names}
+    parquet.write(masking, "masking", columns, provenance.run_metadata(meta, masking=dict(spec)))
+
+
+@dataclass(frozen=True)
+class AttackedNetwork:
+    """A network and what it is attacked on.
+
+    images: (n, C, H, W) uint8; labels: (n,); correct: (n,) bool, who is classified correctly; spec: see checks.
+    """
+
+    model: Classifier
+    images: Tensor
+    labels: Tensor
+    correct: Tensor
+    spec: Mapping[str, Any]
+    batch: int
+
+    def accuracy(self, eps: float, *, steps: int, restarts: int = 1, space: str | None = None) -> float:
+        """Percent of all images that PGD leaves correct; one step is FGSM's, from the image itself.
+
+        eps: in 1/255, in pixel or normalised space (spec's, unless said).
+        """
+        size = pixel_radius(eps, space or self.spec["space"], self.model.normalise.std)
+        attacks = [partial(self._pgd, eps=size, steps=steps, restart=restart) for restart in range(restarts)]
+        left = survivors(self.model, self.images, self.labels, attacks, correct=self.correct, batch=self.batch)
+        return 100 * int(left.sum()) / len(left)
+
+    def _pgd(self, index: Tensor, x: Tensor, y: Tensor, *, eps: Radius, steps: int, restart: int) -> Tensor:
+        step, start = eps * min(1.0, REACH / steps), {"seed": self.spec["seed"], "restart": restart}
+        noise = uniform_noise(index, tuple(x.shape[1:]), **start) if steps > 1 else None
+        return pgd(self.model, x, y, eps=eps, step=step, steps=steps, noise=noise)
+
+    def zero_gradients(self) -> float:
+        """Percent of the correct images at which the cross entropy's gradient is 0 in every pixel; 0 of none."""
+        device = self.model.normalise.std.device
+        zero = 0
+        with frozen(self.model):
+            for index in self.correct.nonzero()[:, 0].split(self.batch):
+                x, y = to_float(self.images[index].to(device)), self.labels[index].to(device)
+                zero += int((input_gradient(self.model, x, y).flatten(1) == 0).all(1).sum())
+        return 100 * zero / max(1, int(self.correct.sum()))
+
+
+def masking_checks(attacked: AttackedNetwork) -> list[dict[str, Any]]:
+    """Attack a network in ways that agree if its gradients lead anywhere; a row for each.
+
+    spec: eps, radii in pixel space, growing; steps and more_steps; restarts; strength, the radius of training (0: no
+    attack), and attack_eps, that of evaluation, both in space; seed. Radii are in 1/255.
+    """
+    spec, accuracy = attacked.spec, attacked.accuracy
+    few, many, eps = spec["steps"], spec["more_steps"], spec["attack_eps"]
+    left = {size: accuracy(size, steps=few, space="pixel") for size in spec["eps"]}
+    base, one = accuracy(eps, steps=few), accuracy(eps, steps=1)
+    low, high = max(pairwise(left), key=lambda pair: left[pair[1]] - left[pair[0]])
+    largest = max(left)
+    rows = [
+        _row("large_eps", largest, base, left[largest], left[largest]),
+        _row("larger_eps", high, left[low], left[high], left[high] - left[low]),
+        _fall("more_steps", eps, base, accuracy(eps, steps=many)),
+        _fall("more_restarts", eps, base, accuracy(eps, steps=few, restarts=spec["restarts"])),
+        _row("one_step", eps, one, base, base - one),
+    ]
+    if strength := spec["strength"]:
+        rows.append(_fall("fgsm_collapse", strength, accuracy(strength, steps=1), accuracy(strength, steps=many)))
+    rows.append(_row("zero_gradient", 0.0, None, None, attacked.zero_gradients()))
+    return [{**row, "n": len(attacked.labels)} for row in rows]
+
+
+def other_loss(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Hold APGD's losses against each other, from the rows of apgd.parquet; nothing where there is one loss alone."""
+    by_loss = {row["loss"]: row for row in rows}
+    if "dlr" not in by_loss:  # two classes
+        return []
+    first, worst = by_loss["cross_entropy"], by_loss["worst"]
+    return [{**_fall("other_loss", first["eps"], first["acc_robust"], worst["acc_robust"]), "n": first["n"]}]
+
+
+def failed_checks(path: Path) -> list[str]:
+    """Name the checks that a network failed, from its masking.parquet."""
+    return [row["check"] for row in parquet.read(path, ["check", "passed"]).to_pylist() if not row["passed"]]
+
+
+def _fall(check: str, eps: float, before: float, after: float) -> dict[str, Any]:
+    return _row(check, eps, before, after, before - after)
+
+
+def _row(check: str, eps: float, before: float | None, after: float | None, value: float) -> dict[str, Any]:
+    limit = LIMITS[check]
+    found = {"check": check, "eps": eps, "before": before, "after": after, "value": value, "limit": limit}
+    return {**found, "passed": value <= limit}

@@ -1,0 +1,81 @@
+"""Maximal variation of the loss in an l_inf ball around each example (paper, B.5, Figure 8 and Table 1)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robreg.attacks.pgd import pgd_iterates, pixel_radius, refuse_nonfinite_gradient, uniform_noise
+from robreg.data.dataset import to_float
+from robreg.measures.margins import read_clean
+from robreg.measures.open_run import open_run
+from robreg.networks.classifier import Classifier
+from robreg.networks.frozen import frozen
+from robreg.tables import parquet, provenance, schemas
+
+
+def record(  # noqa: PLR0913 - a measure is its files and settings
+    *, checkpoint: Path, data: Path, margins: Path, lossvar: Path, attack: Mapping[str, Any], batch: int, device: str
+) -> None:
+    """Write lossvar.parquet of one network: every test example at each of attack's radii ("eps", a list).
+
+    margins: its margins.parquet, which has the losses of the clean examples.
+    """
+    model, meta, prepared = open_run(checkpoint, data, device)
+    images, labels = prepared.split("test")
+    _, losses = read_clean(margins, labels)
+    columns: dict[str, list[float]] = {name: [] for name in schemas.SCHEMAS["lossvar"].names}
+    for eps in attack["eps"]:
+        spec = {**attack, "eps": eps, "step": eps * attack["relative_step"]}
+        columns["eps"] += [eps] * len(labels)
+        columns["index"] += range(len(labels))
+        for name, values in measure(model, images, labels, spec, batch=batch, losses=losses).items():
+            columns[name] += values.tolist()
+    parquet.write(lossvar, "lossvar", columns, provenance.run_metadata(meta, attack=dict(attack)))
+
+
+def measure(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    spec: Mapping[str, Any],
+    *,
+    batch: int,
+    losses: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Measure loss_clean and loss_adv = max over x and PGD's start and iterates of the cross entropy of the label.
+
+    images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, space, seed; losses: (N,) of the clean
+    examples, if they are known. Returns the two losses and variation = loss_adv - loss_clean >= 0, each (N,), nats, on
+    the CPU.
+    """
+    found = []
+    device = next(model.parameters()).device
+    with frozen(model):
+        for index in torch.arange(len(images)).split(batch):
+            x, y = to_float(images[index].to(device)), labels[index].to(device)
+            first = _loss(model, x, y) if losses is None else losses[index].to(device)
+            noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"])
+            found.append((first, _highest(model, x, y, spec, noise=noise, first=first)))
+    lowest, highest = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+    return {"loss_clean": lowest, "loss_adv": highest, "variation": highest - lowest}
+
+
+def _highest(
+    model: Classifier, x: Tensor, y: Tensor, spec: Mapping[str, Any], *, noise: Tensor, first: Tensor
+) -> Tensor:
+    eps, step = (pixel_radius(spec[key], spec["space"], model.normalise.std) for key in ("eps", "step"))
+    highest = first
+    total = x.new_zeros(())
+    for point, loss in pgd_iterates(model, x, y, eps=eps, step=step, steps=spec["steps"], noise=noise, total=total):
+        highest = torch.maximum(highest, _loss(model, point, y) if loss is None else loss)
+    refuse_nonfinite_gradient(total)
+    return highest
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(model(x), y, reduction="none")

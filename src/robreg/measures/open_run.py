@@ -1,0 +1,24 @@
+"""What every measure begins with: a trained network on its device, and the data that it was trained on."""
+
+from pathlib import Path
+from typing import Any
+
+from robreg.data.dataset import Dataset, load_dataset
+from robreg.networks.checkpoint import load_network
+from robreg.networks.classifier import Classifier
+from robreg.networks.device import choose_device
+
+
+def open_run(checkpoint: Path, data: Path, device: str) -> tuple[Classifier, dict[str, Any], Dataset]:
+    """Open a trained network on its device, its meta data, and the data set that it was trained on.
+
+    data: meta.json of the prepared data; device: see choose_device.
+    Raises ValueError if the prepared data are not those that the checkpoint was trained on.
+    """
+    model, meta = load_network(checkpoint)
+    prepared = load_dataset(data.parent)
+    if prepared.sha256 != meta["data_sha256"]:
+        raise ValueError(
+            f"{checkpoint} was trained on other data than {data.parent} now holds: delete it to train again"
+        )
+    return model.to(choose_device(device, meta["threads"])), meta, prepared

@@ -1,0 +1,106 @@
+"""How evenly layers pass perturbations on: the mechanism that the paper infers from singular values, measured."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robreg.attacks.pgd import pgd, pixel_radius, uniform_noise
+from robreg.data.dataset import to_float
+from robreg.measures.margins import margins
+from robreg.measures.open_run import open_run
+from robreg.networks.classifier import Classifier
+from robreg.networks.frozen import frozen
+from robreg.spectra.layers import list_layers
+from robreg.tables import parquet, provenance, schemas
+
+PERTURBATIONS = ("random", "pgd")
+Ratios = dict[str, list[Tensor]]
+
+log = logging.getLogger(__name__)
+
+
+def record(*, checkpoint: Path, data: Path, spread: Path, spec: Mapping[str, Any], batch: int, device: str) -> None:
+    """Write spread.parquet of one network: layers and margin under both perturbations of its first test examples."""
+    model, meta, prepared = open_run(checkpoint, data, device)
+    images, labels = (part[: spec["n"]] for part in prepared.split("test"))
+    names = [layer.name for layer in list_layers(model, tuple(meta["shape"]))]
+    columns: dict[str, list[Any]] = {name: [] for name in schemas.SCHEMAS["spread"].names}
+    for perturbation, found in measure(model, images, labels, spec, batch=batch).items():
+        for number, name in enumerate(["margin", *names]):
+            values = found[name]
+            if not len(values):
+                log.warning("no %s perturbation reaches layer %s: it has no row", perturbation, name)
+                continue
+            row = {"layer": number, "name": name, "perturbation": perturbation, "eps": spec["eps"], "n": len(values)}
+            row |= {"mean": float(values.mean()), "std": float(values.std(correction=0))}
+            for key, column in columns.items():
+                column.append(row[key])
+    parquet.write(spread, "spread", columns, provenance.run_metadata(meta, spread=dict(spec)))
+
+
+def measure(
+    model: Classifier, images: Tensor, labels: Tensor, spec: Mapping[str, Any], *, batch: int
+) -> dict[str, dict[str, Tensor]]:
+    """Measure ||output' - output|| / ||input' - input|| of every layer and |margin' - margin|, example by example.
+
+    images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, seed, space. Of the two perturbations
+    "random" is uniform in the l_inf ball, cut to [0, 1], and "pgd" ascends the loss from there. fp32, norms in float64;
+    a bias cancels. Returns, per perturbation, "margin" (N,), in logits, and by layer the ratios of those examples
+    whose perturbation reaches the layer, float64 on the CPU; no activation is kept.
+    """
+    device = next(model.parameters()).device
+    found: dict[str, Ratios] = {perturbation: {"margin": []} for perturbation in PERTURBATIONS}
+    for begin in range(0, len(images), batch):
+        index = torch.arange(begin, min(begin + batch, len(images)))
+        x, y = to_float(images[index].to(device)), labels[index].to(device)
+        noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"])
+        for perturbation, moved in perturbed(model, x, y, spec, noise).items():
+            with frozen(model), _watched(model, found[perturbation]), torch.no_grad():
+                clean, other = (margins(logits, y) for logits in model(torch.cat([x, moved])).chunk(2))
+            found[perturbation]["margin"].append((other.double() - clean.double()).abs().cpu())
+    return {
+        perturbation: {name: torch.cat(parts) for name, parts in ratios.items()}
+        for perturbation, ratios in found.items()
+    }
+
+
+def perturbed(model: Classifier, x: Tensor, y: Tensor, spec: Mapping[str, Any], noise: Tensor) -> dict[str, Tensor]:
+    """Return x (B, C, H, W), moved by noise in [-1, 1] times eps, and what PGD makes of that start."""
+    eps, step = (pixel_radius(spec[key], spec["space"], model.normalise.std) for key in ("eps", "step"))
+    random = (x + eps * noise.to(x)).clamp(0, 1)
+    return {
+        "random": random,
+        "pgd": pgd(model, x, y, eps=eps, step=step, steps=spec["steps"], noise=noise),
+    }
+
+
+@contextmanager
+def _watched(model: nn.Module, ratios: Ratios) -> Iterator[None]:
+    """Collect every layer's ratios while a batch (clean, perturbed) passes."""
+
+    def note(name: str, x: Tensor, y: Tensor) -> None:
+        moved, came = _change(x), _change(y)
+        reached = moved > 0
+        ratios.setdefault(name, []).append((came[reached] / moved[reached]).cpu())
+
+    hooks = [
+        module.register_forward_hook(lambda module, args, output, name=name: note(name, args[0], output))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _change(x: Tensor) -> Tensor:
+    """Return the norm (B,) of the difference between the two halves of x (2 B, ...)."""
+    clean, other = x.flatten(1).chunk(2)
+    return torch.linalg.vector_norm(other - clean, dim=1, dtype=torch.float64)

@@ -1,0 +1,67 @@
+"""The workflow's rules as a drawing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Whose files each rule reads, without what others imply; a test holds this against Snakemake's own graph.
+RULE_INPUTS: Mapping[str, tuple[str, ...]] = {
+    "prepare": (),
+    "train": ("prepare",),
+    "margins": ("train",),
+    "sv": ("train",),
+    "apgd": ("margins",),
+    "spread": ("train",),
+    "lossvar": ("margins",),
+    "theory": ("margins", "sv"),
+    "attacks": ("apgd",),
+    "masking": ("apgd",),
+    "metrics": ("sv", "attacks"),
+    "checks": ("metrics", "lossvar", "masking"),
+    "table": ("metrics", "lossvar", "theory", "masking"),
+    "figure": ("metrics", "lossvar", "spread", "masking"),
+    "claims": ("metrics", "lossvar", "spread"),
+    "comparison": ("metrics", "lossvar"),
+    "audit": ("checks", "table", "claims"),
+    "report": ("figure", "comparison", "audit"),
+}
+_WIDTH, _ROW, _HEIGHT, _GAP = 360.0, 58.0, 26.0, 6.0  # CSS pixels: legible on a phone without being scaled
+_CHARACTER = 6.6  # of the 12 px font, and some air
+
+
+def rule_graph() -> dict[str, Any]:
+    """Lay the graph of rules out from top to bottom.
+
+    Returns width and height; boxes: name, x, y (centre), width, height; arrows: SVG paths.
+    """
+    rows: dict[int, list[str]] = {}
+    for name in RULE_INPUTS:
+        rows.setdefault(_depth(name), []).append(name)
+    boxes = {name: box for depth, names in rows.items() for name, box in _row(names, depth).items()}
+    arrows = [_arrow(boxes[source], boxes[name]) for name, sources in RULE_INPUTS.items() for source in sources]
+    height = (max(rows) + 1) * _ROW - (_ROW - _HEIGHT) + 2 * _GAP
+    return {"width": _WIDTH, "height": height, "boxes": list(boxes.values()), "arrows": arrows}
+
+
+def _depth(name: str) -> int:
+    """The longest way from the data to a rule."""
+    return 1 + max(map(_depth, RULE_INPUTS[name]), default=-1)
+
+
+def _row(names: list[str], depth: int) -> dict[str, dict[str, Any]]:
+    """Spread boxes evenly over one row."""
+    widths = {name: len(name) * _CHARACTER + 12 for name in names}
+    space = (_WIDTH - sum(widths.values())) / (len(names) + 1)
+    left, boxes = 0.0, {}
+    for name, width in widths.items():
+        left += space
+        centre = {"x": round(left + width / 2, 1), "y": depth * _ROW + _GAP + _HEIGHT / 2}
+        boxes[name] = {"name": name, "width": round(width, 1), "height": _HEIGHT} | centre
+        left += width
+    return boxes
+
+
+def _arrow(start: Mapping[str, Any], end: Mapping[str, Any]) -> str:
+    """A curve from the lower edge of one box to the upper edge of another."""
+    top, bottom = start["y"] + _HEIGHT / 2, end["y"] - _HEIGHT / 2
+    bend = (bottom - top) / 2
+    return f"M{start['x']} {top:g} C{start['x']} {top + bend:g} {end['x']} {bottom - bend:g} {end['x']} {bottom - 4:g}"

@@ -1,0 +1,67 @@
+"""A study's table turned on its side: one block per setting, strengths across and quantities down, as pages show it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from robreg.report.claims_section import plain
+from robreg.report.units import Cell, cell, describe
+from robreg.runs.groups import group_by_setting
+from robreg.tables.study_tables import KEYS
+
+
+def blocks(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """Turn a study's summary into blocks, one per setting: its columns, and a row of cells for every metric.
+
+    A column is a strength, with whatever else tells rows apart; metrics that a whole setting lacks are left out, and
+    so is the count of failed checks where none failed.
+    """
+    other = [name for name in summary.columns if name not in (*KEYS, "n_seeds") and not _is_metric(name)]
+    found = []
+    for name, rows in group_by_setting(plain(summary)).items():
+        lines = [
+            {"quantity": describe(key), "cells": [_cell(key, row) for row in rows]}
+            for key in _metrics(summary)
+            if any(row[f"{key}_mean"] if key == "masking_failed" else row[f"{key}_mean"] is not None for row in rows)
+        ]
+        found.append({"name": name, "columns": [_column(row, other) for row in rows], "rows": lines})
+    return found
+
+
+def constants(summary: pd.DataFrame) -> list[str]:
+    """Name the metrics that are equal in all of several rows, such as a measure's settings."""
+    if len(summary) < 2:
+        return []
+    return [key for key in _metrics(summary) if summary[f"{key}_mean"].nunique(dropna=False) == 1]
+
+
+def apart(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Take constants out of a summary, and write each as "label: value"; what is null everywhere is dropped."""
+    keys = constants(summary)
+    values = {key: summary[f"{key}_mean"].iloc[0] for key in keys if summary[f"{key}_mean"].notna().any()}
+    said = [f"{describe(key).label}: {describe(key).text(value)} {describe(key).unit}" for key, value in values.items()]
+    columns = [f"{key}_{part}" for key in keys for part in ("mean", "std")]
+    return summary.drop(columns=columns), [words.strip() for words in said]
+
+
+def _metrics(summary: pd.DataFrame) -> list[str]:
+    return [name.removesuffix("_mean") for name in summary.columns if name.endswith("_mean")]
+
+
+def _is_metric(name: str) -> bool:
+    return name.endswith(("_mean", "_std"))
+
+
+def _column(row: Mapping[str, Any], other: Sequence[str]) -> str:
+    """Name a column of a block: "8", or "8 → 32, convolutions"."""
+    high = [f"{row['ar']:g} → {row['ar_high']:g}"] if row.get("ar_high") is not None else [f"{row['ar']:g}"]
+    return ", ".join(high + [str(row[key]) for key in other if key != "ar_high" and row[key] is not None])
+
+
+def _cell(key: str, row: Mapping[str, Any]) -> Cell:
+    mean, std = (
+        math.nan if row[f"{key}_{statistic}"] is None else row[f"{key}_{statistic}"] for statistic in ("mean", "std")
+    )
+    return cell(describe(key), mean, std)

@@ -1,0 +1,142 @@
+"""The columns of every table of a run, and their types."""
+
+import pyarrow as pa
+
+NULLABLE = (
+    "sigma_max",
+    "acc_conditional",
+    "pgd_acc",
+    "spectral_complexity",
+    "std_zero",
+    "log10_u_min_upper",
+    "log10_sigma_min_product",
+    "w_min",
+    "v_min_upper",
+    "first_term_lower",
+    "lemma_share",
+    "lemma_residual",
+    "lemma_slack",
+    "before",
+    "after",
+)
+
+_ATTACKS = pa.schema(
+    [(key, pa.string()) for key in ("attack", "space", "start", "loss")]
+    + [("eps", pa.float64()), ("step", pa.float64())]
+    + [(key, pa.int64()) for key in ("steps", "restarts", "seed")]
+    + [("split", pa.string()), ("n", pa.int64()), ("n_correct", pa.int64()), ("n_robust", pa.int64())]
+    + [("acc_conditional", pa.float64()), ("acc_robust", pa.float64())]
+)
+
+SCHEMAS = {
+    "history": pa.schema(
+        [
+            ("epoch", pa.int64()),
+            ("lr", pa.float64()),
+            ("loss", pa.float64()),
+            ("acc", pa.float64()),
+            ("sigma_max", pa.list_(pa.float64())),
+            ("seconds", pa.float64()),
+            ("examples_per_s", pa.float64()),
+        ]
+    ),
+    "margins": pa.schema(
+        [
+            ("split", pa.string()),
+            ("index", pa.int64()),
+            ("label", pa.int64()),
+            ("prediction", pa.int64()),
+            ("margin", pa.float32()),
+            ("prob", pa.float32()),
+            ("loss", pa.float32()),
+        ]
+    ),
+    "attacks": _ATTACKS,
+    "apgd": _ATTACKS,  # the rows that apgd adds to attacks
+    "lossvar": pa.schema(
+        [
+            ("eps", pa.float64()),
+            ("index", pa.int64()),
+            ("loss_clean", pa.float32()),
+            ("loss_adv", pa.float32()),
+            ("variation", pa.float32()),
+        ]
+    ),
+    "sv": pa.schema(
+        [("layer", pa.int64()), ("name", pa.string()), ("sigma", pa.float64()), ("multiplicity", pa.int64())]
+    ),
+    "svstd": pa.schema(
+        [("layer", pa.int64()), ("name", pa.string()), ("kind", pa.string())]
+        + [(key, pa.int64()) for key in ("c_in", "c_out", "kernel", "stride", "height", "width", "n")]
+        + [(key, pa.float64()) for key in ("mean", "std", "min", "max")]
+    ),
+    "padding": pa.schema(
+        [("layer", pa.int64()), ("name", pa.string()), ("method", pa.string())]
+        + [(key, pa.float64()) for key in ("std_circular", "std_zero", "max_circular", "max_zero")]
+    ),
+    "spread": pa.schema(
+        [
+            ("layer", pa.int64()),
+            ("name", pa.string()),
+            ("perturbation", pa.string()),
+            ("eps", pa.float64()),
+            ("n", pa.int64()),
+            ("mean", pa.float64()),
+            ("std", pa.float64()),
+        ]
+    ),
+    "theory": pa.schema(
+        [("n", pa.int64()), ("m", pa.int64())]
+        + [(key, pa.float64()) for key in ("gamma", "eta", "c_x", "k", "eps")]
+        + [("sigma_min_zero_layers", pa.int64())]
+        + [
+            (key, pa.float64())
+            for key in (
+                "log10_sigma_min_product",
+                "w_min",
+                "v_min_upper",
+                "log10_u_min_upper",
+                "first_term_lower",
+                "log10_second_term",
+                "ramp_risk_train",
+                "ramp_risk_test",
+                "ramp_gap",
+            )
+        ]
+        + [("lemma_pairs", pa.int64()), ("lemma_pieces", pa.int64())]
+        + [("lemma_share", pa.float64()), ("lemma_residual", pa.float64()), ("lemma_slack", pa.float64())]
+    ),
+    "masking": pa.schema(
+        [("check", pa.string()), ("eps", pa.float64()), ("n", pa.int64())]
+        + [(key, pa.float64()) for key in ("before", "after", "value", "limit")]
+        + [("passed", pa.bool_())]
+    ),
+    "checks": pa.schema(
+        [
+            ("check", pa.string()),
+            ("what", pa.string()),
+            ("found", pa.float64()),
+            ("relation", pa.string()),
+            ("expected", pa.float64()),
+            ("tolerance", pa.float64()),
+            ("passed", pa.bool_()),
+        ]
+    ),
+    "metrics": pa.schema(
+        [
+            (key, pa.float64())
+            for key in (
+                "train_acc",
+                "test_acc",
+                "acc_gap",
+                "train_loss",
+                "test_loss",
+                "loss_gap",
+                "pgd_acc",
+                "robust_acc",
+                "spectral_complexity",
+                "log10_spectral_complexity",
+            )
+        ]
+    ),
+}

@@ -1,0 +1,215 @@
+"""Gather the tables of a study's runs into one table: a row per run, and one per setting over seeds."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from robreg.runs.catalogue import Run
+from robreg.tables import files, parquet
+
+KEYS = ["dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "seed"]
+SETTING = KEYS[:-1]
+_ACCURACIES = ["train_acc", "test_acc", "acc_gap", "train_loss", "test_loss", "loss_gap", "pgd_acc", "robust_acc"]
+_APGD = {"cross_entropy": "apgd_ce_robust", "dlr": "apgd_dlr_robust", "worst": "apgd_robust"}  # by loss
+
+
+def gather(runs: Sequence[Run], kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Stack one table (or the named columns of it) of every run, with KEYS in front."""
+    frames = []
+    for run in runs:
+        frame = _read(run, kind, columns)
+        frames.append(pd.DataFrame({key: [run[key]] * len(frame) for key in KEYS}).join(frame))
+    return pd.concat(frames, ignore_index=True)
+
+
+def table1(runs: Sequence[Run]) -> pd.DataFrame:
+    """Mean and std over test examples of the maximal loss variation at every eps (paper, Table 1; std with ddof 0)."""
+    return _per_run(runs, _variation)
+
+
+def table2(runs: Sequence[Run]) -> pd.DataFrame:
+    """Test accuracy (percent), losses and their gap (nats) (paper, Table 2)."""
+    return gather(runs, "metrics", ["test_acc", "train_loss", "test_loss", "loss_gap"])
+
+
+def table3(runs: Sequence[Run]) -> pd.DataFrame:
+    """Accuracies (percent), losses (nats), their gaps, and PGD accuracy (paper, Tables 3 to 6)."""
+    return gather(runs, "metrics", _ACCURACIES)
+
+
+def attacks(runs: Sequence[Run]) -> pd.DataFrame:
+    """Put PGD and APGD (on its first apgd_n test examples) side by side, in percent; null for a loss that has no row.
+
+    pgd_acc is conditional on being correct when clean; every other column counts all test examples attacked.
+    """
+    return _per_run(runs, _attacks)
+
+
+def padding(runs: Sequence[Run]) -> pd.DataFrame:
+    """Hold the zero-padded operators' spectra beside the circular ones'.
+
+    Over the n_dense convolutions whose zero-padded spectrum was computed in full: mean std of both, and mean of
+    (zero - circular) / circular. Over all layers: median and maximum of max_zero / max_circular.
+    """
+    return _per_run(runs, _padding)
+
+
+def theory(runs: Sequence[Run]) -> pd.DataFrame:
+    """Stack the quantities of Theorem 3.1 and Lemma 3.1."""
+    return gather(runs, "theory")
+
+
+def b2(runs: Sequence[Run], compare: Sequence[int]) -> pd.DataFrame:
+    """Sum and mean of the layers' decrease and increase of the std of singular values (paper, appendix B.2).
+
+    Between the two strengths of compare (columns ar and ar_high), for every setting and seed that has both; over the
+    convolutions, as in the paper, and over all layers. A mean over no layer is null. Raises ValueError if no setting
+    has both strengths.
+    """
+    low, high = compare
+    other = {_place(run): run for run in runs if run["ar"] == high}
+    rows = []
+    for run in runs:
+        if run["ar"] == low and _place(run) in other:
+            keys = {key: run[key] for key in KEYS} | {"ar_high": high}
+            change = _change(run, other[_place(run)])
+            rows += [
+                keys | {"layers": "convolutions"} | _decrease_and_increase(change[change["kind"] == "conv"]["change"]),
+                keys | {"layers": "all"} | _decrease_and_increase(change["change"]),
+            ]
+    if not rows:
+        raise ValueError(f"b2: no setting has both strengths {low} and {high} for the same seed; mend compare")
+    return pd.DataFrame(rows)
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make one row per setting: {metric}_mean and {metric}_std over seeds (ddof 1, null for one seed), n_seeds.
+
+    Text columns, and ar_high, tell rows apart as SETTING does.
+    """
+    own = [name for name in frame.columns if name not in KEYS]
+    metrics = [name for name in own if name != "ar_high" and pd.api.types.is_numeric_dtype(frame[name])]
+    groups = frame.groupby([*SETTING, *(name for name in own if name not in metrics)], dropna=False, sort=False)
+    parts = {f"{name}_mean": groups[name].mean() for name in metrics}
+    parts |= {f"{name}_std": groups[name].std(ddof=1) for name in metrics}
+    order = [f"{name}_{statistic}" for name in metrics for statistic in ("mean", "std")]
+    return pd.DataFrame({**parts, "n_seeds": groups.size()})[[*order, "n_seeds"]].reset_index()
+
+
+MAKERS: dict[str, Callable[[Sequence[Run]], pd.DataFrame]] = {
+    "table1": table1,
+    "table2": table2,
+    "table3": table3,
+    "table4": table3,
+    "table5": table3,
+    "table6": table3,
+    "attacks": attacks,
+    "padding": padding,
+    "theory": theory,
+}
+
+
+def failed_masking_checks(run: Run) -> list[str]:
+    """Name the checks for hidden gradients that a run failed; if any, its adversarial accuracies say little."""
+    frame = _read(run, "masking", ["check", "passed"])
+    return frame.loc[~frame["passed"], "check"].tolist()
+
+
+def compose(name: str, runs: Sequence[Run], compare: Sequence[int]) -> pd.DataFrame:
+    """Make a table without writing it; arguments and last column as for record."""
+    frame = b2(runs, compare) if name == "b2" else MAKERS[name](runs)
+    frame["masking_failed"] = _failed(frame, runs)
+    return frame.astype({"spectral_norm": "float64"})  # all null is a float column too
+
+
+def record(name: str, runs: Sequence[Run], *, compare: Sequence[int], folder: Path, study: str) -> None:
+    """Write a table and its summary into folder, as Parquet and as CSV. compare: the two strengths (1/255) of b2.
+
+    The last column, masking_failed, counts the checks for hidden gradients that the row's run failed (of b2: its runs).
+    """
+    frame = compose(name, runs, compare)
+    for stem, content in ((name, frame), (f"{name}_summary", summarise(frame))):
+        parquet.write_frame(
+            folder / f"{stem}.parquet", pa.Table.from_pandas(content, preserve_index=False), {"study": study}
+        )
+        with files.atomic_write(folder / f"{stem}.csv") as temporary:
+            content.to_csv(temporary, index=False)
+
+
+def _read(run: Run, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    return parquet.read(Path(run["folder"]) / f"{kind}.parquet", columns).to_pandas()
+
+
+def _failed(frame: pd.DataFrame, runs: Sequence[Run]) -> list[int]:
+    """Count the checks for hidden gradients that the run, or both runs, of each row failed."""
+    counts = {(_place(run), run["ar"]): len(failed_masking_checks(run)) for run in runs}
+    rows: list[Run] = frame.astype(object).where(frame.notna(), None).to_dict("records")  # type: ignore[assignment]
+    found = []
+    for row in rows:
+        strengths = [row[key] for key in ("ar", "ar_high") if key in row]
+        found.append(sum(counts[_place(row), ar] for ar in strengths))
+    return found
+
+
+def _per_run(runs: Sequence[Run], row: Callable[[Run], dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame([{key: run[key] for key in KEYS} | row(run) for run in runs])
+
+
+def _variation(run: Run) -> dict[str, Any]:
+    row = {}
+    for eps, variation in _read(run, "lossvar", ["eps", "variation"]).groupby("eps")["variation"]:
+        row[f"loss_variation_mean_eps{eps:g}"] = variation.astype("float64").mean()
+        row[f"loss_variation_std_eps{eps:g}"] = variation.astype("float64").std(ddof=0)
+    return row
+
+
+def _attacks(run: Run) -> dict[str, Any]:
+    frame = _read(run, "attacks").query("split == 'test'")
+    (pgd,) = frame[frame["attack"] == "pgd"].to_dict("records")
+    apgd = {row["loss"]: row for row in frame[frame["attack"] == "apgd"].to_dict("records")}
+    row = {"pgd_acc": pgd["acc_conditional"], "robust_acc": pgd["acc_robust"], "apgd_n": apgd["worst"]["n"]}
+    return row | {name: apgd[loss]["acc_robust"] if loss in apgd else np.nan for loss, name in _APGD.items()}
+
+
+def _padding(run: Run) -> dict[str, Any]:
+    frame = _read(run, "padding")
+    dense = frame[frame["method"] == "dense"]  # so a convolution larger than 1x1: nothing else is padded
+    ratio = frame["max_zero"] / frame["max_circular"]
+    return {
+        "n_dense": len(dense),
+        "std_circular": dense["std_circular"].mean(),
+        "std_zero": dense["std_zero"].mean(),
+        "std_relative_difference": (dense["std_zero"] / dense["std_circular"] - 1).mean(),
+        "max_ratio_median": ratio.median(),
+        "max_ratio_max": ratio.max(),
+    }
+
+
+def _place(run: Run) -> tuple[Any, ...]:
+    """What two runs share that differ only in strength."""
+    return tuple(run[key] for key in KEYS if key != "ar")
+
+
+def _change(low: Run, high: Run) -> pd.DataFrame:
+    """For every layer its kind, and the change of the std of its singular values from low to high."""
+    columns = ["layer", "name", "kind", "std"]
+    both = _read(low, "svstd", columns).merge(
+        _read(high, "svstd", columns), on=columns[:-1], validate="1:1", suffixes=("_low", "_high")
+    )
+    return both.assign(change=both["std_high"] - both["std_low"])
+
+
+def _decrease_and_increase(change: pd.Series) -> dict[str, Any]:
+    falls, rises = -change[change < 0], change[change > 0]
+    return {
+        "svstd_decrease_sum": falls.sum(),
+        "svstd_decrease_mean": falls.mean(),
+        "svstd_increase_sum": rises.sum(),
+        "svstd_increase_mean": rises.mean(),
+        "n_decreased": len(falls),
+        "n_increased": len(rises),
+    }

@@ -1,0 +1,233 @@
+"""Adversarial training (Madry et al. 2018; paper, appendices B.1 and D): epoch loop, schedule, exact resume."""
+
+import hashlib
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import robreg
+from robreg.attacks.pgd import draw_noise, pixel_radius
+from robreg.data.augmentation import random_crop_flip, random_resized_crop_flip
+from robreg.data.dataset import Dataset, to_float
+from robreg.networks.build import build_network
+from robreg.networks.checkpoint import save_file
+from robreg.runs.settings import DEFAULTS, hash_settings
+from robreg.spectra.layers import list_layers
+from robreg.spectra.projection import project
+from robreg.tables.parquet import write
+from robreg.tables.provenance import code_hash
+from robreg.training.lease import Lease
+from robreg.training.resume import ResumeFile, TrainingState, resume_identity
+from robreg.training.step import StepAttack, TrainingStep, deterministic_algorithms
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """Training was asked to stop by SIGTERM; resume.pt holds the last finished epoch."""
+
+
+class DivergedError(ArithmeticError):
+    """The loss or a weight is not finite any more."""
+
+
+def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device) -> None:
+    """Train one network, or go on where resume.pt beside the checkpoint stands, and write checkpoint and history.
+
+    settings: config.training of the run. resume.pt is written atomically before the first and after every epoch, and
+    removed at the end. A run that was killed at any moment and started again ends with the same bits on a CPU.
+    Raises ValueError if resume.pt was made for other settings, DivergedError, Stopped on SIGTERM, or what Lease raises.
+    """
+    with deterministic_algorithms(device, wanted=settings["training"].get("deterministic", DEFAULTS["deterministic"])):
+        _train(settings, data, checkpoint=checkpoint, history=history, device=device)
+
+
+def _train(
+    settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device
+) -> None:
+    state = _start(settings, data, device)
+    with Lease(checkpoint.with_name("lease.json")) as lease:
+        resume = ResumeFile(checkpoint.with_name("resume.pt"), resume_identity(settings, data.sha256), lease)
+        if resume.path.exists():
+            resume.restore(state, device)
+        else:
+            resume.save(state)
+        with _sigterm() as stop, torch.random.fork_rng([] if device.type == "cpu" else [device]):
+            _fit(state, settings, data, resume=resume, stop=stop)
+        lease.check()
+        meta = {**_meta(settings, data, device), "code_hash": state.code, "step": "; ".join(state.how)}
+        save_file(checkpoint, {"model": state.model.state_dict(), "meta": meta})
+        columns = {key: [row[key] for row in state.history] for key in state.history[0]}
+        write(history, "history", columns, meta)
+        resume.path.unlink()
+
+
+def _fit(
+    state: TrainingState, settings: Mapping[str, Any], data: Dataset, *, resume: ResumeFile, stop: threading.Event
+) -> None:
+    """Train the epochs that are left, and save the state after each."""
+    epochs = settings["training"]["epochs"]
+    device = state.model.normalise.mean.device
+    images, labels = data.train_images, data.train_labels
+    if device.type != "cpu":  # on a CPU they stay mapped from the file
+        images, labels = images.to(device), labels.to(device)
+    first = len(state.history) + 1
+    step = _step(state, settings)
+    for epoch in range(first, epochs + 1):
+        begin = time.perf_counter()
+        row = _epoch(state, step, settings, images, labels, stop=stop)
+        row["seconds"] = time.perf_counter() - begin
+        row["examples_per_s"] = len(images) / row["seconds"]
+        state.history.append(row)
+        state.how = list(dict.fromkeys([*state.how, step.how]))
+        resume.save(state)
+        mean = sum(past["seconds"] for past in state.history[first - 1 :]) / (epoch - first + 1)
+        log.info(
+            "epoch %d/%d lr %g loss %.4f acc %.2f %% %.0f examples/s, %.0f s left",
+            *(epoch, epochs, row["lr"], row["loss"], row["acc"], row["examples_per_s"], mean * (epochs - epoch)),
+        )
+
+
+def _step(state: TrainingState, settings: Mapping[str, Any]) -> TrainingStep:
+    spec, attack = settings["training"], settings["train_attack"]
+    if attack is not None:
+        std = state.model.normalise.std
+        eps, step = (pixel_radius(attack[key], settings["space"], std) for key in ("eps", "step"))
+        attack = StepAttack(eps, step, attack["steps"])
+    options = {key: spec.get(key, default) for key, default in DEFAULTS.items()}
+    return TrainingStep(state.model, state.optimizer, attack=attack, **options)
+
+
+def _epoch(
+    state: TrainingState,
+    step: TrainingStep,
+    settings: Mapping[str, Any],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    stop: threading.Event,
+) -> dict[str, Any]:
+    """Train one epoch and return its history row; the loss stays on the device until the end (no synchronisation)."""
+    spec = settings["training"]
+    epoch = len(state.history) + 1
+    lr = learning_rate(spec, epoch)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    order, generator = _randomness(settings["seed"], epoch, len(images), images.device)
+    losses: list[Tensor] = []
+    correct = torch.zeros((), dtype=torch.int64, device=images.device)
+    batches = order.split(spec["batch_size"])
+    for index in batches:
+        if stop.is_set():
+            raise Stopped(
+                f"SIGTERM in epoch {epoch}: resume.pt holds epoch {epoch - 1}; start again to go on from there"
+            )
+        x, noise = _batch(images[index], settings, generator)
+        loss, logits = step(x, labels[index], noise)
+        losses.append(loss)
+        correct += (logits.argmax(1) == labels[index]).sum()
+    means = torch.stack(losses).cpu()  # (batches,)
+    _refuse_divergence(state.model, means, epoch, lr)
+    sizes = torch.tensor([len(index) for index in batches], dtype=torch.float64)
+    mean = float((means.double() * sizes).sum() / len(images))
+    bound = settings["spectral_norm"]
+    norms = None if bound is None else project(state.layers, bound, settings["clip_rounds"])
+    return {"epoch": epoch, "lr": lr, "loss": mean, "acc": 100 * int(correct) / len(images), "sigma_max": norms}
+
+
+def _batch(images: Tensor, settings: Mapping[str, Any], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Augment a batch, and draw where its attack starts; unchecked, for the data are checked when prepared."""
+    spec, attack = settings["training"], settings["train_attack"]
+    if spec["augmentation"] == "crop-flip":
+        images = random_crop_flip(images, pad=spec["pad"], generator=generator)
+    elif spec["augmentation"] == "resized-crop-flip":
+        images = random_resized_crop_flip(images, size=settings["data"]["crop"], generator=generator)
+    x = to_float(images)  # (B, C, H, W)
+    random = attack is not None and attack["start"] == "random"
+    return x, draw_noise(x, generator) if random else None
+
+
+def learning_rate(spec: Mapping[str, Any], epoch: int) -> float:
+    """Return the learning rate of an epoch (counted from 1): divided by lr_factor after each epoch in lr_drops."""
+    return float(spec["lr"] / spec["lr_factor"] ** sum(epoch > drop for drop in spec["lr_drops"]))
+
+
+def _randomness(seed: int, epoch: int, n: int, device: torch.device) -> tuple[Tensor, torch.Generator]:
+    """Return an epoch's order of examples and its generator, from (seed, epoch) alone: nothing to save, or to lose."""
+    state = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7])
+    torch.manual_seed(state + 2)  # for a user's network that draws in its forward pass, as dropout does
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(state))
+    return order.to(device), torch.Generator(device).manual_seed(state + 1)
+
+
+def _refuse_divergence(model: nn.Module, losses: Tensor, epoch: int, lr: float) -> None:
+    """Raise DivergedError for the epoch's first bad batch, before anything of the epoch is saved."""
+    bad = (~losses.isfinite()).nonzero()
+    hint = "lower training.lr, or the strength"
+    if len(bad):
+        batch = int(bad[0])
+        raise DivergedError(f"epoch {epoch}, batch {batch + 1}: loss {float(losses[batch])} at lr {lr:g}; {hint}")
+    if not bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all()):
+        raise DivergedError(
+            f"epoch {epoch}, batch {len(losses)}: weights not finite at lr {lr:g}, loss {losses[-1]}; {hint}"
+        )
+
+
+def _start(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> TrainingState:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        model = build_network(
+            settings["arch"], width=settings["width"], factory=settings["factory"], **_data_meta(data)
+        ).to(device)
+    found = list_layers(model, data.shape)  # refuses, before hours of work, what cannot be measured
+    spec = settings["training"]
+    options = {key: spec[key] for key in ("lr", "momentum", "weight_decay")}
+    sgd = torch.optim.SGD(model.parameters(), **options, fused=device.type == "cuda" or None)
+    return TrainingState(model, sgd, found, [], code_hash())
+
+
+def _data_meta(data: Dataset) -> dict[str, Any]:
+    return {
+        "shape": list(data.shape),
+        "classes": data.classes,
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
+def _meta(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> dict[str, Any]:
+    """What the checkpoint says of itself: plain values, no dates, so that equal runs are equal files."""
+    return {
+        **{key: settings[key] for key in ("dataset", "variant", "seed", "arch", "factory", "width", "threads")},
+        **_data_meta(data),
+        "data_sha256": data.sha256,
+        **{key: settings["training"].get(key, default) for key, default in DEFAULTS.items()},
+        "settings": json.dumps(settings, sort_keys=True),
+        "settings_hash": hash_settings(settings),
+        "version": robreg.__version__,
+        "torch": str(torch.__version__),
+        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+    }
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """Turn SIGTERM into an event for the time of the block."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

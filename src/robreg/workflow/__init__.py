@@ -1,0 +1,1 @@
+"""What the Snakefile and its scripts call; nothing else imports Snakemake."""

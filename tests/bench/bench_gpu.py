@@ -1,0 +1,295 @@
+"""How fast training is on a GPU, beside an eager loop in the same process: `make bench-gpu`.
+
+It needs torch, torchvision, numpy, psutil and the package, not Snakemake. Equal results are asserted before any time.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robreg.attacks.pgd import draw_noise
+from robreg.data.augmentation import random_crop_flip
+from robreg.data.dataset import to_float
+from robreg.networks import build, classifier, fixup_resnet
+from robreg.spectra.layers import list_layers
+from robreg.spectra.projection import project
+from robreg.training.step import StepAttack, TrainingStep, deterministic_algorithms
+
+ROOT = Path(__file__).parents[2]
+EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
+EPOCHS, EXAMPLES = 200, 50_000
+FLOP = 5.8e16  # of ResNet-56 in all epochs: PGD-10, and one training pass
+VARIANTS = {  # precision, compile, deterministic
+    "fp32": ("fp32", False, False),
+    "fp32, compiled": ("fp32", True, False),
+    "bf16": ("bf16", False, False),
+    "bf16, compiled": ("bf16", True, False),
+    "bf16, compiled, deterministic": ("bf16", True, True),
+}
+
+
+def make_network(arch: str, device: torch.device, shape: tuple[int, int, int], classes: int) -> classifier.Classifier:
+    """Make the same network each time, one that says something: Fixup's own begins with logits of 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        width = 64 if arch == "wrn50" else 16
+        model = build.build_network(arch, width=width, shape=shape, classes=classes, mean=[0.5] * 3, std=[0.25] * 3)
+        for block in model.modules():
+            if isinstance(block, fixup_resnet.ResidualBlock):
+                nn.init.normal_(block.conv2.weight, std=0.1 * (2 / (9 * block.conv2.in_channels)) ** 0.5)
+        if arch != "wrn50":
+            nn.init.normal_(model.network.linear.weight, std=0.5)
+    return model.to(device)
+
+
+def torchattacks_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[..., Tensor]:
+    """Train on what torchattacks' PGD makes, eagerly, in fp32; by its own lines where it is not installed."""
+    try:
+        import torchattacks
+    except ImportError:
+        torchattacks = None
+
+    def attack(x: Tensor, y: Tensor, start: Tensor) -> Tensor:  # torchattacks 3.5.1, attacks/pgd.py
+        adversarial = torch.clamp(start, 0, 1).detach()
+        for _ in range(STEPS):
+            adversarial.requires_grad = True
+            cost = functional.cross_entropy(model(adversarial), y)
+            gradient = torch.autograd.grad(cost, adversarial, retain_graph=False, create_graph=False)[0]
+            adversarial = adversarial.detach() + STEP * gradient.sign()
+            adversarial = torch.clamp(x + torch.clamp(adversarial - x, -EPS, EPS), 0, 1).detach()
+        return adversarial
+
+    def step(x: Tensor, y: Tensor, noise: Tensor | None = None) -> Tensor:
+        model.eval()
+        if noise is not None or torchattacks is None:
+            start = x + EPS * (2 * torch.rand_like(x) - 1 if noise is None else noise)
+            adversarial = attack(x, y, start)
+        else:
+            adversarial = torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=STEPS)(x, y)
+        model.train()
+        loss = functional.cross_entropy(model(adversarial), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    step.name = f"torchattacks {torchattacks.__version__}" if torchattacks else "torchattacks' PGD, written out"
+    return step
+
+
+class Bench:
+    """The measurements of one device; sizes are small where the code path alone is of interest."""
+
+    def __init__(self, device: torch.device, *, tiny: bool) -> None:
+        """Draw a data set of images like CIFAR-10's."""
+        self.device, self.tiny = device, tiny
+        self.batch, self.batches = (8, 2) if tiny else (256, 20)
+        self.arch = "resnet8" if tiny else "resnet56"
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.rand(1024, 3, 4, 4, generator=generator)
+        smooth = functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 1)
+        self.images = (255 * smooth).round().to(torch.uint8).to(device)
+        self.labels = torch.randint(10, (1024,), generator=generator).to(device)
+        self.generator = torch.Generator(device).manual_seed(0)
+
+    def make(
+        self, arch: str, precision: str, compiled: bool, deterministic=False, shape=(3, 32, 32), classes: int = 10
+    ) -> TrainingStep:
+        """Make our step with a network of its own."""
+        model = make_network(arch, self.device, shape, classes)
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=self.device.type == "cuda" or None)
+        options = {"precision": precision, "compile": compiled, "deterministic": deterministic}
+        torch._dynamo.reset()  # it compiles a module's code at most eight times, silently eager after that
+        return TrainingStep(model, sgd, attack=StepAttack(EPS, STEP, STEPS), **options)
+
+    def as_trained(self, name: str) -> AbstractContextManager[None]:
+        """Switch the device as the training of a variant does; the eager loop is no variant."""
+        return deterministic_algorithms(self.device, wanted=VARIANTS.get(name, (None, None, False))[2])
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw a batch as an epoch does: index, augment, scale, draw starts."""
+        index = torch.randint(len(self.images), (self.batch,), generator=self.generator, device=self.device)
+        x = to_float(random_crop_flip(self.images[index], pad=4, generator=self.generator))
+        return x, self.labels[index], draw_noise(x, self.generator)
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Return seconds per call of many, and wait for the device but at the end."""
+        run()
+        self.wait()
+        begin = time.perf_counter()
+        for _ in range(self.batches):
+            run()
+        self.wait()
+        return (time.perf_counter() - begin) / self.batches
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def check(self, ours: TrainingStep, tolerance: float) -> float:
+        """Assert that a few losses are those of the eager loop from the same starts; return the largest difference."""
+        model = make_network(self.arch, self.device, (3, 32, 32), 10)
+        theirs = torchattacks_step(model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9))
+        batches = [self.draw() for _ in range(3)]
+        difference = max(abs(float(ours(*batch)[0]) / float(theirs(*batch)) - 1) for batch in batches)
+        assert difference <= tolerance, f"losses differ by {difference:.1e}, more than {tolerance:.0e}"
+        return difference
+
+    def training(self) -> dict:
+        """Time a step of each variant and of the eager loop, in turns; project to all epochs."""
+        steps, difference, first = {}, {}, {}
+        for name, options in VARIANTS.items():
+            begin = time.perf_counter()
+            with self.as_trained(name):
+                steps[name] = self.make(self.arch, *options)
+                difference[name] = self.check(steps[name], 1e-3 if options[0] == "fp32" else 3e-2)
+            first[name] = time.perf_counter() - begin
+        model = make_network(self.arch, self.device, (3, 32, 32), 10)
+        eager = torchattacks_step(model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9))
+        times = {name: [] for name in (*steps, "peer")}
+        for _ in range(3):
+            for name, step in steps.items():
+                with self.as_trained(name):
+                    times[name].append(self.seconds(lambda: step(*self.draw())))  # noqa: B023
+            times["peer"].append(self.seconds(lambda: eager(*self.draw()[:2])))
+        peak, per_epoch = self.peak(), EXAMPLES / self.batch
+        rows = {}
+        for name, values in times.items():
+            minutes = statistics.median(values) * per_epoch * EPOCHS / 60
+            ratio = statistics.median(peer / mine for peer, mine in zip(times["peer"], values, strict=True))
+            rows[name] = {
+                "ms_per_step": 1e3 * statistics.median(values),
+                "images_per_s": self.batch / statistics.median(values),
+                "minutes_of_200_epochs": minutes,
+                "peer_over_ours": ratio,
+                "share_of_bf16_peak": FLOP / peak / 60 / minutes,
+                "loss_differs_by": difference.get(name, 0.0),
+                "seconds_before_the_first_epoch": first.get(name, 0.0),
+                "how": steps[name].how if name in steps else eager.name,
+            }
+        return {"bf16_tflops": peak / 1e12, "steps": rows}
+
+    def peak(self) -> float:
+        """Measure the rate of a large bf16 product, in FLOP per second."""
+        n = 256 if self.tiny else 8192
+        one, other = (torch.randn(n, n, device=self.device, dtype=torch.bfloat16) for _ in range(2))
+        return 2 * n**3 / self.seconds(lambda: one @ other)
+
+    def profile(self) -> list[dict]:
+        """Say where the time of the fastest variant goes, kernel by kernel."""
+        step = self.make(self.arch, "bf16", compiled=True)
+        for _ in range(3):
+            step(*self.draw())
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        kinds += [torch.profiler.ProfilerActivity.CUDA] if self.device.type == "cuda" else []
+        with torch.profiler.profile(activities=kinds) as profiled:
+            for _ in range(2):
+                step(*self.draw())
+            self.wait()
+        spent = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        events = sorted(profiled.key_averages(), key=lambda event: -getattr(event, spent))
+        total = sum(getattr(event, spent) for event in events)
+        rows = [(event.key[:90], getattr(event, spent) / total, event.count) for event in events[:15]]
+        return [dict(zip(("kernel", "share", "calls"), row, strict=True)) for row in rows]
+
+    def projection(self) -> dict:
+        """Time the projection after an epoch under -sn 1."""
+        model = make_network(self.arch, self.device, (3, 32, 32), 10)
+        layers = list_layers(model, (3, 32, 32))
+        project(layers, 1.0, "exact")
+        times = []
+        for _ in range(3):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.003 * torch.randn_like(parameter))
+            begin = time.perf_counter()
+            assert max(project(layers, 1.0, "exact")) <= 1
+            self.wait()
+            times.append(time.perf_counter() - begin)
+        return {"seconds": statistics.median(times), "threads": torch.get_num_threads()}
+
+    def others(self) -> dict:
+        """Time a step of the paper's other networks."""
+        rows = {}
+        for arch, shape, classes in (("resnet110", (3, 32, 32), 10), ("wrn50", (3, 56, 56), 200)):
+            step = self.make("resnet14" if self.tiny else arch, "bf16", True, shape=shape, classes=classes)
+            x = torch.rand(self.batch, *shape, generator=self.generator, device=self.device)
+            y, noise = torch.randint(classes, (self.batch,), device=self.device), 2 * x - 1
+            taken = self.seconds(lambda: step(x, y, noise))  # noqa: B023
+            rows[arch] = {"ms_per_step": 1e3 * taken, "images_per_s": self.batch / taken, "how": step.how}
+        return rows
+
+    def together(self) -> dict:
+        """Count images per second of one, two and four processes that train on the device at once."""
+        rows = {}
+        for count in (1, 2) if self.tiny else (1, 2, 4):
+            command = [sys.executable, __file__, "--alone", "--device", self.device.type, *["--tiny"] * self.tiny]
+            processes = [
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                for _ in range(count)
+            ]
+            for process in processes:
+                assert process.stdout.readline() == "ready\n"
+            for process in processes:
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            rows[count] = sum(float(process.communicate()[0]) for process in processes)
+        return rows
+
+    def alone(self) -> None:
+        """Be one of several processes: compile, wait for the others, train for a while, and say how fast."""
+        step = self.make(self.arch, "bf16", compiled=True)
+        step(*self.draw())
+        self.wait()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        begin, done = time.perf_counter(), 0
+        while time.perf_counter() - begin < (0.2 if self.tiny else 10):
+            for _ in range(self.batches):
+                step(*self.draw())
+            self.wait()  # seldom, as in training
+            done += self.batch * self.batches
+        print(done / (time.perf_counter() - begin), flush=True)
+
+
+PARTS = ("training", "projection", "profile", "others", "together")
+
+
+def main() -> None:
+    """Measure all parts, or those that are named; write a JSON file after each, and print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all, if none is named")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--tiny", action="store_true", help="small sizes: the code path, and no measurement")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/bench_gpu.json")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("bench-gpu needs a GPU, and torch sees none here: run it on a machine that has one")
+    torch.backends.cudnn.allow_tf32 = False  # as in every job
+    bench = Bench(torch.device(arguments.device), tiny=arguments.tiny)
+    if arguments.alone:
+        bench.alone()
+        return
+    name = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
+    found = {"device": name, "torch": torch.__version__, "tiny": arguments.tiny}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    for part in arguments.parts or PARTS:
+        found[part] = getattr(bench, part)()
+        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+        print(json.dumps({part: found[part]}, indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()

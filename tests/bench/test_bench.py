@@ -1,0 +1,101 @@
+"""The benchmarks compare what is equal, in turns, and run without a GPU as far as they can."""
+
+import json
+import subprocess
+import sys
+
+import bench
+import pytest
+import torch
+from helpers.snakemake_copy import ROOT
+
+
+def test_a_comparison_takes_turns_and_gives_the_peer_s_share(monkeypatch):
+    calls, clock = [], [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+
+    def taking(name, seconds):
+        def call():
+            calls.append(name)
+            clock[0] += seconds
+
+        return call
+
+    row = bench.compare("what", "peer", ours=taking("ours", 2), theirs=taking("theirs", 6), equal="", repeat=3)
+    assert calls == ["theirs", "ours", "ours", "theirs"] * 2
+    assert (row.ours, row.theirs, row.ratio, row.low, row.high) == (2, 6, 3, 3, 3)
+    assert "| what | peer | 2 | 6 | 3.00 (3.00 to 3.00) |" in bench.table([row])
+
+
+@pytest.mark.parametrize("case", [bench.bench_attack, bench.bench_training, bench.bench_evaluation])
+def test_nothing_unequal_is_timed(case, monkeypatch):
+    real = bench.torchattacks_pgd
+    shifted = lambda *arguments: (real(*arguments) + 0.02).clamp(0, 1)  # noqa: E731
+    monkeypatch.setattr(bench, "torchattacks_pgd", shifted)
+    monkeypatch.setattr(bench.attack, "evaluate", lambda *_, **__: {"n_correct": -1, "n_robust": -1})
+    monkeypatch.setattr(bench, "EPS", 9 / 255)  # of the training loop that is compared with
+    monkeypatch.setattr(bench, "compare", lambda *_, **__: pytest.fail("timed"))
+    with pytest.raises(AssertionError):
+        case(8)
+
+
+def test_unequal_spectra_are_not_timed(monkeypatch):
+    real = bench.sedghi
+    monkeypatch.setattr(bench, "sedghi", lambda *arguments: real(*arguments) + 1e-9)
+    monkeypatch.setattr(bench, "compare", lambda *_, **__: pytest.fail("timed"))
+    with pytest.raises(AssertionError, match="e-09"):
+        bench.bench_spectra(wide=False)
+
+
+def test_images_of_foolbox_that_differ_are_not_timed(monkeypatch):
+    real = bench.foolbox_pgd
+    monkeypatch.setattr(bench, "foolbox_pgd", lambda *arguments: real(*arguments) + 2e-6)
+    monkeypatch.setattr(bench, "compare", lambda *_, **__: pytest.fail("timed"))
+    with pytest.raises(AssertionError, match="images"):
+        bench.bench_attack(2)
+
+
+@pytest.mark.parametrize("accuracies", [(50.0, 48.5), (100.0, 100.0), (0.0, 0.0)])
+def test_bf16_is_not_timed_with_another_robust_accuracy_or_one_that_says_nothing(accuracies, monkeypatch):
+    found, make = iter(accuracies), bench.make_network
+    monkeypatch.setattr(bench, "make_network", lambda: make(8))
+    monkeypatch.setattr(bench, "compare", lambda what, *_, **__: pytest.fail("timed") if "bf16" in what else None)
+    monkeypatch.setattr(bench, "_accuracy", lambda *_: next(found))
+    with pytest.raises(AssertionError, match=r"robust accuracy|says nothing"):
+        bench.bench_attack(2)
+
+
+@pytest.mark.parametrize("wrong", [lambda images: images.flip(2), lambda images: images.roll(1, 3)])
+def test_other_pixels_are_not_timed(wrong, monkeypatch):
+    monkeypatch.setattr(bench, "random_crop_flip", lambda images, **_: wrong(images))
+    monkeypatch.setattr(bench, "compare", lambda *_, **__: pytest.fail("timed"))
+    with pytest.raises(AssertionError, match="no crop"):
+        bench.bench_data(64)
+
+
+def test_norms_above_the_bound_are_refused(monkeypatch):
+    make = bench.make_network
+    monkeypatch.setattr(bench, "make_network", lambda _, shape: make(8, shape))
+    monkeypatch.setattr(bench.clip, "project", lambda *_: [1 + 1e-6])
+    with pytest.raises(AssertionError, match="above the bound"):
+        bench.bench_projection(1)
+
+
+def test_the_gpu_s_benchmark_runs_in_small_on_a_cpu(tmp_path):
+    out = tmp_path / "bench.json"
+    command = [sys.executable, ROOT / "tests/bench/bench_gpu.py", "training", "projection", "--device", "cpu", "--tiny"]
+    subprocess.run([*command, "--out", out], check=True, capture_output=True)
+    found = json.loads(out.read_text())
+    steps = ["fp32", "fp32, compiled", "bf16", "bf16, compiled", "bf16, compiled, deterministic", "peer"]
+    assert list(found["training"]["steps"]) == steps
+    assert found["training"]["steps"]["fp32"]["loss_differs_by"] < 1e-5
+    assert found["projection"]["seconds"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_gpu_s_benchmark_refuses_a_machine_without_one():
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/bench/bench_gpu.py"], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "bench-gpu needs a GPU, and torch sees none here: run it on a machine that has one\n"

@@ -1,0 +1,397 @@
+"""Break the code on purpose, one fault at a time, in a copy, and show the test that catches it.
+
+Run it with the project's Python: `python tests/faults/mutations.py`. It ends with 1 if a fault goes unseen.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from helpers.snakemake_copy import ROOT, copy_tree
+
+
+class Mutation(NamedTuple):
+    """A fault: in a module of the package, `old` (found exactly once) becomes `new`; `tests` should catch it."""
+
+    fault: str
+    module: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = (
+    Mutation(
+        "flip the sign of the PGD step",
+        "attacks/pgd",
+        "point = (point + step * gradient.sign())",
+        "point = (point - step * gradient.sign())",
+        "tests/attacks/test_pgd.py",
+    ),
+    Mutation(
+        "drop the projection of PGD onto its ball",
+        "attacks/pgd",
+        "point = (point + step * gradient.sign()).clamp(low, high)",
+        "point = (point + step * gradient.sign()).clamp(0, 1)",
+        "tests/attacks/test_pgd.py",
+    ),
+    Mutation(
+        "drop the projection onto the spectral norm bound",
+        "training/loop",
+        'norms = None if bound is None else project(state.layers, bound, settings["clip_rounds"])',
+        "norms = None if bound is None else [bound] * len(state.layers)",
+        "tests/training/test_loop.py",
+    ),
+    Mutation(
+        "clip, and never rescale to the bound",
+        "spectra/projection",
+        "while exact and norm > bound:",
+        "while False:",
+        "tests/spectra/test_projection.py",
+    ),
+    Mutation(
+        "swap train and test in the metrics",
+        "measures/metrics",
+        'train, test = means.loc["train"], means.loc["test"]',
+        'test, train = means.loc["train"], means.loc["test"]',
+        "tests/measures/test_metrics.py",
+    ),
+    Mutation(
+        "swap train and test in the data",
+        "data/dataset",
+        'name == "train"',
+        'name != "train"',
+        "tests/data/test_data.py",
+    ),
+    Mutation(
+        "forget the multiplicities",
+        "spectra/singular_values",
+        "variance = float(((sigma - mean) ** 2 * multiplicity).sum() / n)",
+        "variance = float(((sigma - mean) ** 2).sum() / len(sigma))",
+        "tests/spectra/test_singular_values.py",
+    ),
+    Mutation(
+        "use a wrong stride fold",
+        "spectra/fourier",
+        "torch.arange(stride, device=frequency.device) * (length // stride)",
+        "torch.arange(stride, device=frequency.device) * stride",
+        "tests/spectra/test_singular_values.py",
+    ),
+    Mutation(
+        "let an attack go on without a gradient",
+        "attacks/pgd",
+        "    refuse_nonfinite_gradient(total)\n    return adversarial",
+        "    return adversarial",
+        "tests/measures/test_gradient_masking.py",
+    ),
+    Mutation(
+        "let APGD go on without a gradient",
+        "attacks/apgd",
+        "    refuse_nonfinite_gradient(gradient)\n",
+        "",
+        "tests/measures/test_gradient_masking.py",
+    ),
+    Mutation(
+        "count outputs that are not finite as misclassified",
+        "attacks/evaluation",
+        "if bad := int((~logits.isfinite()).any(1).sum()):",
+        "if bad := 0:",
+        "tests/measures/test_gradient_masking.py",
+    ),
+    Mutation(
+        "measure a checkpoint that is not finite",
+        "networks/checkpoint",
+        'if bad := [name for name, value in content["model"].items() if not bool(value.isfinite().all())]:',
+        "if bad := []:",
+        "tests/measures/test_gradient_masking.py",
+    ),
+    Mutation(
+        "let every check for hidden gradients pass",
+        "measures/gradient_masking",
+        '"passed": value <= limit',
+        '"passed": True',
+        "tests/measures/test_gradient_masking.py",
+    ),
+    Mutation(
+        "hide in tables who hides gradients",
+        "tables/study_tables",
+        'frame["masking_failed"] = _failed(frame, runs)',
+        'frame["masking_failed"] = 0',
+        "tests/measures/test_gradient_masking.py",
+    ),
+    Mutation(
+        "hide in figures who hides gradients",
+        "figures/paper_figures",
+        "for run in runs if failed_masking_checks(run)]",
+        "for run in runs if False]",
+        "tests/measures/test_gradient_masking.py",
+    ),
+    Mutation(
+        "hide in the report who hides gradients",
+        "report/wording",
+        '        if row["masked"]:',
+        "        if False:",
+        "tests/report/test_report.py",
+    ),
+    Mutation(
+        "load a checkpoint of which a bit changed",
+        "networks/checkpoint",
+        "if (bad := file.testzip()) is not None:",
+        "if (bad := None) is not None:",
+        "tests/faults/test_faults.py",
+    ),
+    Mutation(
+        "say nothing of what a full disk could not take",
+        "tables/files",
+        "raise cannot_write(path, error) from error",
+        "raise",
+        "tests/faults/test_faults.py",
+    ),
+    Mutation(
+        "leave a half-written file with a final name",
+        "tables/files",
+        '    temporary = path.with_name(f".{path.name}.tmp")\n    try:\n        path.parent',
+        "    temporary = path\n    try:\n        path.parent",
+        "tests/faults/test_faults.py",
+    ),
+    Mutation(
+        "mix a state of another version",
+        "training/resume",
+        "        if found != self.identity:",
+        "        if False:",
+        "tests/faults/test_faults.py",
+    ),
+    Mutation(
+        "use prepared data of which a byte changed",
+        "data/dataset",
+        'if _fingerprint(folder) != meta["sha256"]:',
+        "if False:",
+        "tests/faults/test_data_fuzz.py",
+    ),
+    Mutation(
+        "believe whatever meta.json says",
+        "data/dataset",
+        "    if wrong:\n        raise _unusable",
+        "    if False:\n        raise _unusable",
+        "tests/faults/test_data_fuzz.py",
+    ),
+    Mutation(
+        "use a meta.json that was changed",
+        "data/dataset",
+        'if sealed != meta["meta_sha256"]:',
+        "if False:",
+        "tests/data/test_data.py",
+    ),
+    Mutation(
+        "take the bytes of an array in another order",
+        "data/dataset",
+        "if fortran:",
+        "if False:",
+        "tests/data/test_data.py",
+    ),
+    Mutation(
+        "make arrays of anything from a pickle",
+        "data/cifar",
+        'if type(dtype) is not _Dtype or dtype.name != "u1":',
+        "if False:",
+        "tests/faults/test_data_fuzz.py",
+    ),
+    Mutation(
+        "unpack as much as an archive claims",
+        "data/cifar",
+        "if self.tell() > MAX_UNPACKED:",
+        "if False:",
+        "tests/data/test_data.py",
+    ),
+    Mutation(
+        "read as many rows as a Parquet file claims",
+        "data/parquet_folder",
+        "if sum(group.num_rows for group in _groups(file.metadata)) > MAX_ROWS:",
+        "if False:",
+        "tests/faults/test_data_fuzz.py",
+    ),
+    Mutation(
+        "read as many rows at a time, whatever is in them",
+        "data/parquet_folder",
+        "return min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, longest)))",
+        "return BATCH_ROWS",
+        "tests/faults/test_data_fuzz.py",
+    ),
+    Mutation(
+        "convert weights of another type",
+        "networks/checkpoint",
+        "if name in weights and isinstance(own, Tensor) and weights[name].dtype != own.dtype:",
+        "if False:",
+        "tests/networks/test_networks.py",
+    ),
+    Mutation(
+        "normalise by what the weights say",
+        "networks/checkpoint",
+        'if not torch.equal(weights[f"normalise.{name}"], value):',
+        "if False:",
+        "tests/networks/test_networks.py",
+    ),
+    Mutation(
+        "measure a checkpoint that does not say whose it is",
+        "networks/checkpoint",
+        "if type(meta[key]) is not kind:",
+        "if False:",
+        "tests/networks/test_networks.py",
+    ),
+    Mutation(
+        "let a figure that is listed twice win silently",
+        "runs/config",
+        "if repeated := [name for name in known if names.count(name) > 1]:",
+        "if repeated := []:",
+        "tests/runs/test_config.py",
+    ),
+    Mutation(
+        "take a bound of which two spellings are one name",
+        "runs/variant",
+        "if variant.bound is not None and not MIN_BOUND <= variant.bound <= MAX_BOUND:",
+        "if False:",
+        "tests/runs/test_variant.py",
+    ),
+    Mutation(
+        "name two bounds alike",
+        "runs/variant",
+        'f"{Decimal(repr(float(bound))):f}"',
+        'f"{bound:.12f}"',
+        "tests/runs/test_variant.py",
+    ),
+    Mutation(
+        "let a state that does not fit raise what it raises",
+        "training/resume",
+        "        except Exception as error:",
+        "        except OSError as error:",
+        "tests/training/test_loop.py",
+    ),
+    Mutation(
+        "admit any class of a pickle",
+        "data/cifar",
+        "if (module, name) not in PICKLE_GLOBALS:",
+        "if False:",
+        "tests/faults/test_data_fuzz.py",
+    ),
+    Mutation(
+        "let a damaged archive raise what it raises",
+        "data/cifar",
+        '    except Exception as error:  # a damaged header may raise anything\n        raise DataError(f"{path}: not',
+        '    except tarfile.TarError as error:\n        raise DataError(f"{path}: not',
+        "tests/faults/test_data_fuzz.py",
+    ),
+    Mutation(
+        "decode images before their size is looked at",
+        "data/parquet_folder",
+        "if size == shape else None",
+        "",
+        "tests/faults/test_data_fuzz.py",
+    ),
+    Mutation(
+        "take images of any size",
+        "data/parquet_folder",
+        "if math.prod(shape) > MAX_PIXELS:",
+        "if False:",
+        "tests/faults/test_data_fuzz.py",
+    ),
+    Mutation(
+        "read a file of a zip whatever its size",
+        "data/tiny_imagenet",
+        "if self.size(name) <= MAX_FILE else None",
+        "if self.size(name) >= 0 else None",
+        "tests/data/test_tiny_imagenet.py",
+    ),
+    Mutation(
+        "admit unknown keys' values",
+        "runs/config",
+        "    if errors:\n        raise ConfigError",
+        "    if False:\n        raise ConfigError",
+        "tests/faults/test_config_fuzz.py",
+    ),
+    Mutation(
+        "let a key that is given twice win silently",
+        "runs/config",
+        "if key.value in seen:",
+        "if False:",
+        "tests/runs/test_config.py",
+    ),
+    Mutation(
+        "let every check of a run's tables pass",
+        "checks/invariants",
+        '    if bad := [row for row in rows if not row["passed"]]:',
+        "    if bad := []:",
+        "tests/checks/test_checks.py",
+    ),
+    Mutation(
+        "forget that robust is at most clean",
+        "checks/run_checks",
+        '(test["n_robust"] <= test["n_correct"])',
+        '(test["n_robust"] == test["n_robust"])',
+        "tests/checks/test_checks.py",
+    ),
+    Mutation(
+        "call every cell of a study traced",
+        "checks/study_audit",
+        "    return sum(int((~_same(one[key], other[key])).sum()) for key in one.columns)",
+        "    return 0",
+        "tests/checks/test_checks.py",
+    ),
+    Mutation(
+        "call whatever a checkpoint names",
+        "networks/user_defined",
+        "if not _makes_networks(found):",
+        "if False:",
+        "tests/networks/test_networks.py",
+    ),
+)
+
+
+def apply(mutation: Mutation, root: Path) -> None:
+    """Apply a fault to the tree at root; raises ValueError if its place is not found exactly once."""
+    path = root / f"src/robreg/{mutation.module}.py"
+    text = path.read_text()
+    if text.count(mutation.old) != 1:
+        raise ValueError(
+            f"{mutation.fault}: {path.name} has {mutation.old!r} {text.count(mutation.old)} times, not once"
+        )
+    path.write_text(text.replace(mutation.old, mutation.new))
+
+
+def caught_by(mutation: Mutation | None, tests: str, root: Path) -> str | None:
+    """Run tests in the tree at root, broken by the mutation; return the first test that fails, None if all pass."""
+    if mutation is not None:
+        apply(mutation, root)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", tests]
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if done.returncode not in (0, 1) or (done.returncode and not found):
+        raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return found[1] if found else None
+
+
+def main() -> int:
+    """Try every fault, print a line for each, and return the exit status."""
+    unseen = 0
+    for mutation in MUTATIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            root = copy_tree(Path(folder) / "copy", tests=True)
+            test = caught_by(mutation, mutation.tests, root)
+        unseen += test is None
+        print(f"{mutation.fault}: {f'caught by {test}' if test else 'NOT CAUGHT'}", flush=True)
+    return int(unseen > 0)
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""Figures show what the tables say: every series, its means and its bars; and the same bytes when drawn again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.figure_tables import COMPARE, META, STRENGTHS, make_runs, of_paper
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from robreg.figures import panels, paper_figures, style
+from robreg.figures.paper_figures import compose, draw
+from robreg.runs.catalogue import FIGURES, select_runs
+from robreg.runs.groups import group_by_setting
+from robreg.tables import parquet
+from robreg.tables.study_tables import gather
+
+NAMES = [name for name in FIGURES if name not in ("fig2", "fig7", "fig10", "fig11")]  # 7, 10, 11 are 3, 4, 5 of others
+
+
+def axes_with(figure: Figure, label: str) -> list[Axes]:
+    return [ax for ax in figure.axes if label in (ax.get_ylabel(), ax.get_xlabel())]
+
+
+def titled(figure: Figure, title: str) -> list[Axes]:
+    return [ax for ax in figure.axes if ax.get_title() == title]
+
+
+def names(figure: Figure) -> set[str]:
+    """Everything that can name a setting: panels' titles, headings, legends."""
+    legends = [text.get_text() for one in figure.legends for text in (one.get_title(), *one.get_texts())]
+    titles = [ax.get_title().removesuffix(", no bound") for ax in figure.axes]
+    return {*titles, *(part.get_suptitle() for part in figure.subfigs), *legends}
+
+
+def pick(name: str, runs: Sequence[dict[str, Any]]) -> list[Any]:
+    return select_runs(name, runs)
+
+
+def series(ax: Axes) -> list[Any]:
+    """The lines that carry data: neither error bars' caps nor the line at 0."""
+    return [
+        line
+        for line in ax.lines
+        if len(line.get_xdata()) > 1 and line.get_linestyle() != "None" and line.get_xdata()[0] != line.get_xdata()[-1]
+    ]
+
+
+def bars(ax: Axes) -> list[np.ndarray]:
+    """The half lengths of every error bar, per collection."""
+    found = [collection for collection in ax.collections if isinstance(collection, LineCollection)]
+    return [np.array([np.ptp(segment[:, 1]) / 2 for segment in one.get_segments()]) for one in found]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return of_paper(tmp_path_factory.mktemp("paper"))
+
+
+def test_gaps_are_means_and_stds_over_seeds(runs: list[dict[str, Any]]) -> None:
+    (ax,) = axes_with(compose("fig3", runs, COMPARE), "loss gap (nats)")
+    (line,) = series(ax)
+    np.testing.assert_array_equal(line.get_xdata(), STRENGTHS)
+    np.testing.assert_allclose(line.get_ydata(), [0.11 - ar / 500 for ar in STRENGTHS])
+    np.testing.assert_allclose(bars(ax)[0], [0.01] * 4)  # of 0, 0.01, 0.02 with ddof 1
+
+
+def test_error_is_100_minus_accuracy(runs: list[dict[str, Any]]) -> None:
+    (ax,) = axes_with(compose("fig3", runs, COMPARE), "error (%)")
+    train, test = series(ax)
+    np.testing.assert_allclose(train.get_ydata(), [1] * 4)
+    np.testing.assert_allclose(test.get_ydata(), [9 + ar / 10 for ar in STRENGTHS])
+
+
+def test_spectra_show_the_two_strengths_of_compare(runs: list[dict[str, Any]]) -> None:
+    for name in ("fig1", "fig5"):
+        (ax,) = axes_with(compose(name, runs, COMPARE), "std of singular values")
+        weak, strong = series(ax)
+        np.testing.assert_allclose(weak.get_ydata(), [1.02, 1.22, 1.42])
+        np.testing.assert_allclose(strong.get_ydata(), [0.78, 0.98, 1.18])
+
+
+def test_margins_have_one_density_per_strength(runs: list[dict[str, Any]]) -> None:
+    figure = compose("fig4", runs, COMPARE)
+    assert len(figure.axes) == 2
+    for ax in figure.axes:
+        curves = series(ax)
+        assert len(curves) == len(STRENGTHS)
+        for curve in curves:
+            assert 0.9 < np.trapezoid(curve.get_ydata(), curve.get_xdata()) <= 1.01
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+
+
+def test_bars_stay_below_the_box_of_an_inset() -> None:
+    ax = Figure().subplots()
+    ax.stairs([90, 30, 5, 1], [0, 0.1, 0.3, 0.6, 1])
+    ax.set(xlim=(0, 1), ylim=(0, 95))
+    panels.lower(ax, (0.2, 0.4, 0.7, 0.5), margin=0.08)  # the bar of 30 reaches under the box, that of 90 does not
+    assert ax.get_ylim() == pytest.approx((0, 95))
+    panels.lower(ax, (0.15, 0.4, 0.7, 0.5), margin=0.08)  # now that of 90 does
+    assert 90 / ax.get_ylim()[1] == pytest.approx(0.32)
+    assert max(ax.get_yticks()) <= 95
+
+
+def test_histograms_are_percent_and_the_inset_is_a_part_of_them(runs: list[dict[str, Any]]) -> None:
+    for label, column in (("estimated probability of the label", "prob"), ("loss (nats)", "loss")):
+        (ax,) = axes_with(compose("fig5", runs, COMPARE), label)
+        (inset,) = ax.child_axes
+        stairs = [patch.get_data() for patch in ax.patches if hasattr(patch, "get_data")]
+        assert len(stairs) == len(STRENGTHS)
+        frame = gather(runs, "margins", ["split", column]).query("split == 'test' and ar == 0")
+        edges = stairs[0].edges
+        np.testing.assert_allclose(stairs[0].values, 100 * np.histogram(frame[column], edges)[0] / len(frame))
+        assert stairs[0].values.sum() == pytest.approx(100)
+        inner = next(patch for patch in inset.patches if hasattr(patch, "get_data")).get_data()
+        first = list(edges).index(inner.edges[0])
+        np.testing.assert_allclose(inner.values, stairs[0].values[first : first + len(inner.values)])
+
+
+def test_loss_variation_bars_are_std_over_examples_and_over_seeds(runs: list[dict[str, Any]]) -> None:
+    (ax,) = compose("fig8", runs, COMPARE).axes
+    frame = gather(runs, "lossvar", ["eps", "variation"]).query("eps == 4")
+    each = frame.groupby(["ar", "seed"])["variation"]
+    np.testing.assert_allclose(series(ax)[0].get_ydata().astype(float), each.mean().groupby("ar").mean(), rtol=1e-6)
+    np.testing.assert_allclose(bars(ax)[0], each.std(ddof=0).groupby("ar").mean(), rtol=1e-6)
+    np.testing.assert_allclose(bars(ax)[1], each.mean().groupby("ar").std(ddof=1), rtol=1e-6)
+
+
+def test_adversarial_accuracy_has_both_definitions(runs: list[dict[str, Any]]) -> None:
+    left, right = compose("fig12", runs, COMPARE).axes
+    np.testing.assert_allclose(series(left)[0].get_ydata(), [31 + ar for ar in STRENGTHS])
+    np.testing.assert_allclose(series(right)[0].get_ydata(), [29 + ar for ar in STRENGTHS])
+    assert left.get_ylim() == right.get_ylim() == (0, 100)
+
+
+def test_the_published_accuracy_stands_with_the_unconditional_one_of_its_data_set(
+    paper: list[dict[str, Any]],
+) -> None:
+    left, right = compose("fig12", pick("fig12", paper), COMPARE).axes
+    stars = [[line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "*"] for ax in (left, right)]
+    assert stars[0] == []
+    assert [8, 50] in stars[1][-1]
+    figure = compose("fig12", pick("fig12", [run for run in paper if run["paper"] is None]), COMPARE)
+    assert not [line for ax in figure.axes for line in ax.lines if line.get_marker() == "*"]
+    assert "Madry" not in str([text.get_text() for text in figure.legends[0].get_texts()])
+
+
+def test_a_null_accuracy_leaves_a_point_out(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, seeds=[0])
+    path = Path(runs[1]["folder"]) / "metrics.parquet"
+    row = {key: [None if key == "pgd_acc" else value] for key, (value,) in parquet.read(path).to_pydict().items()}
+    parquet.write(path, "metrics", row, META)
+    left, _ = compose("fig12", runs, COMPARE).axes
+    np.testing.assert_array_equal(series(left)[0].get_xdata(), [0, 16, 32])
+
+
+def test_losses_belong_to_the_left_axis_and_errors_to_the_right_one(runs: list[dict[str, Any]]) -> None:
+    for name in ("fig3", "fig6", "fig7"):
+        figure = compose(name, runs, COMPARE)
+        for left, right in (("loss gap (nats)", "error gap (% points)"), ("loss (nats)", "error (%)")):
+            (loss,), (error,) = axes_with(figure, left), axes_with(figure, right)
+            assert loss.get_position().bounds == error.get_position().bounds
+            assert {to_hex(line.get_color()) for line in series(loss)} == {style.LOSS}
+            assert {to_hex(line.get_color()) for line in series(error)} == {style.ERROR}
+            assert (loss.yaxis.label.get_color(), error.yaxis.label.get_color()) == (style.LOSS, style.ERROR)
+            assert error.yaxis.get_ticks_position() == "right"
+
+
+def test_bounds_fall_from_panel_to_panel_on_one_scale(paper: list[dict[str, Any]]) -> None:
+    figure = compose("fig6", pick("fig6", paper), COMPARE)
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert titles == 2 * ["c10, resnet8, no bound", *(f"c10, resnet8, spectral norm ≤ {bound}" for bound in (5, 3, 1))]
+    for label in ("loss gap (nats)", "loss (nats)"):
+        assert len({ax.get_ylim() for ax in figure.axes if label == ax.get_ylabel()}) == 1
+
+
+def test_fgsm_figure_shows_the_loss_gap_and_both_errors(paper: list[dict[str, Any]]) -> None:
+    figure = compose("fig9", pick("fig9", paper), COMPARE)
+    for name in ("c10, resnet8, FGSM", "c100, resnet8, FGSM"):
+        gap, error = titled(figure, name)
+        (line,) = series(gap)
+        np.testing.assert_allclose(line.get_ydata(), [0.1 - ar / 500 for ar in (8, 16, 32)])
+        assert [len(one.get_xdata()) for one in series(error)] == [3, 3]
+
+
+def test_layers_pass_on_mean_and_std_and_the_margin_stands_apart(runs: list[dict[str, Any]]) -> None:
+    random, attacked, margin = compose("spread", runs, COMPARE).axes
+    for ax, more in ((random, 0), (attacked, 1)):
+        weak, weak_std, strong, strong_std = series(ax)
+        np.testing.assert_array_equal(weak.get_xdata(), [1, 2, 3])  # not 0, the margin
+        for line in (weak, strong):
+            np.testing.assert_allclose(line.get_ydata(), [2.1 + more, 3.1 + more, 4.1 + more])
+        np.testing.assert_allclose(weak_std.get_ydata(), 0.42)
+        np.testing.assert_allclose(strong_std.get_ydata(), 0.18)
+    assert random.get_ylim() == attacked.get_ylim()
+    assert [ax.get_yscale() for ax in (random, attacked, margin)] == ["log"] * 3  # std is far smaller than the mean
+    points = [line.get_ydata()[0] for line in margin.lines if line.get_marker() in "os"]
+    np.testing.assert_allclose(points, [1.1, 0.42, 2.1, 0.42, 1.1, 0.18, 2.1, 0.18])
+    np.testing.assert_allclose(bars(margin)[0], [0.1])  # over seeds
+
+
+def test_a_setting_without_the_compared_strengths_shows_those_it_has(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path) + make_runs(tmp_path, [16], [0], space="normalised")
+    for name in ("fig1", "fig5"):
+        axes = [ax for ax in titled(compose(name, runs, COMPARE), "digits, resnet8, normalised space")]
+        (ax,) = [ax for ax in axes if ax.get_xlabel().startswith("layer")]
+        (line,) = series(ax)
+        np.testing.assert_allclose(line.get_ydata(), [0.84, 1.04, 1.24])
+    assert len(series(compose("spread", runs, COMPARE).axes[3])) == 2
+
+
+def test_figure_2_is_the_illustration(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Figure()
+    monkeypatch.setattr("robreg.figures.figure2.fig2", lambda: drawn)
+    assert compose("fig2", [], COMPARE) is drawn
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_papers_settings_are_named_and_everything_is_inside(name: str, paper: list[dict[str, Any]]) -> None:
+    runs = pick(name, paper)
+    figure = compose(name, runs, COMPARE)
+    assert figure.get_figwidth() == style.WIDTH
+    assert set(group_by_setting(runs)) <= names(figure)
+    with mpl.rc_context(style.THEME):
+        figure.draw_without_rendering()
+        parts = [*figure.axes, *figure.legends, *(legend for part in figure.subfigs for legend in part.legends)]
+        boxes = [part.get_tightbbox() for part in parts]
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+    texts = [text for ax in figure.axes for text in (ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), ax.title)]
+    assert min(text.get_fontsize() for text in texts) >= 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_written_twice_is_the_same(name: str, runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    for stem in ("a", "b"):
+        draw(name, runs, compare=COMPARE, svg=tmp_path / f"{stem}.svg", png=tmp_path / f"{stem}.png")
+    for suffix in ("svg", "png"):
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+    text = (tmp_path / "a.svg").read_text()
+    assert "AR" in text
+    assert "<text" in text
+    assert "dc:date" not in text
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+
+
+def test_one_seed_no_standard_training_two_data_sets(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, [8, 32], [0]) + make_runs(tmp_path, [0, 8, 32], [0], dataset="c10")
+    for name in NAMES:
+        with np.errstate(all="raise"):
+            figure = compose(name, runs, COMPARE)
+        assert {"digits, resnet8", "c10, resnet8"} <= names(figure)
+
+
+def test_data_sets_with_other_strengths_and_radii(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, seeds=[0]) + make_runs(tmp_path, [0, 4, 8, 32], [0], dataset="c10")
+    for run in runs[len(STRENGTHS) :]:
+        path = Path(run["folder"]) / "lossvar.parquet"
+        columns = parquet.read(path).to_pydict()
+        parquet.write(path, "lossvar", columns | {"eps": [eps / 4 for eps in columns["eps"]]}, META)
+    for name in ("fig3", "fig8"):
+        first, second, *_ = compose(name, runs, COMPARE).axes
+        assert first.get_xlim() == second.get_xlim()
+        assert list(first.get_xticks()) == [0, 4, 8, 16, 32]
+    assert len(series(first)) == len(series(second)) == 2  # radii 4 and 16, and 1 and 4
+
+
+def test_a_setting_with_standard_training_alone_is_kept(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path) + make_runs(tmp_path, [0], dataset="c10")
+    groups = group_by_setting(runs)
+    assert {name: len(members) for name, members in groups.items()} == {"digits, resnet8": 12, "c10, resnet8": 3}
+
+
+def test_looks_differ_in_more_than_colour() -> None:
+    looks = style.by_strength([0, 4, 8, 16])
+    assert list(looks) == [0, 4, 8, 16]
+    assert len({(str(look.dashes), look.marker) for look in looks.values()}) == 4
+    grey = [
+        np.dot(tuple(int(to_hex(look.color)[i : i + 2], 16) for i in (1, 3, 5)), (0.3, 0.59, 0.11))
+        for look in looks.values()
+    ]
+    assert grey[1] > grey[2] > grey[3]
+
+
+def test_standard_training_belongs_to_every_attack(runs: list[dict[str, Any]]) -> None:
+    fgsm = [{**run, "train_attack": "fgsm"} for run in runs if run["ar"]]
+    groups = group_by_setting([*runs, *fgsm])
+    assert {name: len(members) for name, members in groups.items()} == {
+        "digits, resnet8": 12,
+        "digits, resnet8, FGSM": 12,
+    }
+    assert list(pd.DataFrame(groups["digits, resnet8, FGSM"])["train_attack"].unique()) == ["pgd", "fgsm"]
+
+
+def test_bytes_do_not_depend_on_the_last_bits_of_a_layout(tmp_path):
+    for name, left in (("one", 0.1), ("other", 0.1 + 1e-14)):
+        figure = Figure()
+        figure.add_axes((left, 0.1, 0.8, 0.8)).plot([0, 1])
+        style.save(figure, tmp_path / f"{name}.svg", tmp_path / f"{name}.png")
+    for end in ("svg", "png"):
+        assert (tmp_path / f"one.{end}").read_bytes() == (tmp_path / f"other.{end}").read_bytes()
+    drawn = (tmp_path / "one.svg").read_text()
+    assert 'clip-path="url(#clip0)"' in drawn
+    assert '<clipPath id="clip0">' in drawn
+
+
+@pytest.mark.parametrize("label", ["$x^2$", r"$\frac$ 5 %", "</text><script>alert(1)</script>", "_own & 'other'"])
+def test_a_label_of_the_user_s_is_drawn_as_it_is_written(label, tmp_path):
+    (run,) = make_runs(tmp_path, [8], [0], published=[{"label": label, "ar": 8, "robust_acc": 50}])
+    draw("fig12", [run], compare=COMPARE, svg=tmp_path / "fig.svg", png=tmp_path / "fig.png")
+    drawn = ElementTree.parse(tmp_path / "fig.svg")
+    assert label in [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert not list(drawn.iter("{http://www.w3.org/2000/svg}script"))

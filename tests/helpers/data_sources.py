@@ -1,0 +1,101 @@
+"""Archives and folders in the formats that data sets come in, made for the tests."""
+
+import hashlib
+import io
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torchvision
+from PIL import Image
+
+from robreg.data import source
+
+RNG = np.random.default_rng(0)
+
+
+class Python2Pickler(pickle._Pickler):
+    """Pickles text and bytes as Python 2 did, like the official archives: byte strings, and numpy's old name."""
+
+    dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, obj: str | bytes) -> None:
+        encoded = obj.encode("latin1") if isinstance(obj, str) else obj
+        self.write(pickle.BINSTRING + len(encoded).to_bytes(4, "little") + encoded)
+        self.memoize(obj)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def python2_pickle(value: object) -> bytes:
+    file = io.BytesIO()
+    Python2Pickler(file, protocol=2).dump(value)
+    return file.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+
+
+def batch(kind: str, n: int, offset: int = 0) -> dict[str, Any]:
+    labels = [(i + offset) % source.OFFICIAL[kind].classes for i in range(n)]
+    data = RNG.integers(0, 256, (n, 3072), np.uint8)
+    if kind == "cifar10":
+        return {"batch_label": "b", "labels": labels, "data": data, "filenames": ["x.png"] * n}
+    coarse = [7 * label % 20 for label in labels]  # 20 groups of 5 classes
+    names = ["x_s_000001.png"] * n
+    return {"filenames": names, "batch_label": "b", "fine_labels": labels, "coarse_labels": coarse, "data": data}
+
+
+def cifar_members(kind: str) -> dict[str, Any]:
+    """Make the contents of a small archive: name of a member -> what it pickles."""
+    if kind == "cifar10":
+        names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+        members: dict[str, Any] = {f"cifar-10-batches-py/{name}": batch(kind, 8, 3 * i) for i, name in enumerate(names)}
+        members["cifar-10-batches-py/batches.meta"] = {"label_names": [f"class{i}" for i in range(10)]}
+    else:
+        members = {"cifar-100-python/train": batch(kind, 200), "cifar-100-python/test": batch(kind, 100)}
+        names = {"coarse_label_names": [f"group{i}" for i in range(20)]}
+        members["cifar-100-python/meta"] = {"fine_label_names": [f"class{i}" for i in range(100)]} | names
+    return members
+
+
+def write_archive(path: Path, members: dict[str, Any]) -> None:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, value in {**members, "cifar/readme.html": "hello"}.items():
+            content = value if isinstance(value, bytes) else python2_pickle(value)
+            info = value if isinstance(value, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = 0 if isinstance(value, tarfile.TarInfo) else len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def shrink(monkeypatch: pytest.MonkeyPatch, kind: str, train: int, test: int) -> None:
+    """Pretend that the official set has so few images."""
+    monkeypatch.setitem(source.OFFICIAL, kind, source.OFFICIAL[kind]._replace(train=train, test=test))
+
+
+def bless(monkeypatch: pytest.MonkeyPatch, kind: str, path: Path) -> None:
+    """Make the archive at `path` the official one, with counts as small as ours."""
+    official = getattr(torchvision.datasets, kind.upper())
+    monkeypatch.setattr(official, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+    shrink(monkeypatch, kind, *{"cifar10": (40, 8), "cifar100": (200, 100)}[kind])
+
+
+def encode(pixels: np.ndarray, form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
+
+
+def write_parquet(path: Path, images: list[bytes | None], labels: list[int | None], **columns: list[int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = [{"bytes": image, "path": None} for image in images]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(pa.table({"image": pa.array(encoded, kind), "label": labels, **columns}), path, row_group_size=7)
+
+
+def write_folder(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write images (N, H, W[, C]) as both splits of a folder, PNG encoded."""
+    for split in ("train", "test"):
+        write_parquet(folder / f"{split}.parquet", [encode(image) for image in images], labels.tolist())

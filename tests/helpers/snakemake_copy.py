@@ -1,0 +1,52 @@
+"""Run the workflow in a copy of the tree, and read what it planned."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+PARTS = ("Snakefile", "config.yaml", "slurm", "workflow", "src", "envs", "pyproject.toml", "Makefile")
+
+
+def copy_tree(folder, edit=None, *, tests=False):
+    """Copy what the workflow needs into folder, tests too if asked; edit changes the parsed config.yaml."""
+    folder.mkdir(exist_ok=True)
+    for part in (*PARTS, "tests") if tests else PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(source, folder / part)
+    if edit is not None:
+        config = yaml.safe_load((ROOT / "config.yaml").read_text())
+        edit(config)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return folder
+
+
+def snakemake(folder, *arguments, check=True):
+    """Run Snakemake in folder; return its output, stdout and stderr together."""
+    command = [str(SNAKEMAKE), *arguments]
+    environment = {**os.environ, "PATH": f"{SNAKEMAKE.parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}")
+    if not check:
+        assert done.returncode, f"{' '.join(command)} did not fail:\n{done.stdout[-3000:]}"
+    return done.stdout
+
+
+def planned(folder, *arguments):
+    """Return how many jobs of each rule a dry run plans."""
+    output = snakemake(folder, "-n", "-c1", *arguments)
+    stats = re.search(r"^job +count\n[- ]+\n((?:\S+ +\d+\n)+)", output, re.MULTILINE)
+    jobs = dict(line.split() for line in stats[1].splitlines()) if stats else {}
+    return {rule: int(count) for rule, count in jobs.items() if rule != "total"}

@@ -1,0 +1,410 @@
+"""Networks: the paper's facts, the initialisation, the block against another implementation, checkpoints."""
+
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import wide_resnet50_2
+from torchvision.transforms.functional import normalize
+
+from robreg.networks.build import build_network
+from robreg.networks.checkpoint import load_network
+from robreg.networks.classifier import Classifier, Normalise
+from robreg.networks.fixup_resnet import FixupResNet, ResidualBlock
+from robreg.networks.user_defined import build_user_network
+from robreg.networks.wide_resnet import wide_resnet50
+
+
+def make(arch: str, *, classes: int = 10, width: int = 16, shape: tuple[int, ...] = (3, 32, 32)) -> Classifier:
+    channels = shape[0]
+    return build_network(arch, width=width, shape=shape, classes=classes, mean=[0.5] * channels, std=[0.25] * channels)
+
+
+@pytest.mark.parametrize(
+    ("arch", "classes", "convolutions", "conv_weights", "linear"),
+    [
+        ("resnet56", 10, 55, 848_304, 650),
+        ("resnet56", 100, 55, 848_304, 6_500),
+        ("resnet110", 10, 109, 1_719_216, 650),
+        ("resnet8", 10, 7, 74_160, 650),
+    ],
+)
+def test_the_papers_counts(arch: str, classes: int, convolutions: int, conv_weights: int, linear: int) -> None:
+    model = make(arch, classes=classes)
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    assert len(convs) == convolutions
+    assert sum(conv.weight.numel() for conv in convs) == conv_weights
+    assert len(linears) == 1
+    assert sum(parameter.numel() for parameter in linears[0].parameters()) == linear
+    assert sum(parameter.numel() for parameter in model.parameters()) == conv_weights + linear  # and nothing else
+
+
+def test_no_batch_normalisation_no_dropout_and_no_bias_but_the_last() -> None:
+    model = make("resnet56")
+    found = {type(module) for module in model.modules()}
+    assert found == {Classifier, Normalise, FixupResNet, ResidualBlock, nn.Sequential, nn.Conv2d, nn.Linear}
+    biases = [name for name, _ in model.named_parameters() if not name.endswith("weight")]
+    assert biases == ["network.linear.bias"]
+    assert {name for name, _ in model.named_buffers()} == {"normalise.mean", "normalise.std"}
+
+
+@pytest.mark.parametrize("arch", ["resnet8", "resnet56"])
+def test_all_logits_are_exactly_0_at_initialisation(arch: str) -> None:
+    model = make(arch)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(x), torch.zeros(2, 10))
+    nn.init.ones_(model.network.linear.weight)
+    assert model(x).abs().max() > 0  # the features are not 0
+
+
+@pytest.mark.parametrize("depth", [2, 7, 9, 55, 57, 0, -4])
+def test_another_depth_than_6n_plus_2_is_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match=f"6n.2.*not {depth}"):
+        FixupResNet(depth, 3, 10)
+
+
+@pytest.mark.parametrize("arch", ["wrn51", "ResNet56", "resnet", "resnet-8", "resnet8x", ""])
+def test_an_unknown_architecture_is_refused_by_name(arch: str) -> None:
+    with pytest.raises(ValueError, match=repr(arch)):
+        make(arch)
+
+
+@pytest.mark.parametrize("width", [3, 16])
+def test_the_stages_have_width_2_width_and_4_width_channels(width: int) -> None:
+    model = make("resnet20", width=width).network
+    assert model.stem.out_channels == width
+    for number, stage in enumerate(model.stages):
+        assert len(stage) == 3
+        assert {block.conv2.out_channels for block in stage} == {width * 2**number}
+        assert [block.conv1.stride[0] for block in stage] == [1 if number == 0 else 2, 1, 1]
+    assert model.linear.in_features == 4 * width
+
+
+def test_the_initialisation_is_fixups() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make("resnet56").network
+    blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
+    assert len(blocks) == 27
+    for block in blocks:
+        weight = block.conv1.weight.detach()
+        std = math.sqrt(2 / (weight.shape[0] * 9)) * 27**-0.5  # L^(-1/(2m-2)) with m = 2
+        assert abs(weight.std() / std - 1) < 5 / math.sqrt(2 * weight.numel())
+        assert abs(weight.mean() / std) < 5 / math.sqrt(weight.numel())
+        assert not block.conv2.weight.any()
+    assert not model.linear.weight.any()
+    assert not model.linear.bias.any()
+
+
+def test_without_fixups_biases_the_channels_that_a_stage_adds_never_live() -> None:
+    torch.manual_seed(0)
+    model = make("resnet8", width=4, shape=(3, 8, 8))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    x, y = torch.rand(64, 3, 8, 8), torch.arange(64) % 10
+    for _ in range(20):
+        sgd.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        sgd.step()
+    dead = [int((stage[0].conv2.weight.flatten(1) == 0).all(1).sum()) for stage in model.network.stages]
+    assert dead == [0, 4, 12]  # of 4, 8 and 16: a ReLU's gradient at exactly 0 is 0
+    assert int((model.network.linear.weight == 0).all(0).sum()) == 12
+
+
+def test_the_stem_keeps_pytorchs_initialisation() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        stem = make("resnet8", width=64).network.stem.weight
+        torch.manual_seed(0)
+        expected = nn.Conv2d(3, 64, 3, padding=1, bias=False).weight
+    assert torch.equal(stem, expected)
+    assert 0.99 / math.sqrt(27) < stem.abs().max() <= 1 / math.sqrt(27)  # uniform, one over the root of the fan-in
+
+
+def reference_block(block: ResidualBlock, x: Tensor, stride: int) -> Tensor:
+    """The Fixup authors' block, without its scalars."""
+    out = functional.conv2d(x, block.conv1.weight, stride=stride, padding=1)
+    out = functional.conv2d(out.relu(), block.conv2.weight, padding=1)
+    identity = nn.AvgPool2d(1, stride=stride)(x)
+    while identity.shape[1] < out.shape[1]:
+        identity = torch.cat((identity, torch.zeros_like(x[:, :1, ::stride, ::stride])), 1)
+    return (out + identity).relu()
+
+
+@pytest.mark.parametrize(("c_in", "c_out", "stride"), [(4, 4, 1), (4, 8, 2), (3, 4, 1), (4, 4, 2)])
+@pytest.mark.parametrize("size", [(8, 8), (6, 10), (7, 5)])
+def test_a_block_is_the_fixup_authors(c_in: int, c_out: int, stride: int, size: tuple[int, int]) -> None:
+    block = ResidualBlock(c_in, c_out, stride).double()
+    x = torch.randn(2, c_in, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(block(x), reference_block(block, x, stride))
+    nn.init.zeros_(block.conv2.weight)
+    shortcut = block(x)
+    assert torch.equal(shortcut[:, :c_in], x[:, :, ::stride, ::stride].relu())
+    assert not shortcut[:, c_in:].any()
+
+
+def test_the_network_is_its_blocks_in_order(net: Callable[..., Classifier]) -> None:
+    model = net(shape=(3, 16, 16), dtype=torch.float64)
+    x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    features = functional.conv2d(model.normalise(x), model.network.stem.weight, padding=1).relu()
+    for number, stride in enumerate((1, 2, 2)):
+        features = reference_block(model.network.stages[number][0], features, stride)
+    assert features.shape == (2, 16, 4, 4)
+    pooled = nn.AdaptiveAvgPool2d(1)(features).flatten(1)
+    torch.testing.assert_close(model(x), model.network.linear(pooled))
+
+
+def test_normalise_is_torchvisions() -> None:
+    mean, std = [0.1, 0.5, 0.7], [0.2, 0.25, 0.3]
+    x = torch.rand(2, 3, 5, 4)
+    torch.testing.assert_close(Normalise(mean, std)(x), normalize(x, mean, std))
+
+
+@pytest.mark.parametrize(("mean", "std"), [([0.5], [0.0]), ([0.5], [-1.0]), ([0.5, 0.5], [0.2]), ([0.5], [math.nan])])
+def test_normalise_refuses_what_it_cannot_divide_by(mean: list[float], std: list[float]) -> None:
+    with pytest.raises(ValueError, match="std"):
+        Normalise(mean, std)
+
+
+def test_training_and_evaluation_mode_are_the_same_function(net: Callable[..., Classifier]) -> None:
+    model, x = net(), torch.rand(3, 1, 8, 8)
+    evaluated = model.eval()(x)
+    assert torch.equal(model.train()(x), evaluated)
+
+
+# Checkpoints
+
+META = {"arch": "resnet8", "width": 4, "shape": [1, 8, 8], "classes": 10, "mean": [0.3], "std": [0.2], "factory": None}
+META |= {"dataset": "digits", "variant": "ar8", "seed": 0, "threads": 1, "data_sha256": "0" * 64}
+META |= {"settings_hash": "abc", "version": "0.1.0", "note": "kept"}
+
+
+@pytest.fixture
+def content(net: Callable[..., Classifier]) -> dict[str, Any]:
+    return {"model": net().train().state_dict(), "meta": dict(META)}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoint.pt"
+
+
+def test_a_checkpoint_comes_back_in_eval_mode(content: dict[str, Any], path: Path, net: Callable[..., Any]) -> None:
+    torch.save(content, path)
+    model, meta = load_network(path)
+    assert meta == META
+    assert not any(module.training for module in model.modules())
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(model(x), net()(x))
+    assert model.state_dict().keys() == content["model"].keys()
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.05, 0.3, 0.6, 0.9, 0.99, 0.9999])
+def test_a_truncated_checkpoint_is_refused_by_name(content: dict[str, Any], path: Path, share: float) -> None:
+    torch.save(content, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"hello\n", b"{}", b"\x00" * 100, b"\x80\x02.", b"X\x01\x00\x00\x00\x86.", b"0", b"PK\x03\x04"]
+)
+def test_garbage_is_refused_by_name(path: Path, garbage: bytes) -> None:
+    path.write_bytes(garbage)
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 8},
+        {"classes": 3},
+        {"shape": [3, 8, 8]},
+        {"arch": "resnet14"},
+        {"arch": "resnet9"},
+        {"arch": "wrn50"},
+        {"arch": None},
+        {"mean": [0.3, 0.4]},
+        {"std": [0.0]},
+        {"mean": [0.31]},
+        {"std": [0.21]},
+        {"threads": None},
+        {"threads": True},
+        {"seed": "0"},
+        {"data_sha256": 0},
+        {"variant": ["ar8"]},
+    ],
+)
+def test_weights_that_do_not_fit_the_meta_data_are_refused_by_the_files_name(
+    content: dict[str, Any], path: Path, change: dict[str, Any]
+) -> None:
+    content["meta"] |= change
+    torch.save(content, path)
+    refused(path)
+
+
+@pytest.mark.parametrize("lost", ["arch", "width", "std", "threads", "data_sha256", "settings_hash", "dataset"])
+def test_meta_data_without_a_key_are_refused(content: dict[str, Any], path: Path, lost: str) -> None:
+    del content["meta"][lost]
+    torch.save(content, path)
+    refused(path)
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], 3, "text", {}, {"meta": {}}, {"meta": META}, {"meta": META, "model": []}])
+def test_other_content_is_refused(path: Path, wrong: object) -> None:
+    torch.save(wrong, path)
+    refused(path)
+
+
+def test_a_bare_state_dict_is_refused(content: dict[str, Any], path: Path) -> None:
+    torch.save(content["model"], path)
+    refused(path)
+
+
+@pytest.mark.parametrize("lost", ["network.stem.weight", "normalise.mean", "network.linear.bias"])
+def test_a_missing_or_a_foreign_weight_is_refused(content: dict[str, Any], path: Path, lost: str) -> None:
+    content["model"][lost + "_old"] = content["model"].pop(lost)
+    torch.save(content, path)
+    refused(path)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.complex64, torch.int32])
+def test_weights_of_another_type_are_refused_not_converted(content: dict[str, Any], path: Path, kind: Any) -> None:
+    content["model"]["network.stem.weight"] = content["model"]["network.stem.weight"].to(kind)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt .*network\.stem\.weight is of {kind}, and"):
+        load_network(path)
+
+
+class Payload:
+    """Create a file when unpickled."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.victim,)
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_nothing_in_a_checkpoint_is_executed(content: dict[str, Any], path: Path, tmp_path: Path, how: str) -> None:
+    content["meta"]["payload"] = Payload(tmp_path / "pwned")
+    if how == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content["meta"], protocol=2))
+    refused(path)
+    assert not (tmp_path / "pwned").exists()
+    if how == "pickle":
+        pickle.loads(path.read_bytes())
+        assert (tmp_path / "pwned").exists(), "the payload does nothing: the test says nothing"
+
+
+def test_a_checkpoint_that_is_not_there_is_missed_by_name(path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"checkpoint\.pt"):
+        load_network(path)
+
+
+def refused(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+        load_network(path)
+
+
+def test_the_wide_bottleneck_is_torchvisions_but_for_its_entrance_and_its_initialisation() -> None:
+    with torch.device("meta"):
+        ours, theirs = wide_resnet50(3, 200, 64), wide_resnet50_2(num_classes=200)
+    shapes = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
+    assert shapes.pop("conv1.weight") == (64, 3, 7, 7)
+    found = {key: tuple(value.shape) for key, value in ours.state_dict().items()}
+    assert found.pop("conv1.weight") == (64, 3, 3, 3)
+    assert found == shapes
+    assert (ours.conv1.stride, ours.conv1.padding) == ((1, 1), (1, 1))
+    wide = [module.out_channels for module in ours.modules() if isinstance(module, nn.Conv2d) and module.padding[0]]
+    assert wide[1:] == [128] * 3 + [256] * 4 + [512] * 6 + [1024] * 3
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in ours.modules()) == 53
+
+
+def test_the_wide_bottleneck_keeps_the_size_up_to_its_second_stage() -> None:
+    model = make("wrn50", classes=5, width=4, shape=(3, 24, 24)).eval()
+    sizes = []
+    for stage in (model.network.layer1, model.network.layer4):
+        stage.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[2:])))
+    assert model(torch.rand(2, 3, 24, 24)).shape == (2, 5)
+    assert sizes == [(24, 24), (3, 3)]
+
+
+def test_its_convolutions_are_xavier_uniform() -> None:
+    torch.manual_seed(0)
+    for module in wide_resnet50(3, 10, 32).modules():
+        if isinstance(module, nn.Conv2d):
+            fan_in, fan_out = (channels * math.prod(module.kernel_size) for channels in module.weight.shape[1::-1])
+            limit = math.sqrt(6 / (fan_in + fan_out))
+            assert 0.95 * limit < module.weight.abs().max() <= limit
+            assert float(module.weight.detach().std()) == pytest.approx(limit / math.sqrt(3), rel=0.1)
+
+
+def test_a_network_of_one_s_own_is_built_by_name_and_comes_back_from_its_checkpoint(tmp_path: Path) -> None:
+    factory = {"callable": "torchvision.models:squeezenet1_1", "arguments": {"dropout": 0.0}}
+    facts = {"width": 1, "shape": [3, 32, 32], "classes": 7, "mean": [0.5] * 3, "std": [0.2] * 3, "factory": factory}
+    model = build_network("squeeze", **facts).eval()
+    torch.save({"model": model.state_dict(), "meta": META | {"arch": "squeeze", **facts}}, tmp_path / "checkpoint.pt")
+    back, _ = load_network(tmp_path / "checkpoint.pt")
+    x = torch.rand(2, 3, 32, 32)
+    assert model(x).shape == (2, 7)
+    assert torch.equal(back(x), model(x))
+
+
+def liar(num_classes: int) -> nn.Module:
+    return {"classes": num_classes}  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "message"),
+    [
+        ("no.such:thing", {}, "'no.such:thing' cannot be imported .*install it"),
+        ("torch.nn:NoSuch", {}, "'torch.nn:NoSuch' cannot be imported"),
+        ("torch.nn:Linear", {}, "'torch.nn:Linear' cannot be called .*must take num_classes"),
+        ("torchvision.models:vgg11", {"depth": 3}, "'torchvision.models:vgg11' cannot be called .*depth"),
+        ("builtins:dict", {}, "'builtins:dict' does not say that it makes an nn.Module; name a class of nn.Module, or"),
+        (f"{__name__}:liar", {}, f"'{__name__}:liar' returned a dict, not an nn.Module"),
+    ],
+)
+def test_what_is_no_network_of_one_s_own_is_refused_by_name(path: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"architectures: callable {message}"):
+        build_user_network({"callable": path, "arguments": arguments}, 10)
+
+
+def test_a_checkpoint_whose_network_is_not_installed_is_not_called_damaged(tmp_path: Path) -> None:
+    facts = {"width": 1, "shape": [3, 32, 32], "classes": 7, "mean": [0.5] * 3, "std": [0.2] * 3}
+    meta = {"arch": "far", **facts, "factory": {"callable": "no.such:thing", "arguments": {}}}
+    torch.save({"model": {}, "meta": meta}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"'no\.such:thing' cannot be imported .*install it") as caught:
+        load_network(tmp_path / "checkpoint.pt")
+    assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("os:mkdir", {"path": "CALLED"}),
+        ("pathlib:Path.touch", {"self": "CALLED"}),
+        ("subprocess:Popen", {"args": ["touch", "CALLED"]}),
+        ("builtins:open", {"file": "CALLED", "mode": "w"}),
+        ("snakemake.shell:shell", {"cmd": "touch CALLED"}),
+    ],
+)
+def test_a_checkpoint_cannot_have_anything_called_but_networks(path, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = {key: value for key, value in META.items() if key not in ("arch", "factory")}
+    meta = {"arch": "evil", **facts, "factory": {"callable": path, "arguments": arguments}}
+    torch.save({"model": {}, "meta": meta}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"does not say that it makes an nn\.Module"):
+        load_network(tmp_path / "checkpoint.pt")
+    assert not (tmp_path / "CALLED").exists()

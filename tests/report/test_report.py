@@ -1,0 +1,629 @@
+"""The report: right numbers, every claim and its verdict, hostile text made harmless, a page that opens offline."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docutils.core
+import pandas as pd
+import pytest
+from docutils.utils import Reporter
+from helpers import study_files
+from helpers.browser import assert_works_offline
+from helpers.http_server import serving
+from helpers.snakemake_copy import copy_tree, snakemake
+from playwright.sync_api import Page
+
+from robreg.claims.claim import EXTENSION, NOT_RUN
+from robreg.paper.agreement import nearer
+from robreg.paper.deviations import deviations
+from robreg.report import claims_section, comparison_section, pictures
+from robreg.report import page as page_module
+from robreg.report.costs import RuleCost, rule_costs, run_accounts, shared_settings
+from robreg.report.page import SECTIONS, caption, sections, write
+from robreg.report.rule_graph import RULE_INPUTS, rule_graph
+from robreg.report.tables_section import apart, blocks
+from robreg.report.units import cell, describe, duration
+from robreg.report.wording import cautions, limits
+from robreg.runs.catalogue import FIGURES
+from robreg.runs.settings import run_settings
+from robreg.tables import parquet, provenance, study_tables
+
+HOSTILE = "<script>alert(1)</script> \"quoted\" & 'more' {{ 7 * 7 }}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder to work in, with the reports of the studies demo, whose title is hostile, and paper."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("report"))
+        for rule, run, seconds in (("train", "digits/ar8", 125.2), ("sv", "digits/ar8", 5), ("figure", "demo/fig1", 3)):
+            spent = Path(f"benchmarks/{rule}/{run}.tsv")
+            spent.parent.mkdir(parents=True)
+            spent.write_text(f"s\th:m:s\tmax_rss\tcpu_time\n{seconds}\t0:02:05\t512.00\t{2 * seconds}\n")
+        study_files.page("demo", HOSTILE)
+        study_files.page("paper", "The paper")
+        yield Path.cwd()
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(folder: Path) -> Path:
+    return folder / "results/studies/demo/report.html"
+
+
+@pytest.fixture(scope="module")
+def paper(folder: Path) -> Path:
+    return folder / "results/studies/paper/report.html"
+
+
+def text(path: Path) -> str:
+    return " ".join(path.read_text(encoding="utf-8").split())
+
+
+# Content
+
+
+def test_hostile_text_is_escaped(demo: Path) -> None:
+    page = text(demo)
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &#34;quoted&#34; &amp; &#39;more&#39; {{ 7 * 7 }}" in page
+
+
+def test_hostile_claims_are_escaped(here: Path) -> None:
+    described, files = study_files.make("demo", "t")
+    frame = study_files.claims(described["runs"]).assign(claim=HOSTILE, source=HOSTILE, statistic=HOSTILE, arch=HOSTILE)
+    study_files.write_frame(files.claims, frame)
+    out = here / "hostile.html"
+    write(out, described, files, template=study_files.template())
+    assert "<script" not in text(out)
+    assert text(out).count("&lt;script&gt;") > 4 * len(study_files.CLAIMS)
+
+
+@pytest.mark.parametrize("name", ["demo", "paper"])
+def test_nothing_is_loaded_from_elsewhere(name: str, folder: Path) -> None:
+    path = folder / f"results/studies/{name}/report.html"
+    page = text(path)
+    assert not re.search(r"https?://|src=\"(?!data:)|@import|url\((?!#)", page)
+    assert "default-src 'none'" in page
+    anchors = re.findall(r' id="([^"]+)"', page)
+    assert len(anchors) == len(set(anchors))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(anchors)
+    for link in re.findall(r'href="([^#"]+)"', page):
+        assert (path.parent / link).exists()
+
+
+def test_figures_and_tables_are_in_the_papers_order(paper: Path) -> None:
+    found = re.findall(r'<figure id="([^"]+)"', text(paper))
+    first = ["fig1", "fig2", "fig3", "table3", "table4", "table5", "fig4", "fig5", "b2", "fig6", "table6", "fig7"]
+    then = ["fig8", "table1", "fig9", "fig10", "fig11", "table2", "fig12", "spread", "attacks", "padding", "theory"]
+    assert found == [*first, *then, "comparison-plot"]
+
+
+def test_what_no_section_names_comes_last() -> None:
+    drawn = {name: name for name in ("new", *FIGURES)}
+    assert [section["title"] for section in sections(drawn, {})][-1] == "Further results"
+    named = {name for _, figures, tables in SECTIONS for name in (*figures, *tables)}
+    assert named == {*FIGURES, *study_tables.MAKERS, "b2"}
+
+
+def test_numbers_come_from_the_tables(demo: Path) -> None:
+    page = text(demo)
+    assert "<span>0.1100</span> <span><small>± 0.0100</small></span>" in page  # 0.1 - ar / 500 + seed / 100
+    assert "1297 training and 500 test images" in page
+    assert "15 networks on handwritten digits (8x8), trained" in page
+
+
+def test_settings_are_told_in_words(demo: Path, paper: Path) -> None:
+    for words in (
+        "PGD, random start, 10 steps of 1/4 of the strength; FGSM, from the clean image, 1 step of 16/255 (none at",
+        "at most 1 in every layer, projected after every epoch: rounds of clipping and cropping, then a rescaling",
+        "every radius and step is multiplied by the channel&#39;s standard deviation",
+        "PGD, radius 32/255, 10 steps of 8/255, random start",
+        "APGD with cross entropy and with the difference of logits ratio, radius 32/255, 50 steps, 1 restart each",
+    ):
+        assert words in text(demo)
+    for words in ("random resized crop", "with batch normalisation: attacks use its running statistics"):
+        assert words in text(paper)
+        assert words not in text(demo)
+
+
+def test_times_come_from_histories_and_benchmarks(demo: Path) -> None:
+    page = text(demo)
+    assert (
+        "15 networks were trained in 52 s of epochs; all 3 jobs together took 2 min 13 s (4 min 26 s of CPU time)"
+        in page
+    )
+    assert "<td>512 MB</td>" in page
+
+
+def test_one_seed_has_no_std(here: Path) -> None:
+    described, files = study_files.make("demo", "one", seeds=(0,))
+    write(here / "one.html", described, files, template=study_files.template())
+    page = re.sub(r"base64,[^\"]*", "", text(here / "one.html"))
+    assert "±" not in page
+    assert "one seed per setting" in page
+    assert not re.search(r">\s*(nan|None|inf)\s*<", page)
+
+
+def test_equal_input_gives_equal_bytes(here: Path, demo: Path) -> None:
+    described, files = study_files.make("demo", HOSTILE)
+    write(here / "again.html", described, files, template=study_files.template())
+    assert (here / "again.html").read_bytes() == demo.read_bytes()
+
+
+# Size
+
+
+def test_a_page_that_is_too_large_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described, files = study_files.make("demo", "large")
+    monkeypatch.setattr(page_module, "LIMIT", 1000)
+    with pytest.raises(ValueError, match="list fewer figures"):
+        write(here / "large.html", described, files, template=study_files.template())
+    assert not (here / "large.html").exists()
+
+
+@pytest.mark.parametrize(("large", "budget"), [(100, 10_000), (10_000, 500)], ids=["one", "all together"])
+def test_a_large_svg_gives_way_to_its_png(
+    large: int, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("small", 60), ("wide", 400)):
+        (tmp_path / f"{name}.svg").write_text('<svg width="500pt">' + " " * size)
+        (tmp_path / f"{name}.png").write_bytes(b"png")
+    monkeypatch.setattr(pictures, "_LARGE", large)
+    monkeypatch.setattr(pictures, "_ALL", budget)
+    found = pictures.embed([tmp_path / "small.svg", tmp_path / "wide.svg"])
+    assert {name: one.raster for name, one in found.items()} == {"small": False, "wide": True}
+    assert found["wide"].uri == "data:image/png;base64,cG5n"
+
+
+# Claims
+
+
+def test_claims_come_first_and_each_has_a_verdict(paper: Path) -> None:
+    page = text(paper)
+    order = ["claims", "figures", "comparison", "run", "deviations", "limits", "made", "settings"]
+    assert re.findall(r'<h2 id="(\w+)"', page) == order
+    (contents,) = re.findall(r"<nav.*?</nav>", page)
+    assert re.findall(r'href="#(\w+)"', contents) == order
+    for _, claim, *_ in study_files.CLAIMS:
+        assert claim in page
+
+
+def test_claims_are_grouped_and_counted(here: Path) -> None:
+    frame = study_files.claims(study_files.make("paper", "t")[0]["runs"])
+    groups = claims_section.grouped(frame)
+    assert [group.title for group in groups] == [
+        "Generalisation",
+        "Margins and confidence",
+        "Spectra of the layers",
+        "Loss variation",
+        "FGSM training",
+        "ResNet-110",
+        "Bound on the spectral norm",
+        "Extensions",
+    ]
+    for key in claims_section.VERDICTS:
+        assert sum(group.counts[key] for group in groups) == (frame["verdict"] == key).sum() > 0
+    rows = [one for group in groups for claim in group.claims for one in claim.judged]
+    assert len(rows) == (frame["verdict"] != NOT_RUN).sum()
+    assert (
+        "5 claims of the paper, 5 were tested. Counted in every setting: 7 hold, 7 fail"
+        in claims_section.headline(frame)[0]
+    )
+
+
+def test_what_the_paper_does_not_claim_is_counted_apart() -> None:
+    rows = [
+        {"id": name, "claim": name, "source": source, "dataset": "c10", "verdict": verdict}
+        for name, source, verdict in (
+            ("gap", "section 4.1", "holds"),
+            ("gap", EXTENSION, "fails"),
+            ("own", EXTENSION, NOT_RUN),
+        )
+    ]
+    assert claims_section.headline(pd.DataFrame(rows))[:2] == [
+        "Of 1 claim of the paper, 1 was tested. Counted in every setting: 1 holds, 0 fail, 0 are undecided.",
+        "Beyond the paper (our own claims, and its claims on networks that it does not show): of 2 claims, "
+        "1 was tested. Counted in every setting: 0 hold, 1 fails, 0 are undecided, 1 was not run.",
+    ]
+
+
+def test_an_effect_has_the_decimals_of_its_interval() -> None:
+    row = {"id": "svstd", "claim": "c", "source": "s", "dataset": "c10", "statistic": "t", "ci_over": "seeds"}
+    row |= {"n_seeds": 2, "verdict": "holds", "effect": -0.12345, "ci_low": -0.1334, "ci_high": -0.1134}
+    frame = pd.DataFrame([row, row | {"effect": 41.0, "ci_low": None, "ci_high": None, "verdict": "undecided"}])
+    (claim,) = claims_section.grouped(frame)[0].claims
+    first, second = claim.judged
+    minus = "\N{MINUS SIGN}"
+    assert (first.effect, first.interval) == (f"{minus}0.123", f"{minus}0.133 to {minus}0.113")
+    assert (second.effect, second.interval, second.n_seeds) == ("41", "", "2")
+    row |= {"effect": -0.0001, "ci_low": -0.5, "ci_high": 0.5}
+    assert claims_section.grouped(pd.DataFrame([row]))[0].claims[0].judged[0].effect == "0.0"
+    row |= {"effect": -0.0239, "ci_low": -0.0476, "ci_high": -0.00023}  # without 0, and looking like it
+    interval = claims_section.grouped(pd.DataFrame([row]))[0].claims[0].judged[0].interval
+    assert interval == f"{minus}0.0476 to {minus}0.0002"
+
+
+def test_claims_without_any_run_are_folded(demo: Path) -> None:
+    page = text(demo)
+    (part,) = re.findall(r"<section id=\"claims-6\"> <h3>ResNet-110</h3>.*?</section>", page)
+    assert "<table" not in part
+    assert "<summary>5 not run</summary>" in part
+
+
+def test_unknown_verdicts_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown verdict maybe"):
+        claims_section.counts([{"verdict": "maybe"}])
+
+
+# Cautions
+
+
+def test_failed_trainings_are_named(paper: Path, demo: Path) -> None:
+    assert "c100/ar16-fgsm has collapsed: trained with FGSM, it withstands no PGD (0.5 %)" in text(paper)
+    assert "collapsed" not in text(demo)
+    row = {"dataset": "d", "variant": "ar64", "train_attack": "pgd", "ar": 64, "train_acc": 10.2, "pgd_acc": None}
+    row |= {"masked": []}
+    assert cautions([row], {"d": 10}) == ["d/ar64 hardly learnt: 10.2 % of its training images, guessing 10.0 %."]
+    assert cautions([row | {"train_acc": 90.0}], {"d": 10}) == []
+    (hidden,) = cautions([row | {"train_acc": 90.0, "masked": ["large_eps", "one_step"]}], {"d": 10})
+    assert hidden.startswith("d/ar64 hides its gradients")
+    assert "large_eps, one_step failed" in hidden
+    assert "c100/ar16-fgsm hides its gradients" in text(paper)
+    assert "hides its gradients" not in text(demo)
+
+
+# Deviations and limits
+
+
+def kind_of_run(dataset: str, variant: str, **changes: Any) -> dict[str, Any]:
+    """A run's settings, as deviations and limits have them."""
+    resolved = run_settings(study_files.CONFIG, dataset, variant)
+    return resolved | {"paper": study_files.CONFIG["datasets"][dataset].get("paper")} | changes
+
+
+@pytest.mark.parametrize(
+    ("dataset", "variant", "tables", "more"),
+    [
+        ("digits", "ar8", (), ()),
+        ("digits", "ar8", ("theory",), ("Lemma 3.1", "Theorem 3.1")),
+        ("digits", "ar8-fgsm", (), ("Start of FGSM",)),
+        ("digits", "ar8-sn1", (), ("Bound on the spectral norm",)),
+        ("c10small", "ar8", (), ()),
+        ("c10jpeg", "ar8", (), ("Number of layers", "Table 3, adversarial accuracy")),
+        (
+            "c10",
+            "ar4-sn5",
+            (),
+            ("Number of layers", "Table 3, adversarial accuracy", "Three loss gaps", "Bound on the spectral norm"),
+        ),
+        ("c100", "ar8", (), ("Number of layers", "B.2, CIFAR-100")),
+        ("c100", "ar8-resnet110", (), ("Number of layers", "Three loss gaps")),
+        ("tin", "ar8", (), ("Batch normalisation under attack",)),
+    ],
+)
+def test_deviations_follow_from_the_kind_of_run(
+    dataset: str, variant: str, tables: tuple[str, ...], more: tuple[str, ...]
+) -> None:
+    plain = {one.point for one in deviations([kind_of_run("digits", "ar8")], ())}
+    found = {one.point for one in deviations([kind_of_run(dataset, variant)], tables)}
+    fixup = {"Channels that a stage adds"}
+    assert found - plain == set(more)
+    assert plain - fixup <= found
+    assert fixup <= found or dataset == "tin"
+    assert not fixup <= found or dataset != "tin"
+    assert "1x1 convolutions and the linear layer" in plain
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        ("attacks", "in the table of attacks"),
+        ("padding", "table of zero-padded spectra shows"),
+        ("theory", "printed sum is reported"),
+        ("b2", "B.2 over the convolutions"),
+    ],
+)
+def test_a_table_is_spoken_of_only_where_the_study_lists_it(shown: str, words: str) -> None:
+    def said(tables: tuple[str, ...]) -> str:
+        one = kind_of_run("c10", "ar8")
+        parts = limits([one], {"c10": "CIFAR-10"}, counts=[1], tables=tables)
+        return " ".join([*parts, *(found.decision for found in deviations([one], tables))])
+
+    assert words in said((shown,))
+    assert words not in said(())
+
+
+def test_limits_follow_from_the_data(demo: Path) -> None:
+    def said(dataset: str, **changes: Any) -> str:
+        one = kind_of_run(dataset, "ar8", **changes)
+        return " ".join(limits([one], {dataset: "These"}, counts=[1], tables=()))
+
+    foreign, other = (
+        "These is not data of the paper",
+        "These stands for the paper's CIFAR-10: the same images from other",
+    )
+    part = "These is only a part of the paper's CIFAR-10"
+    found = {name: [words in said(name) for words in (foreign, part, other)] for name in ("c10", "c10jpeg", "c10small")}
+    assert found == {"c10": [False] * 3, "c10jpeg": [False, False, True], "c10small": [True, False, False]}
+    assert part in said("c10", data=kind_of_run("c10", "ar8")["data"] | {"max_train": 100})
+    assert ("only directions are" in said("c10jpeg"), "only directions are" in said("c10small")) == (False, True)
+    assert "Handwritten digits (8x8) is not data of the paper" in text(demo)
+
+
+# Comparison
+
+
+def test_every_number_of_the_paper_stands_in_the_page(paper: Path, demo: Path, here: Path) -> None:
+    frame = study_files.comparison(study_files.make("paper", "t")[0]["runs"])
+    found = comparison_section.blocks(frame)
+    assert sum(block.cells for block in found) == len(frame)
+    assert f"{(frame['status'] != NOT_RUN).sum()} of the {len(frame)} numbers that the paper prints stand" in text(
+        paper
+    )
+    assert "Of these, 6 are marked as odd in the paper itself" in text(paper)
+    assert frame["note"].notna().sum() == 6
+    assert '<span class="paper">0.4372†</span>' in text(paper)
+    assert "† repeats CIFAR-10&#39;s sum" in text(paper)
+    assert re.findall(r"<h3>([^<]+) of the paper</h3>", text(paper)) == [*(f"Table {n}" for n in range(1, 7)), "B.2"]
+    assert "<h4>B.2</h4>" in text(demo)
+    assert f"None of the {len(frame)} numbers" in text(demo)
+    assert f"<summary>{len(frame)} numbers of the paper whose networks are not in this study" in text(demo)
+
+
+def test_only_oddities_beside_a_number_of_ours_are_counted(here: Path) -> None:
+    frame = study_files.comparison(study_files.make("paper", "t")[0]["runs"]).head(3)
+    frame = frame.assign(note="odd", ours_mean=[1.0, None, None])
+    assert comparison_section.counted(frame) == (
+        "1 of the 3 numbers that the paper prints stands beside one of this study's. "
+        "Of these, 1 is marked as odd in the paper itself: probable misprints, or rounding."
+    )
+    said = comparison_section.counted(frame.assign(ours_mean=[1.0, 1.0, None]))
+    assert "Of these, 2 are marked" in said
+
+
+def test_a_number_beside_two_of_ours_counts_once_and_the_nearer_is_named(here: Path) -> None:
+    described, files = study_files.make("paper", "t")
+    frame = study_files.comparison(described["runs"])
+    both = pd.concat([frame, frame.assign(space="normalised", ours_mean=frame["paper"], difference=0.0)])
+    assert comparison_section.counted(both) == comparison_section.counted(frame)
+    study_files.write_frame(files.comparison, both)
+    write(here / "both.html", described, files, template=study_files.template())
+    assert nearer(both)
+    assert nearer(both) in text(here / "both.html")
+    assert "c10, resnet56, normalised space" in text(here / "both.html")
+
+
+def test_a_pair_shows_ours_the_papers_and_the_difference() -> None:
+    row = {"table": "B.2", "dataset": "c10", "run_dataset": "c10wd", "arch": "resnet56", "train_attack": "pgd"}
+    row |= {"space": "pixel", "spectral_norm": None, "ar": 4, "ar_high": 16, "metric": "test_acc", "paper": 80.0}
+    row |= {"ours_mean": 81.25, "ours_std": 0.5, "n_seeds": 2, "difference": 1.25, "status": "", "note": None}
+    (block,) = comparison_section.blocks(pd.DataFrame([row]))
+    assert block.setting == "c10, resnet56; ours: c10wd"
+    assert (block.strengths, block.n_seeds, block.run) == (("4 → 16",), (2,), True)
+    assert block.rows[0][1] == (comparison_section.Pair("81.25", "0.50", "80.00", "+1.25", ""),)
+
+
+# Tables
+
+
+def test_table_blocks_follow_settings(here: Path) -> None:
+    runs = study_files.make("demo", "t")[0]["runs"]
+    summary = parquet.read(Path("results/studies/demo/tables/table3_summary.parquet")).to_pandas()
+    found = {block["name"]: block for block in blocks(summary)}
+    assert list(found) == ["digits, resnet8", "digits, resnet8, normalised space"]
+    assert found["digits, resnet8"]["columns"] == ["0", "8", "16", "32"]
+    assert {run["ar"] for run in runs} == {0, 8, 16, 32}
+    rows = found["digits, resnet8"]["rows"]
+    assert [row["quantity"].label for row in rows][:3] == ["train accuracy", "test accuracy", "error gap"]
+    assert found["digits, resnet8, normalised space"]["rows"][0]["cells"][0].std == ""
+
+
+def test_columns_tell_rows_of_one_strength_apart(here: Path) -> None:
+    summary = parquet.read(Path("results/studies/demo/tables/b2_summary.parquet")).to_pandas()
+    assert blocks(summary)[0]["columns"] == ["8 → 32, convolutions", "8 → 32, all"]
+
+
+def test_what_is_equal_everywhere_stands_apart() -> None:
+    keys = {"dataset": "d", "arch": "a", "train_attack": "pgd", "space": "pixel", "spectral_norm": None, "n_seeds": 1}
+    values = {"eta_mean": 0.05, "eta_std": None, "w_min_std": None}
+    summary = pd.DataFrame([keys | values | {"ar": ar, "w_min_mean": ar} for ar in (4, 8)])
+    left, same = apart(summary)
+    assert same == [f"{describe('eta').label}: {describe('eta').text(0.05)}"]
+    assert [name for name in left.columns if name.endswith("_mean")] == ["w_min_mean"]
+    assert apart(summary[:1])[1] == []
+
+
+def test_cells_and_durations() -> None:
+    assert cell(describe("loss_gap"), -0.01234, 0.5).mean == "\N{MINUS SIGN}0.0123"
+    dash = "\N{EN DASH}"
+    assert cell(describe("pgd_acc"), float("nan"), float("nan")).mean == dash
+    assert [duration(seconds) for seconds in (None, 41.4, 185, 7800)] == [dash, "41 s", "3 min 05 s", "2 h 10 min"]
+
+
+# Provenance
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [(None, "not recorded"), ("0123", "older code"), (provenance.code_hash(), "today's code")],
+    ids=["none", "old", "new"],
+)
+def test_code_of_the_training(found: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = study_files.make("demo", "t", seeds=(0,))[0]["runs"][1]
+    path = Path(run["folder"]) / "history.parquet"
+    meta = study_files.META | ({"code_hash": found, "torch": "2.14.0", "device": "cpu"} if found else {})
+    parquet.write(path, "history", parquet.read(path).to_pydict(), meta)
+    (account,) = run_accounts([run])
+    assert account.code == said
+    assert account.torch == ("2.14.0" if found else "not recorded")
+    assert (account.epochs, account.epochs_s, account.train_s) == (2, 3.5, None)
+
+
+def test_costs_are_sums_over_jobs(here: Path) -> None:
+    run = {"dataset": "digits", "variant": "ar8"}
+    costs = {one.rule: one for one in rule_costs("demo", [run], ["prepare", "train", "sv", "figure"])}
+    assert list(costs) == ["train", "sv", "figure"]
+    assert costs["train"] == RuleCost("train", 1, 125.2, 125.2, 250.4, 512.0)
+
+
+def test_the_drawn_rules_are_the_workflows(tmp_path: Path) -> None:
+    dot = snakemake(copy_tree(tmp_path / "tree"), "--rulegraph", "dot", "--", "demo")
+    names = dict(re.findall(r'(\d+)\[label = "(\w+)"', dot))
+    real: dict[str, set[str]] = {name: set() for name in names.values()}
+    for source, rule in re.findall(r"(\d+) -> (\d+)", dot):
+        real[names[rule]].add(names[source])
+    implied = {rule: {one for source in real[rule] for one in _above(real, source)} for rule in real}
+    least = {rule: real[rule] - implied[rule] for rule in real if rule != "demo"}
+    assert {rule: set(sources) for rule, sources in RULE_INPUTS.items()} == least
+    boxes = {box["name"]: box for box in rule_graph()["boxes"]}
+    assert all(boxes[source]["y"] < boxes[name]["y"] for name, sources in RULE_INPUTS.items() for source in sources)
+
+
+def test_the_report_is_written_anew_when_a_module_that_it_is_made_by_changes() -> None:
+    package = study_files.ROOT / "src/robreg"
+    seen, left = set[str](), ["report"]
+    while left:
+        seen.add(name := left.pop())
+        imports = re.findall(
+            r"^from robreg(?:\.(\w+))? import (.+)$", (package / f"{name}.py").read_text(), re.MULTILINE
+        )
+        left += [
+            one for module, names in imports for one in ([module] if module else names.split(", ")) if one not in seen
+        ]
+    rule = (study_files.ROOT / "workflow/rules/study.smk").read_text().partition("\nrule report:")[2]
+    listed = set(re.findall(r'^ {16}"(\w+)",$', rule, re.MULTILINE))
+    assert seen <= listed
+    assert all((package / f"{name}.py").exists() for name in listed)
+
+
+def _above(graph: dict[str, set[str]], rule: str) -> set[str]:
+    return graph[rule] | {one for source in graph[rule] for one in _above(graph, source)}
+
+
+def test_settings_in_common_are_common() -> None:
+    settings = {"a": {"ar": 0, "attack": None}, "b": {"ar": 8, "attack": {"steps": 10, "eps": 8.0}}}
+    found = shared_settings({run: {"width": 16, "variant": run, **one} for run, one in settings.items()})
+    assert found.common == {"width": "16"}
+    assert found.differing == ("ar", "attack.steps", "attack.eps")
+    assert found.by_run == {"a": ("0", "none", "none"), "b": ("8", "10", "8")}
+
+
+# Captions
+
+
+def test_captions_are_prose_with_and_without_variables() -> None:
+    captions = sorted(study_files.PAGES.glob("*.rst"))
+    assert {f"{name}.rst" for name in (*FIGURES, *study_tables.MAKERS, "b2", "comparison")} <= {
+        path.name for path in captions
+    }
+    for path in captions:
+        for variables in ({}, {"n_seeds": "1"}, {"n_seeds": "3", "compare": [8, 32], "attack": "PGD"}):
+            lines = caption(path, variables)
+            assert not any(re.search("{{|{%", line) for line in lines)
+            docutils.core.publish_string("\n\n".join(lines), settings_overrides={"halt_level": Reporter.WARNING_LEVEL})
+
+
+def test_snakemake_s_own_report_finds_its_captions() -> None:
+    rules = study_files.ROOT / "workflow/rules"
+    captions = [path for file in rules.glob("*.smk") for path in re.findall(r'caption="([^"]+)"', file.read_text())]
+    assert len(captions) >= 3
+    assert [path for path in captions if not (rules / path).exists()] == []  # Snakemake fills no wildcards in there
+
+
+def test_an_empty_caption_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fig1.rst"
+    path.write_text("{% if n_seeds is defined %}{% endif %}\n")
+    with pytest.raises(ValueError, match=r"fig1\.rst: the caption is empty"):
+        caption(path, {})
+
+
+# Browser
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("name", ["demo", "paper"])
+def test_page_works_offline(page: Page, name: str, width: int, folder: Path) -> None:
+    listed = len(study_files.CONFIG["studies"][name]["figures"])
+    path = folder / f"results/studies/{name}/report.html"
+    assert_works_offline(page, path, width=width, figures=listed + (name == "paper"))
+    assert page.title() == {"demo": HOSTILE, "paper": "The paper"}[name]
+
+
+TEXTS = (  # of the user's: markup, templates and mathematics, each of which stays the text that it is
+    "<script>window.hit = 1</script>",
+    "\"><img src=x onerror='window.hit = 1'>",
+    "</title></style></textarea><svg onload=window.hit=1>",
+    "<a href='javascript:window.hit=1'>&amp;</a>",
+    "{{ 7 * 7 }}{% raw %}",
+    "$x^2$ =1+1",
+)
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+WATCH = "window.broken = []; addEventListener('securitypolicyviolation', one => broken.push(one.effectiveDirective))"
+
+
+@pytest.fixture
+def watched(page: Page) -> Iterator[Page]:
+    """A page that notes what its policy stops."""
+    own = page.context.browser.new_page()
+    own.add_init_script(WATCH)
+    yield own
+    own.close()
+
+
+@pytest.mark.parametrize("policy", [True, False])
+@pytest.mark.parametrize("hostile", TEXTS)
+def test_the_user_s_texts_show_as_they_are_written_and_nothing_runs(
+    hostile: str, policy: bool, here: Path, watched: Page
+) -> None:
+    described, files = study_files.make("demo", hostile)
+    described["titles"] = {"digits": hostile}
+    for settings in described["settings"].values():
+        settings["factory"] = {"callable": hostile, "arguments": {"note": hostile}}
+    study_files.write_frame(files.claims, study_files.claims(described["runs"]).assign(claim=hostile, source=hostile))
+    out = here / "texts.html"
+    write(out, described, files, template=study_files.template())
+    if not policy:  # escaping does not lean on it
+        out.write_text(POLICY.sub("", out.read_text(encoding="utf-8")), encoding="utf-8")
+    watched.goto(out.as_uri())
+    watched.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert watched.evaluate("[window.hit, document.scripts.length, broken]") == [None, 0, []]
+    assert watched.title() == hostile
+    assert watched.inner_text("h1") == hostile
+    shown = watched.inner_text("body")
+    assert min(shown.count(hostile), shown.count(hostile[0].upper() + hostile[1:])) > 8
+
+
+@pytest.mark.parametrize("policy", [True, False])
+def test_the_policy_admits_nothing_from_outside(policy: bool, here: Path, demo: Path, watched: Page) -> None:
+    page = demo.read_text(encoding="utf-8")
+    with serving(here / f"outside{policy}") as outside:
+        (here / f"outside{policy}/x.js").write_text("window.hit = 1")
+        at = outside.url("x.js")
+        slipped = (
+            f"<base href='{at}'><script>window.hit = 1</script><script src='{at}'></script><img src='{at}'>"
+            f"<img src=x onerror='window.hit = 1'><iframe src='{at}'></iframe><link rel=stylesheet href='{at}'>"
+            f"<style>@import '{at}'; h1 {{background: url('{at}')}}</style><object data='{at}'></object>"
+            f"<video src='{at}'></video><form action='{at}'></form>"
+        )
+        (here / "slipped.html").write_text((page if policy else POLICY.sub("", page)) + slipped, encoding="utf-8")
+        watched.goto((here / "slipped.html").as_uri())
+        hit, broken = watched.evaluate("[window.hit, broken]")
+        if policy:
+            with watched.expect_console_message(lambda message: "form-action" in message.text, timeout=5000):
+                watched.evaluate("document.forms[0].submit()")
+            assert (hit, outside.requests) == (None, 0)
+            kinds = {"script-src-elem", "script-src-attr", "img-src", "frame-src", "style-src-elem", "media-src"}
+            assert set(broken) == kinds | {"object-src", "base-uri"}
+        else:
+            assert hit == 1
+            assert outside.requests > 5
+            assert broken == []

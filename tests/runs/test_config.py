@@ -1,0 +1,377 @@
+"""config.yaml: what is shipped is valid and says what the paper does; every wrong key is refused by its name."""
+
+import copy
+from datetime import date
+from pathlib import Path
+
+import pytest
+import yaml
+
+from robreg.runs import settings
+from robreg.runs.config import refuse_unreadable, run_names, study_runs, validate
+from robreg.runs.settings import ConfigError
+
+ROOT = Path(__file__).parents[2]
+ENDLESS = {}
+ENDLESS["x"] = [ENDLESS]
+SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
+
+
+@pytest.fixture
+def config():
+    return yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def put(tree, path, value):
+    *parents, last = path.split(".")
+    for key in parents:
+        tree = tree[int(key) if key.isdigit() else key]
+    tree[last] = value
+
+
+def test_the_shipped_config_is_valid(config):
+    validate(config, SCHEMA)
+
+
+def test_the_schema_describes_every_key():
+    def walk(schema, path):
+        for key, value in schema.get("properties", {}).items():
+            resolved = value.get("$ref", "").startswith("#/$defs/")
+            assert resolved or "description" in value or "properties" in value or value.get("type") == "array", (
+                f"{path}.{key}"
+            )
+            walk(value, f"{path}.{key}")
+
+    schema = yaml.safe_load(SCHEMA.read_text())
+    walk(schema, "")
+    for name, part in schema["$defs"].items():
+        walk(part, name)
+        assert part.get("type") != "object" or part["additionalProperties"] is False
+    assert set(schema["$defs"]["item"]["additionalProperties"]) == {
+        "type",
+        "minItems",
+        "uniqueItems",
+        "items",
+    }  # a name's data sets
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("datasets.digits.training.epoch", 3, r"datasets\.digits\.training\.epoch: .*did you mean 'epochs'"),
+        ("datasets.digits.evaluation.eps", -3, r"datasets\.digits\.evaluation\.eps: -3 is less than the minimum of 0"),
+        ("datasets.digits.training_attack.step", "4/eps", r"datasets\.digits\.training_attack\.step"),
+        (
+            "datasets.digits.architecture",
+            "resnet9",
+            r"datasets\.digits: .*unknown architecture 'resnet9'",
+        ),
+        ("datasets.digits.kind", "mnist", r"datasets\.digits\.kind: 'mnist' is not one of"),
+        ("datasets.digits.training.lr", "fast", r"datasets\.digits\.training\.lr: 'fast' is not of type 'number'"),
+        ("datasets.digits.training.lr", float("nan"), r"datasets\.digits\.training\.lr: nan is not a finite number"),
+        ("datasets.digits.training.epochs", 0, r"datasets\.digits\.training\.epochs: 0 is less than the minimum of 1"),
+        ("datasets.digits.training", None, r"datasets\.digits\.training: None is not of type 'object'"),
+        (
+            "studies.demo.runs.0.dataset",
+            "digit",
+            r"studies\.demo\.runs: unknown data set 'digit': did you mean 'digits'",
+        ),
+        ("studies.demo.runs.0.ar", [-8], r"studies\.demo\.runs\.0\.ar\.0: -8 is less than the minimum of 0"),
+        ("studies.demo.figures", ["fig13"], r"studies\.demo\.figures: unknown figure 'fig13': did you mean 'fig3'"),
+        ("studies.demo.tables", [3], r"studies\.demo\.tables\.0: 3 is not of type 'string', 'object'"),
+        ("studies.demo.figures", ["fig7"], r"studies\.demo\.figures: the study has no run for fig7"),
+        ("studies.demo.tables", [{"table3": ["c10"]}], r"studies\.demo\.tables: table3 names \['c10'\], of which"),
+        ("studies.demo.runs.0.arch", ["resnet9"], r"studies\.demo\.runs: .*unknown architecture 'resnet9'"),
+        (
+            "studies.demo.runs.0.spectral_norm",
+            [0],
+            r"runs\.0\.spectral_norm\.0: 0 is less than the minimum of 1e-06",
+        ),
+        ("architectures", {"s1": {"callable": "a:b"}}, r"architectures\.s1: this name is taken by the grammar"),
+        (
+            "architectures",
+            {"net": {"callable": "torch.nn"}},
+            r"net\.callable: 'torch\.nn' does not match",
+        ),
+        ("datasets.digits.crop", 6, r"datasets\.digits: .*resized-crop-flip and the data set's crop, .* go together"),
+        ("datasets.tin.crop", None, r"datasets\.tin: .*resized-crop-flip and the data set's crop, .* go together"),
+        ("datasets.digits.incomplete", True, r"datasets\.digits\.incomplete: only kind tiny-imagenet"),
+        (
+            "datasets.digits.training.clip_rounds",
+            0,
+            r"training\.clip_rounds: 0 is less than the minimum of 1",
+        ),
+        ("studies.demo.compare", [32, 8], r"studies\.demo\.compare: .*the lower one first"),
+        ("studies.demo.compare", [8, 64], r"studies\.demo\.compare: .*two strengths of one of digits, resnet8"),
+        ("runs", {"digits/ar08": {"training": {"epochs": 2}}}, r"runs: digits/ar08: 'ar08' is spelt 'ar8'"),
+        ("runs", {"digit/ar8": {"training": {"epochs": 2}}}, r"runs: unknown data set 'digit'"),
+        ("runs", {"digits/ar8": {"training": {"epoch": 2}}}, r"runs\.digits/ar8\.training\.epoch: unknown key"),
+        ("runs", {"digits/ar8": {"max_train": 2}}, r"runs\.digits/ar8\.max_train: unknown key"),
+        (
+            "datasets.digits.training.epochs",
+            20.0,
+            r"datasets\.digits\.training\.epochs: 20\.0 is not of type 'integer'",
+        ),
+        ("datasets.digits.threads", True, r"datasets\.digits\.threads: True is not of type 'integer'"),
+        ("datasets.digits.evaluation.seed", 2**40, r"datasets\.digits\.evaluation\.seed: .* greater than the maximum"),
+        ("studies.demo.runs.0.ar", [8.0], r"studies\.demo\.runs\.0\.ar\.0: 8\.0 is not of type 'integer'"),
+        ("studies", {1: {}}, r"studies: key 1 is not text"),
+        ("runs", {"digits/ar0": {"training_attack": {"steps": 3}}}, r"ar0\.training_attack: standard training has no"),
+        ("runs", {"digits/ar8-fgsm": {"training_attack": {"start": "random"}}}, r"fgsm\.training_attack: FGSM is one"),
+        ("runs", {"digits/ar8": {"training_attack": {"fgsm": "plain"}}}, r"ar8\.training_attack\.fgsm: .* with PGD"),
+        ("runs", {"tin/ar4": {"training": {"augmentation": "none"}}}, r"runs: tin/ar4: .* crop, its size, go together"),
+        ("runs", {"c10/ar8": {"training": {"augmentation": "resized-crop-flip"}}}, r"runs: c10/ar8: .* go together"),
+        ("runs", {"digits/ar8": {"training": {"clip_rounds": 1}}}, r"ar8\.training\.clip_rounds: .* no bound"),
+        ("datasets.c10.source", None, r"datasets\.c10\.source: kind cifar10 does not come from None: give download"),
+        ("datasets.c10.source", "", r"datasets\.c10\.source: '' should be non-empty"),
+        ("datasets.digits.source", "download", r"datasets\.digits\.source: .* scikit-learn has them; give null"),
+        ("datasets.c10jpeg.source", "download", r"datasets\.c10jpeg\.source: .* not downloaded; give their folder"),
+        ("datasets.digits.training.pad", 4, r"digits/ar0: training\.pad: augmentation none pads nothing; give 0"),
+        ("datasets.c10.training.lr_drops", [100, 100], r"training\.lr_drops: .* non-unique"),
+        ("datasets.digits.evaluation.step", 0, r"evaluation\.step: an attack with steps of 0 stays where it is"),
+        ("datasets.digits.training_attack.step", 0, r"training_attack\.step: an attack with steps of 0 stays"),
+        ("datasets.digits.masking.more_steps", 10, r"masking\.more_steps must be more than masking\.steps"),
+        ("datasets.digits.masking.eps", [8, 64], r"digits\.masking\.eps: .* at least 128, where any image"),
+        ("studies.demo.title", "two\nlines", r"studies\.demo\.title: '\\n' is no character of a text; take it out"),
+        ("datasets.digits.title", "a\x01", r"datasets\.digits\.title: '\\x01' is no character"),
+        ("datasets.c10.published.0.label", "\ud800", r"c10\.published\.0\.label: '\\ud800' is no character"),
+        ("architectures", {"net": {"callable": "a:b", "arguments": {"\x00": 1}}}, r"net\.arguments: '\\x00' is no"),
+        ("devise", "cpu", r"devise: unknown key 'devise': did you mean 'device'"),
+        ("datasets.digits.training.lr", 10**400, r"training\.lr: a whole number of 64 bits or more; write a smaller"),
+        ("datasets.digits.evaluation.step", f"eps/{'9' * 5000}", r"evaluation\.step: 'eps/9"),
+        ("datasets.digits.spread.eps", 0, r"digits\.spread\.eps: 0 is less than or equal to the minimum of 0"),
+        ("datasets.digits.spread.step", 0, r"spread\.step: an attack with steps of 0 stays"),
+        (f"datasets.{'d' * 256}", {}, r"datasets: 'd+' does not match .* at most 64"),
+        ("architectures", {"n" * 256: {"callable": "a:b"}}, r"architectures: 'n+' is too long \(at most 64"),
+        ("studies", {"s" * 256: {}}, r"studies: 's+' does not match .* at most 64"),
+        ("studies.demo.figures", ["fig3", {"fig3": ["digits"]}], r"demo\.figures: fig3 is listed twice; remove one"),
+        ("studies.demo.tables", [{"table1": ["digits", "digits"]}], r"demo\.tables\.0\.table1: .* non-unique"),
+        (
+            "architectures",
+            {"net": {"callable": "a:b", "arguments": {"x": date(2026, 1, 2)}}},
+            r"x: datetime\.date\(2026, 1, 2\) is a date",
+        ),
+        (
+            "architectures",
+            {"net": {"callable": "a:b", "arguments": {"x": [b"1"]}}},
+            r"x\.0: b'1' is a bytes; write text, in quotes",
+        ),
+        (
+            "architectures",
+            {"net": {"callable": "a:b", "arguments": ENDLESS}},
+            r"config\.yaml: something in it contains",
+        ),
+    ],
+)
+def test_a_bad_key_is_named(config, path, value, message):
+    put(config, path, value)
+    with pytest.raises(ConfigError, match=message):
+        validate(config, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", r"own\.yaml: a is given twice, again in line 3; remove one"),
+        ("a:\n  - {b: 1}\n  - {b: 1, c: 2, b: 1}\n", r"own\.yaml: a\.1\.b is given twice, again in line 3"),
+        ("a: [1\n", r"own\.yaml cannot be read as YAML: .* line 2"),
+        ("a: \udcff", r"own\.yaml cannot be read as YAML: .* invalid start byte"),
+        ("a: 2020-13-45", r"own\.yaml cannot be read as YAML: month must be in 1\.\.12; correct it"),
+        (f"a: {'1' * 5000}", r"own\.yaml cannot be read as YAML: .* 5000 digits"),
+        (f"a: {'[' * 3000}{']' * 3000}", r"own\.yaml cannot be read as YAML: .* nested too deeply; write it out"),
+        ("? [a]\n: 1", r"own\.yaml cannot be read as YAML: .* unhashable key .*; correct it"),
+        ("a: !!bool foo", r"own\.yaml cannot be read as YAML: 'foo'; correct it"),
+        ("a: !!int", r"own\.yaml cannot be read as YAML: .*; correct it"),
+        ('a: "\\UFFFFFFFF"', r"own\.yaml cannot be read as YAML: .*; correct it"),
+        ("a: !!python/name:os.system", r"own\.yaml cannot be read as YAML: could not determine a constructor"),
+    ],
+)
+def test_a_file_that_says_no_one_thing_is_refused(text, message, tmp_path):
+    (tmp_path / "own.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=message) as error:
+        refuse_unreadable(tmp_path / "own.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_said_twice_by_an_alias_is_said_once(tmp_path):
+    for text in ("a: &x {b: 1}\nc: {<<: *x, b: 2}\nd: *x\n", "a: &x [1, *x]\n", (ROOT / "config.yaml").read_text(), ""):
+        (tmp_path / "own.yaml").write_text(text)
+        refuse_unreadable(tmp_path / "own.yaml")
+
+
+def test_names_that_belong_to_the_workflow_are_refused(config):
+    with pytest.raises(ConfigError, match=r"studies\.train: a rule of the workflow has this name"):
+        validate({**config, "studies": {"train": config["studies"]["demo"]}}, SCHEMA, reserved=["train"])
+    put(config, "datasets.studies", config["datasets"]["digits"])
+    with pytest.raises(ConfigError, match=r"datasets\.studies: this name is reserved"):
+        validate(config, SCHEMA)
+
+
+def test_the_paper_schedule_is_the_paper_s(config):
+    run = settings.run_settings(config, "c10", "ar16")
+    assert run["arch"] == "resnet56"
+    assert run["train_attack"] == {"attack": "pgd", "eps": 16.0, "step": 2.0, "steps": 10, "start": "random"}
+    assert run["training"] == {
+        "augmentation": "crop-flip",
+        "batch_size": 256,
+        "compile": True,
+        "epochs": 200,
+        "lr": 0.05,
+        "lr_drops": [100, 150],
+        "lr_factor": 10.0,
+        "momentum": 0.9,
+        "pad": 4,
+        "precision": "bf16",
+        "weight_decay": 0.0,
+    }
+    assert (run["evaluation"]["eps"], run["evaluation"]["step"], run["evaluation"]["steps"]) == (8.0, 2.0, 10)
+
+
+def test_variants_change_what_they_name_and_nothing_else(config):
+    plain = settings.run_settings(config, "digits", "ar16")
+    assert settings.run_settings(config, "digits", "ar0")["train_attack"] is None
+    assert plain["train_attack"]["step"] == 4.0
+    fgsm = settings.run_settings(config, "digits", "ar16-fgsm")["train_attack"]
+    assert fgsm == {"attack": "fgsm", "eps": 16.0, "step": 16.0, "steps": 1, "start": "clean"}
+    normspace = settings.run_settings(config, "digits", "ar16-normspace")
+    assert {normspace[key] for key in ("space",)} | {
+        normspace[m]["space"] for m in ("evaluation", "loss_variation")
+    } == {"normalised"}
+    other_seed = settings.run_settings(config, "digits", "ar16-s3")
+    assert {key for key in plain if plain[key] != other_seed[key]} == {"variant", "seed"}
+
+
+def test_the_reference_s_precision_is_left_out_so_that_older_networks_keep_their_settings(config):
+    spec = config["datasets"]["digits"]["training"]
+    resolved = settings.run_settings(config, "digits", "ar8")
+    assert (spec.pop("precision"), spec.pop("compile")) == ("fp32", False)
+    assert settings.run_settings(config, "digits", "ar8") == resolved
+    spec["deterministic"] = False
+    assert settings.run_settings(config, "digits", "ar8") == resolved
+    for key, value in (("precision", "bf16"), ("compile", True), ("deterministic", True)):
+        config["runs"] = {"digits/ar8": {"training": {key: value}}}
+        assert settings.run_settings(config, "digits", "ar8")["training"] == {**resolved["training"], key: value}
+
+
+def test_an_override_changes_its_run_alone(config):
+    before = {variant: settings.run_settings(config, "digits", variant) for variant in ("ar8", "ar16")}
+    config["runs"] = {"digits/ar8": {"training": {"epochs": 3}}}
+    after = {variant: settings.run_settings(config, "digits", variant) for variant in ("ar8", "ar16")}
+    assert after["ar16"] == before["ar16"]
+    assert after["ar8"]["training"] == {**before["ar8"]["training"], "epochs": 3}
+
+
+def test_equal_settings_have_equal_text_and_hash_whatever_their_spelling(config):
+    resolved = settings.run_settings(config, "digits", "ar8")
+    other = copy.deepcopy(config)
+    training = other["datasets"]["digits"]["training"]
+    other["datasets"]["digits"]["training"] = {
+        **dict(reversed(training.items())),
+        "lr_factor": 10.0,
+        "weight_decay": 0.0,
+    }
+    again = settings.run_settings(other, "digits", "ar8")
+    assert repr(again) == repr(resolved)
+    assert settings.hash_settings(again) == settings.hash_settings(resolved)
+    put(config, "datasets.digits.training.lr", 0.2)
+    assert settings.hash_settings(settings.run_settings(config, "digits", "ar8")) != settings.hash_settings(resolved)
+
+
+def test_how_a_network_is_measured_does_not_identify_it(config):
+    before = settings.training_settings(settings.run_settings(config, "digits", "ar8"))
+    config["datasets"]["digits"]["evaluation"]["eps"] = 16
+    config["datasets"]["digits"]["loss_variation"]["eps"] = [1]
+    assert settings.training_settings(settings.run_settings(config, "digits", "ar8")) == before
+
+
+def test_a_study_lists_its_runs_in_order_and_once(config):
+    config["studies"]["demo"]["runs"] = [
+        {"dataset": "digits", "ar": [8, 0], "seeds": [1, 0]},
+        {"dataset": "digits", "ar": [0], "arch": ["resnet56"]},
+        {"dataset": "digits", "ar": [8]},
+    ]
+    assert run_names(config, "demo") == [
+        ("digits", "ar8-s1"),
+        ("digits", "ar8"),
+        ("digits", "ar0-s1"),
+        ("digits", "ar0"),
+        ("digits", "ar0-resnet56"),
+    ]
+
+
+def test_a_study_can_name_every_kind_of_run(config):
+    grid = {"dataset": "digits", "ar": [0, 8], "attack": ["pgd", "fgsm"], "space": ["pixel", "normalised"]}
+    config["studies"]["demo"] |= {"runs": [grid], "compare": [0, 8], "figures": ["fig3"], "tables": []}
+    validate(config, SCHEMA)
+    names = ["ar0", "ar8", "ar0-normspace", "ar8-normspace", "ar8-fgsm", "ar8-fgsm-normspace"]
+    assert [variant for _, variant in run_names(config, "demo")] == names
+    first = [{key: run[key] for key in ("train_attack", "space")} for run in study_runs(config, "demo")]
+    assert first[0] == {"train_attack": "pgd", "space": "pixel"}
+    assert first[-1] == {"train_attack": "fgsm", "space": "normalised"}
+
+
+def test_the_strengths_to_compare_are_found_in_one_setting(config):
+    config["studies"]["demo"]["runs"].append({"dataset": "c10", "ar": [4, 8]})
+    validate(config, SCHEMA)  # digits have them
+    config["studies"]["demo"]["runs"] = [{"dataset": "c10", "ar": [8]}, {"dataset": "digits", "ar": [32]}]
+    config["studies"]["demo"] |= {"figures": ["fig3"], "tables": []}
+    with pytest.raises(ConfigError, match=r"\[8, 32\] must be two strengths of one of c10, resnet56 \[8\]; dig"):
+        validate(config, SCHEMA)
+
+
+def test_an_unknown_study_is_refused_with_the_known_ones(config):
+    with pytest.raises(ConfigError, match="no study 'papre'; add its block, or ask for one of: paper,"):
+        run_names(config, "papre")
+
+
+def test_the_paper_s_study_is_its_31_runs(config):
+    def names(dataset, *parts):
+        return {(dataset, f"ar{ar}{part}") for part in parts for ar in (4, 8, 16)}
+
+    expected = names("c10", "", "-resnet110", "-sn1", "-sn3", "-sn5", "-fgsm") | names(
+        "c100", "", "-resnet110", "-fgsm"
+    )
+    expected |= names("tin", "") | {("tin", "ar0")}
+    found = run_names(config, "paper")
+    assert len(found) == 31
+    assert set(found) == expected
+    assert {run["arch"] for run in study_runs(config, "paper") if run["dataset"] == "tin"} == {"wrn50"}
+
+
+def test_the_conventions_are_runs_of_their_own_names(config):
+    found = set(run_names(config, "conventions")) - set(run_names(config, "paper"))
+    assert len(found) == 7
+    resolved = [settings.run_settings(config, *run) for run in found]
+    assert [one["space"] for one in resolved].count("normalised") == 3
+    assert [one["variant"] for one in resolved if one["training"]["weight_decay"] == 1e-4] == ["ar8"]
+    assert {one["variant"] for one in resolved if one["clip_rounds"] == 1} == {"ar4-sn1", "ar8-sn1", "ar16-sn1"}
+    others = [settings.run_settings(config, "c10", one["variant"]) for one in resolved]
+    for one, paper in zip(resolved, others, strict=True):  # and nothing else differs from the paper's data set
+        differs = {key for key in one if one[key] != paper[key]}
+        assert differs <= {"dataset", "training", "clip_rounds"}
+        assert {key for key, value in one["training"].items() if paper["training"][key] != value} <= {"weight_decay"}
+
+
+def test_a_bound_is_projected_exactly_unless_told_otherwise(config):
+    assert settings.run_settings(config, "c10", "ar8-sn3")["clip_rounds"] == "exact"
+    assert settings.run_settings(config, "c10", "ar8")["clip_rounds"] is None
+    config["runs"] = {"c10/ar8-sn3": {"training": {"clip_rounds": 2}}}
+    assert settings.run_settings(config, "c10", "ar8-sn3")["clip_rounds"] == 2
+
+
+def test_fgsm_with_a_random_start_steps_farther(config):
+    config["runs"] = {"c10/ar8-fgsm": {"training_attack": {"fgsm": "random-start"}}}
+    found = settings.run_settings(config, "c10", "ar8-fgsm")["train_attack"]
+    assert found == {"attack": "fgsm", "eps": 8.0, "step": 10.0, "steps": 1, "start": "random"}
+
+
+def test_an_architecture_of_one_s_own_is_part_of_the_settings(config):
+    config["architectures"] = {"vgg": {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}}
+    validate(config, SCHEMA)
+    found = settings.run_settings(config, "c10", "ar8-vgg")
+    assert found["factory"] == {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}
+    assert settings.run_settings(config, "c10", "ar8")["factory"] is None
+    grid = {"dataset": "digits", "arch": ["vgg"], "ar": [8, 32]}
+    config["studies"]["demo"] |= {"runs": [grid], "figures": ["fig7"], "tables": []}
+    validate(config, SCHEMA)
+    assert run_names(config, "demo") == [("digits", "ar8-vgg"), ("digits", "ar32-vgg")]

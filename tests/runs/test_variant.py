@@ -1,0 +1,154 @@
+"""The grammar of run names: one spelling per run, and a refusal that names it."""
+
+import re
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from robreg.runs.variant import ARCHITECTURES, Variant, VariantError, is_free, parse
+
+VARIANTS = st.builds(
+    Variant,
+    ar=st.integers(0, 255),
+    arch=st.sampled_from(ARCHITECTURES),
+    fgsm=st.booleans(),
+    bound=st.none() | st.integers(1, 99).map(float) | st.floats(1e-6, 1e6),
+    normspace=st.booleans(),
+    seed=st.integers(0, 1000),
+).filter(lambda variant: variant.ar or not variant.fgsm)
+
+
+@example(Variant(8, "resnet8", bound=3.0000000000000004), "resnet8")
+@given(VARIANTS, st.sampled_from(ARCHITECTURES))
+def test_every_run_is_read_back_from_its_name(variant, default):
+    assert parse(variant.name(default), default) == variant
+
+
+@given(VARIANTS, VARIANTS)
+def test_two_runs_never_share_a_name(one, other):
+    assert (one.name("resnet8") == other.name("resnet8")) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("ar0", Variant(0, "resnet56")),
+        ("ar16-resnet110-sn3", Variant(16, "resnet110", bound=3.0)),
+        ("ar8-fgsm-sn0.5-normspace-s2", Variant(8, "resnet56", fgsm=True, bound=0.5, normspace=True, seed=2)),
+    ],
+)
+def test_names_of_the_contract(name, variant):
+    assert variant.name("resnet56") == name
+    assert parse(name, "resnet56") == variant
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("ar08", "ar8"),
+        ("ar8-s0", "ar8"),
+        ("ar8-sn0", "ar8"),
+        ("ar8-s01", "ar8-s1"),
+        ("ar8-sn3.0", "ar8-sn3"),
+        ("ar8-sn.5", "ar8-sn0.5"),
+        ("ar8-resnet8", "ar8"),
+        ("ar0-fgsm", "ar0"),
+        ("ar8-s1-sn3", "ar8-sn3-s1"),
+        ("ar8-normspace-fgsm", "ar8-fgsm-normspace"),
+    ],
+)
+def test_another_spelling_is_refused_with_the_right_one(wrong, right):
+    with pytest.raises(VariantError, match=f"is spelt '{right}'"):
+        parse(wrong, "resnet8")
+
+
+PIECES = ["ar", "ar8", "ar08", "ar0", "ar256", "-fgsm", "-sn3", "-sn0", "-sn3.0", "-s1", "-s0", "-s01", "-normspace"]
+PIECES += [
+    "-sn0.0000001",
+    "-sn3.00000000000000001",
+    "-sn" + "9" * 400,
+    "-s" + "9" * 5000,
+    "-resnet8",
+    "-resnet56",
+    "-resnet9",
+    "-",
+    "--",
+    "8",
+    ".",
+    "é",
+    " ",
+    "/",
+    "\n",
+    "-S1",
+    "-\u0661",
+]
+
+
+@settings(max_examples=2000, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(PIECES), max_size=5).map("".join) | st.text(max_size=12))
+def test_a_name_is_either_the_run_s_own_or_refused_in_one_sentence(text):
+    try:
+        name, said = parse(text, "resnet8").name("resnet8"), ""
+    except VariantError as error:
+        name, said = text, str(error)
+    assert name == text
+    assert "\n" not in said
+    if right := re.search(r"is spelt '(\S+)'", said):
+        assert parse(right[1], "resnet8").name("resnet8") == right[1] != text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "8", "ar", "ar-8", "ar8-", "ar8-foo", "ar8.5", "ar8-sn-1", "ar8-s-1", "AR8", "ar8 "]
+    + [f"{head}{'9' * 5000}" for head in ("ar", "ar8-s", "ar8-sn", "ar8-sn0.")],
+)
+def test_what_is_no_name_is_refused_with_the_grammar(text):
+    with pytest.raises(VariantError, match=r"ar\{strength\}"):
+        parse(text, "resnet8")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("ar8-s1-s2", "seed twice"), ("ar8-resnet9", "unknown architecture 'resnet9'"), ("ar256", "at most 255")]
+    + [(f"ar8-sn{bound}", r"use 0\.000001 to 1000000") for bound in ("0.0000001", "1000001", "9" * 30)],
+)
+def test_a_contradiction_is_refused_with_its_reason(text, reason):
+    with pytest.raises(VariantError, match=reason):
+        parse(text, "resnet8")
+
+
+def test_an_architecture_of_one_s_own_is_read_where_it_is_known():
+    variant = Variant(8, "smallvgg", bound=2.0)
+    assert parse(variant.name("resnet8"), "resnet8", ["smallvgg"]) == variant
+    assert parse("ar8", "smallvgg", ["smallvgg"]).arch == "smallvgg"
+    with pytest.raises(VariantError, match="'smallvgg' is not part of"):
+        parse("ar8-smallvgg", "resnet8")
+    with pytest.raises(VariantError, match=r"unknown architecture 'resnet9': use one of .*'smallvgg'"):
+        parse("ar8-resnet9", "resnet8", ["smallvgg"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fgsm",
+        "normspace",
+        "s1",
+        "sn3",
+        "resnet8",
+        "wrn50",
+        "Vgg",
+        "my-net",
+        "1net",
+        "",
+        "s" + 40 * "1",
+        "sn" + 70 * "1",
+    ],
+)
+def test_names_that_the_grammar_needs_are_not_free(name):
+    assert not is_free(name)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "sn", "snet", "resnet20", "mlp"])
+def test_other_names_are_free(name):
+    assert is_free(name)

@@ -1,0 +1,285 @@
+"""The lease: one process trains a run, a dead one's lease is taken over, and attempts that get nowhere are counted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from helpers.trainings import make_settings
+from helpers.trainings import run as fit
+
+from robreg.training import lease
+from robreg.training.lease import HeldError, Lease, LostError, StalledError, stalled_attempts
+from robreg.training.resume import ResumeFile
+
+CHILD = """
+import sys, time
+from robreg import lease
+for line in sys.stdin:
+    try:
+        exec(line)
+        print("done", flush=True)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+"""
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    return tmp_path / "lease.json"
+
+
+@pytest.fixture
+def start():
+    """Start a process that does what it is told, line by line, until the test ends."""
+    started = []
+
+    def one():
+        command = [sys.executable, "-c", CHILD]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield one
+    for process in started:
+        with process:
+            process.kill()
+
+
+def order(process, line):
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def answer(process, line):
+    order(process, line)
+    return process.stdout.readline().strip()
+
+
+def holder(process, path, settings=""):
+    assert answer(process, f"{settings}held = lease.Lease(lease.Path({str(path)!r})).__enter__()") == "done"
+    return process
+
+
+def far(beat):
+    """What a process must be told to be on another machine."""
+    return f"lease._place = lambda: ['far', '', '']; lease.BEAT = {beat}; "
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(read(path) | changes))
+
+
+def fail(path, *, progress=False):
+    """Hold the lease for a block that fails."""
+    held = Lease(path).__enter__()
+    if progress:
+        held.progress()
+    held.__exit__(SystemExit, SystemExit(1), None)
+
+
+def refused(path, message, error=HeldError):
+    with pytest.raises(error, match=message), Lease(path):
+        pass
+
+
+def granted(path):
+    with Lease(path):
+        return read(path)["pid"] == os.getpid()
+
+
+def test_a_living_process_keeps_its_lease_and_a_killed_one_loses_it_at_once(path, start):
+    other = holder(start(), path)
+    refused(path, rf"is being trained by process {other.pid} on \S+ \(.*wait for it, or stop it first")
+    other.send_signal(signal.SIGSTOP)  # alive, though silent
+    refused(path, f"process {other.pid} ")
+    other.kill()
+    other.wait()
+    assert granted(path)
+
+
+def test_a_killed_process_that_nobody_waited_for_counts_as_dead(path, start):
+    other = holder(start(), path)
+    other.kill()
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # a zombie, as in a container whose process 1 reaps none
+    assert granted(path)
+
+
+def test_another_process_of_the_same_number_is_not_the_holder(path):
+    fail(path)
+    edit(path, held=True)
+    refused(path, f"process {os.getpid()} ")
+    edit(path, born="1")
+    assert granted(path)
+
+
+def test_a_holder_elsewhere_that_gives_signs_of_life_keeps_its_lease(path, start, monkeypatch):
+    other = holder(start(), path, far(beat=0.05))
+    monkeypatch.setattr(lease, "SILENCE", 5.0)
+    refused(path, f"process {other.pid} on far")
+    assert answer(other, "held.progress()") == answer(other, "held.__exit__(None, None, None)") == "done"
+    assert not path.exists()
+
+
+def test_a_stopped_holder_elsewhere_is_taken_over_and_told_so_when_it_goes_on(path, start, monkeypatch):
+    other = holder(start(), path, far(beat=0.2))
+    while read(path)["beat"] == 0:  # then its thread sleeps for a beat
+        time.sleep(0.005)
+    other.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(lease, "SILENCE", 0.3)
+    with Lease(path):
+        content = path.read_text()
+        other.send_signal(signal.SIGCONT)
+        assert answer(other, "held.check()").startswith(f"LostError {path} was taken by another process")
+        assert answer(other, "held.progress()").startswith("LostError")
+        assert answer(other, "held.__exit__(None, None, None)") == "done"
+        assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("change", "over", "after"),
+    [
+        (lambda path: None, True, lease.SILENCE),
+        (lambda path: path.unlink(), True, 1),
+        (lambda path: edit(path, held=False), True, 1),
+        (lambda path: edit(path, beat=8), False, 1),
+        (lambda path: edit(path, token="a third process's"), False, 1),
+    ],
+    ids=["silence", "success", "failure", "beat", "another took it"],
+)
+def test_a_holder_elsewhere_is_watched(change, over, after, path, monkeypatch):
+    fail(path)
+    edit(path, held=True, place=["far", "", ""], beat=7)
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[-1])
+    monkeypatch.setattr(time, "sleep", lambda seconds: (clock.append(clock[-1] + seconds), change(path)))
+    assert granted(path) if over else refused(path, "on far") is None
+    assert clock[-1] == after
+
+
+def test_the_file_goes_with_success_and_stays_with_failure(path):
+    with Lease(path):
+        assert read(path)["held"]
+    assert not path.exists()
+    fail(path)
+    assert not read(path)["held"]
+    assert [found.name for found in path.parent.iterdir()] == ["lease.json"]
+
+
+@pytest.mark.parametrize("error", [None, SystemExit])
+def test_a_lost_lease_is_the_taker_s(error, path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.01)
+    held = Lease(path).__enter__()
+    while read(path)["beat"] < 2:
+        time.sleep(0.005)
+    with held._lock:  # between two beats
+        edit(path, token="another process's")
+        content = path.read_text()
+    for renew in (held.check, held.progress):
+        with pytest.raises(LostError, match=r"lease\.json was taken by another process"):
+            renew()
+    time.sleep(0.05)
+    held.__exit__(error, error and error(), None)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("part", ["_mine", "_write"])
+def test_a_file_system_that_fails_for_a_moment_costs_no_lease(part, path, monkeypatch, caplog):
+    works, calls = getattr(Lease, part), []
+
+    def fails_once(*arguments, **keywords):
+        calls.append(part)
+        if len(calls) == 2:  # of a write, the first is the taking's
+            raise OSError("stale file handle")
+        return works(*arguments, **keywords)
+
+    monkeypatch.setattr(lease, "BEAT", 0.01)
+    monkeypatch.setattr(Lease, part, fails_once)
+    with Lease(path):
+        while read(path)["beat"] < 3 and any(thread.name == "lease" for thread in threading.enumerate()):
+            time.sleep(0.005)
+        assert read(path)["beat"] >= 3
+    assert [record.getMessage() for record in caplog.records] == [f"{path} could not be renewed: stale file handle"]
+
+
+def test_attempts_without_a_finished_epoch_are_counted(path):
+    found = [stalled_attempts(path)]
+    for progress in (False, False, False, True, False):
+        fail(path, progress=progress)
+        found.append(stalled_attempts(path))
+    assert found == [0, 1, 2, 3, 0, 1]
+
+
+def test_a_job_that_slurm_starts_again_in_vain_is_refused(path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for _ in range(2):
+        fail(path)
+    refused(path, r"SLURM started job 7 3 times .* in the last 2: give it more time", StalledError)
+    assert stalled_attempts(path) == 2
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    fail(path)
+    monkeypatch.delenv("SLURM_JOB_ID")
+    for progress in (False, False, True):
+        fail(path, progress=progress)
+
+
+@pytest.mark.parametrize("content", ["", "{", "\0" * 200])
+def test_a_damaged_file_is_refused_by_name(content, path):
+    path.write_text(content)
+    refused(path, r"lease\.json is damaged: delete it", ValueError)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["no holder", "dead holder"])
+def test_of_two_processes_that_start_at_once_one_has_the_lease(dead, path, start):
+    both = [start(), start()]
+    for race in range(20):
+        place = path.parent / str(race) / "lease.json"
+        if dead:
+            fail(place)
+            edit(place, held=True, born="1")
+        moment = time.time() + 0.01
+        wait = f"time.sleep(max(0, {moment} - time.time()))"
+        for process in both:
+            order(process, f"held = lease.Lease(lease.Path({str(place)!r})); {wait}; held.__enter__()")
+        taken = sorted(process.stdout.readline().split()[0] for process in both)
+        assert dead or taken == ["HeldError", "done"]
+        assert sorted(answer(process, "held.check()").split()[0] for process in both) == ["LostError", "done"]
+
+
+def content(folder):
+    return {found.name: found.read_bytes() for found in folder.iterdir()}
+
+
+def test_a_run_that_another_process_trains_is_not_trained(run, path, start):
+    other = holder(start(), path)
+    before = content(path.parent)
+    with pytest.raises(HeldError, match=f"process {other.pid} "):
+        fit(make_settings("ar0"), run.data, path.parent)
+    assert content(path.parent) == before
+
+
+@pytest.mark.parametrize("saves", [1, 2, 4], ids=["at first", "midway", "at last"])
+def test_a_training_that_lost_its_lease_writes_nothing_more(saves, run, path, monkeypatch):
+    save, states = ResumeFile.save, []
+
+    def losing(resume, state):
+        save(resume, state)
+        states.append(content(path.parent))
+        if len(states) == saves:
+            edit(path, token="another process's")
+            states.append(content(path.parent))
+
+    monkeypatch.setattr(ResumeFile, "save", losing)
+    with pytest.raises(LostError):
+        fit(make_settings("ar0"), run.data, path.parent)
+    assert len(states) == saves + 1
+    assert content(path.parent) == states[-1]

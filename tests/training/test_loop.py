@@ -1,0 +1,395 @@
+"""Training: it learns, it resumes to the same bits wherever it was killed, and it refuses what it must not mix."""
+
+import copy
+import signal
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+from helpers.no_waiting import NoWaiting
+from helpers.trainings import CPU, SERVER, assert_same, kill_at, make_settings, run
+from torch import nn
+
+from robreg.attacks.pgd import draw_noise, pgd
+from robreg.data import dataset
+from robreg.networks import checkpoint
+from robreg.runs.settings import hash_settings
+from robreg.spectra import layers, singular_values
+from robreg.tables import parquet, provenance
+from robreg.training import loop
+from robreg.training.step import TrainingStep
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared, tmp_path_factory):
+    return run(make_settings(), prepared, tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_training_reduces_the_adversarial_loss(prepared, tmp_path):
+    _, history = run(make_settings(epochs=8, lr_drops=[6], batch_size=16), prepared, tmp_path)
+    assert [row["epoch"] for row in history] == list(range(1, 9))
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+    assert history[-1]["acc"] > 60
+    assert [row["lr"] for row in history] == [0.1] * 6 + [0.01] * 2
+
+
+class Waiting(NoWaiting):
+    """Count instead of refusing."""
+
+    count = 0
+
+    def found(self, name):
+        self.count += 1
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
+def test_an_epoch_of_more_batches_waits_no_more_often_for_the_device(augmentation, prepared):
+    counts = []
+    for size in (200, 10):
+        settings = make_settings(batch_size=size, augmentation=augmentation, pad=int(augmentation != "none"))
+        state = loop._start(settings, prepared, CPU)
+        with Waiting() as waiting:
+            loop._epoch(
+                state,
+                loop._step(state, settings),
+                settings,
+                prepared.train_images,
+                prepared.train_labels,
+                stop=threading.Event(),
+            )
+        counts.append(waiting.count)
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_second_run_has_the_same_bits(prepared, undisturbed, tmp_path):
+    assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
+    assert not (tmp_path / "resume.pt").exists()
+
+
+def test_a_deterministic_run_is_so_from_its_first_operation_and_has_the_same_bits_on_a_cpu(
+    prepared, undisturbed, tmp_path, monkeypatch
+):
+    events = []
+
+    @contextmanager
+    def repeatable(device, *, wanted):
+        events.append((device, wanted))
+        yield
+        events.append("end")
+
+    start = loop._start
+    monkeypatch.setattr(loop, "deterministic_algorithms", repeatable)
+    monkeypatch.setattr(loop, "_start", lambda *given: events.append("start") or start(*given))
+    assert_same(run(make_settings(deterministic=True), prepared, tmp_path), undisturbed)
+    assert events == [(CPU, True), "start", "end"]
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["meta"]["deterministic"] is True
+
+
+def test_another_seed_has_other_bits(prepared, undisturbed, tmp_path):
+    weights, _ = run(make_settings("ar8-s1"), prepared, tmp_path)
+    assert not torch.equal(weights["network.stem.weight"], undisturbed[0]["network.stem.weight"])
+
+
+def test_training_leaves_the_global_generator_alone(prepared, tmp_path):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    run(make_settings(epochs=1), prepared, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+SERVER.set_forkserver_preload(["robreg.train"])
+
+
+# 4 batches an epoch; torch.save, fsync and rename: once at the start, once an epoch, once each for the two results.
+@pytest.mark.parametrize(
+    ("event", "count"),
+    [
+        *[("batch", count) for count in (1, 3, 5, 8, 12)],
+        *[("before write", count) for count in (1, 2, 4, 5)],
+        *[("inside write", count) for count in (1, 2, 3, 5, 6)],
+        *[("after write", count) for count in (1, 2, 4, 5, 6)],
+    ],
+)
+def test_a_killed_run_ends_with_the_same_bits(event, count, source, prepared, undisturbed, tmp_path):
+    assert kill_at(event, count, make_settings(), source, tmp_path) == -signal.SIGKILL
+    assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "history.parquet"]
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(source, prepared, undisturbed, tmp_path):
+    for count in (2, 6, 5, 3):
+        assert kill_at("batch", count, make_settings(), source, tmp_path) == -signal.SIGKILL
+    assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
+
+
+def test_finished_epochs_are_not_trained_again(source, prepared, tmp_path, monkeypatch):
+    kill_at("batch", 10, make_settings(), source, tmp_path)  # in the third epoch of 4 batches each
+    batches = []
+    call = TrainingStep.__call__
+    monkeypatch.setattr(TrainingStep, "__call__", lambda *args: (batches.append(1), call(*args))[1])
+    run(make_settings(), prepared, tmp_path)
+    assert len(batches) == 4
+
+
+def test_sigterm_saves_and_stops(source, prepared, undisturbed, tmp_path):
+    assert kill_at("batch", 6, make_settings(), source, tmp_path, signal.SIGTERM) == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lease.json", "resume.pt"]
+    assert len(torch.load(tmp_path / "resume.pt", weights_only=True)["history"]) == 1
+    assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
+
+
+def test_sigterm_in_the_first_epoch_leaves_a_state_too(source, prepared, undisturbed, tmp_path):
+    assert kill_at("batch", 1, make_settings(), source, tmp_path, signal.SIGTERM) == 7
+    assert (tmp_path / "resume.pt").exists()
+    assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
+
+
+def test_the_handler_of_sigterm_is_put_back(prepared, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run(make_settings(epochs=1), prepared, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 0.05}, r"training\.lr was 0\.1, is 0\.05"),
+        ({"epochs": 4}, r"training\.epochs was 3, is 4"),
+        ({"weight_decay": 1e-4}, r"training\.weight_decay was 0\.0, is 0\.0001"),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name(change, message, source, prepared, tmp_path):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    before = (tmp_path / "resume.pt").read_bytes()
+    with pytest.raises(ValueError, match=message):
+        run(make_settings(**change), prepared, tmp_path)
+    assert (tmp_path / "resume.pt").read_bytes() == before
+
+
+def test_changed_threads_and_changed_data_are_refused(source, prepared, tmp_path):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    with pytest.raises(ValueError, match="threads was 1, is 2"):
+        run({**make_settings(), "threads": 2}, prepared, tmp_path)
+    other = copy.copy(prepared)
+    object.__setattr__(other, "sha256", "0" * 64)
+    with pytest.raises(ValueError, match="data_sha256 was"):
+        run(make_settings(), other, tmp_path)
+
+
+def test_another_torch_is_refused_by_name(source, prepared, tmp_path, monkeypatch):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    monkeypatch.setattr(torch, "__version__", "2.99")
+    with pytest.raises(ValueError, match=r"torch was \S+, is 2\.99"):
+        run(make_settings(), prepared, tmp_path)
+
+
+def test_a_checkpoint_names_the_code_that_it_was_begun_with(source, prepared, tmp_path, monkeypatch):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    begun = provenance.code_hash()
+    monkeypatch.setattr(loop, "code_hash", lambda: "edited since")
+    run(make_settings(), prepared, tmp_path)
+    assert checkpoint.load_network(tmp_path / "checkpoint.pt")[1]["code_hash"] == begun
+
+
+def test_a_network_that_cannot_be_measured_is_refused_before_it_is_trained(prepared, tmp_path):
+    odd = copy.copy(prepared)
+    object.__setattr__(odd, "train_images", prepared.train_images[:, :, :7, :7])
+    with pytest.raises(ValueError, match=r"layer \S+conv1: stride 2 does not divide its input size 7"):
+        run(make_settings(), odd, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("keep", [0, 10, *(step / 20 for step in range(1, 20)), 0.99])
+def test_a_damaged_state_is_refused_by_name(keep, source, prepared, tmp_path):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    resume = tmp_path / "resume.pt"
+    content = resume.read_bytes()
+    resume.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(ValueError, match=r"resume\.pt is damaged: delete it"):
+        run(make_settings(), prepared, tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["model", "optimizer", "history", "code_hash", "weight", "bits", "momentum"])
+def test_a_state_that_does_not_fit_is_refused_by_name(lost, source, prepared, tmp_path):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    content = torch.load(tmp_path / "resume.pt", weights_only=True)
+    if lost in content:
+        del content[lost]
+    elif lost == "weight":
+        del content["model"]["network.stem.weight"]
+    elif lost == "bits":
+        content["model"]["network.stem.weight"] = content["model"]["network.stem.weight"].double()
+    else:
+        content["optimizer"]["param_groups"][0]["params"].pop()
+    torch.save(content, tmp_path / "resume.pt")
+    with pytest.raises(ValueError, match=r"resume\.pt is damaged: delete it"):
+        run(make_settings(), prepared, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(prepared, tmp_path):
+    with pytest.raises(loop.DivergedError, match=r"epoch 1, batch \d+: .* at lr 1e\+30"):
+        run(make_settings(lr=1e30), prepared, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lease.json", "resume.pt"]
+    assert torch.load(tmp_path / "resume.pt", weights_only=True)["history"] == []
+
+
+def test_the_first_bad_batch_is_named(prepared, tmp_path, monkeypatch):
+    call, calls = TrainingStep.__call__, []
+
+    def broken(*args):
+        loss, logits = call(*args)
+        calls.append(1)
+        return loss * float("nan") if len(calls) == 7 else loss, logits  # the third of the second epoch
+
+    monkeypatch.setattr(TrainingStep, "__call__", broken)
+    with pytest.raises(loop.DivergedError, match=r"epoch 2, batch 3: loss nan at lr 0\.1"):
+        run(make_settings(), prepared, tmp_path)
+    assert len(torch.load(tmp_path / "resume.pt", weights_only=True)["history"]) == 1
+
+
+def batch(variant, prepared, n, generator):
+    """Return n training images as a network with a random last layer is to see them, the examples, and the network."""
+    settings = make_settings(variant)
+    state = loop._start(settings, prepared, CPU)
+    torch.nn.init.normal_(state.model.network.linear.weight, generator=torch.Generator().manual_seed(0))
+    x, noise = loop._batch(prepared.train_images[:n], settings, generator)
+    return x, loop._step(state, settings).adversarial(x, prepared.train_labels[:n], noise), state.model
+
+
+def test_training_batches_are_the_public_attack_s(prepared):
+    x, found, model = batch("ar16", prepared, 32, torch.Generator().manual_seed(5))
+    noise = draw_noise(x, torch.Generator().manual_seed(5))
+    wanted = pgd(model, x, prepared.train_labels[:32], eps=16 / 255, step=4 / 255, steps=10, noise=noise)
+    assert torch.equal(found, wanted)
+    assert (found - x).abs().max() > 0.9 * 16 / 255
+
+
+def test_standard_training_sees_clean_images(prepared):
+    _, found, _ = batch("ar0", prepared, 8, torch.Generator())
+    assert torch.equal(found, dataset.to_float(prepared.train_images[:8]))
+
+
+@pytest.mark.parametrize("variant", ["ar16-fgsm", "ar16-normspace"])
+def test_the_other_training_attacks_stay_in_their_balls(variant, prepared):
+    x, found, model = batch(variant, prepared, 32, torch.Generator().manual_seed(0))
+    radius = 16 / 255 * (model.normalise.std if "normspace" in variant else 1)
+    distance = (found - x).abs().max()
+    assert 0.9 * radius < distance <= radius + 1e-6
+
+
+def test_an_epoch_s_order_is_a_permutation_of_its_own():
+    orders = [loop._randomness(0, epoch, 100, CPU)[0].tolist() for epoch in (1, 2)] + [
+        loop._randomness(1, 1, 100, CPU)[0].tolist()
+    ]
+    assert all(sorted(order) == list(range(100)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+@pytest.mark.parametrize(("epoch", "lr"), [(1, 0.05), (100, 0.05), (101, 0.005), (150, 0.005), (151, 0.0005)])
+def test_the_paper_s_learning_rate(epoch, lr):
+    assert loop.learning_rate({"lr": 0.05, "lr_factor": 10.0, "lr_drops": [100, 150]}, epoch) == pytest.approx(lr)
+
+
+def test_a_checkpoint_says_what_it_is(prepared, tmp_path):
+    run(make_settings("ar8-s1", epochs=1), prepared, tmp_path)
+    model, meta = checkpoint.load_network(tmp_path / "checkpoint.pt")
+    assert (meta["dataset"], meta["variant"], meta["seed"], meta["arch"]) == ("digits", "ar8-s1", 1, "resnet8")
+    assert meta["settings_hash"] == hash_settings(make_settings("ar8-s1", epochs=1))
+    assert not model.training
+    history = parquet.read_metadata(tmp_path / "history.parquet")
+    assert {key: history[key] for key in ("dataset", "variant", "seed", "version", "settings_hash")} == {
+        key: meta[key] for key in ("dataset", "variant", "seed", "version", "settings_hash")
+    }
+
+
+def test_a_bound_holds_after_every_epoch_and_in_the_checkpoint(prepared, tmp_path):
+    settings = make_settings("ar8-sn0.5")
+    _, history = run(settings, prepared, tmp_path)
+    model, meta = checkpoint.load_network(tmp_path / "checkpoint.pt")
+    found = layers.list_layers(model, tuple(meta["shape"]))
+    norms = [
+        float(singular_values.circular_singular_values(one.kernel, one.height, one.width, one.stride)[0].max())
+        for one in found
+    ]
+    assert [len(row["sigma_max"]) for row in history] == [len(found)] * 3
+    assert max(max(row["sigma_max"]) for row in history) <= 0.5
+    assert history[-1]["sigma_max"] == pytest.approx(norms, rel=1e-9)
+    assert max(norms) > 0.499  # the bound binds
+
+
+def test_without_a_bound_no_norm_is_recorded(undisturbed):
+    assert [row["sigma_max"] for row in undisturbed[1]] == [None] * 3
+
+
+def test_one_clipping_round_leaves_norms_above_the_bound_and_says_so(prepared, tmp_path):
+    _, history = run(make_settings("ar8-sn0.5", clip_rounds=1), prepared, tmp_path)
+    assert 0.5 < max(history[-1]["sigma_max"]) < 0.8
+
+
+def test_a_bounded_run_that_was_killed_ends_with_the_same_bits(source, prepared, tmp_path):
+    whole = run(make_settings("ar8-sn1"), prepared, tmp_path / "whole")
+    assert kill_at("batch", 6, make_settings("ar8-sn1"), source, tmp_path) == -signal.SIGKILL
+    assert_same(run(make_settings("ar8-sn1"), prepared, tmp_path), whole)
+
+
+class Normed(nn.Module):
+    """A small network with batch normalisation and dropout, as a user may bring it."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.drop, self.linear = nn.Dropout(0.5), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.linear(self.drop(self.norm(self.conv(x)).relu().mean((2, 3))))
+
+
+def normed(variant="ar8"):
+    return make_settings(variant) | {"arch": "normed", "factory": {"callable": f"{__name__}:Normed", "arguments": {}}}
+
+
+def test_attacks_leave_running_statistics_alone_and_training_updates_them(prepared):
+    state = loop._start(normed(), prepared, CPU)
+    before = copy.deepcopy(state.model.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    state.model.train()
+    x, noise = loop._batch(prepared.train_images[:16], normed(), generator)
+    y, made = prepared.train_labels[:16], loop._step(state, normed())
+    made.adversarial(x, y, noise)
+    assert all(torch.equal(value, before[key]) for key, value in state.model.state_dict().items())
+    assert state.model.network.norm.training
+    made(x, y, noise)
+    assert int(state.model.network.norm.num_batches_tracked) == 1
+    assert not torch.equal(state.model.network.norm.running_mean, before["network.norm.running_mean"])
+
+
+def test_a_network_with_dropout_goes_on_with_the_same_bits(prepared, tmp_path):
+    whole = run(normed(), prepared, tmp_path / "whole")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    epoch = loop._epoch
+
+    def stopping(state, *arguments, **keywords):
+        if len(state.history) == 2:
+            raise KeyboardInterrupt
+        return epoch(state, *arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_epoch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(normed(), prepared, broken)
+    torch.rand(3)  # the global generator stands elsewhere now
+    assert_same(run(normed(), prepared, broken), whole)
+
+
+def test_images_of_tiny_imagenet_s_kind_are_cropped_in_training(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8, generator=generator)
+    settings = make_settings("ar0")
+    settings["training"] |= {"augmentation": "resized-crop-flip"}
+    settings["data"] |= {"crop": 8}
+    x, noise = loop._batch(images, settings, generator)
+    assert x.shape == (6, 3, 8, 8)
+    assert 0 <= float(x.min()) <= float(x.max()) <= 1
+    assert noise is None

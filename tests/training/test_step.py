@@ -1,0 +1,307 @@
+"""The training step: its arithmetic, and that precision, compilation and graphs change nothing but the last digits."""
+
+import copy
+import logging
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.no_waiting import NoWaiting
+from torch import nn
+from torch.nn import functional
+
+from robreg.attacks.pgd import pgd
+from robreg.networks.classifier import Classifier, Normalise
+from robreg.training.step import StepAttack, TrainingStep, deterministic_algorithms
+
+BALL = StepAttack(eps=0.1, step=0.03, steps=3)
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class Small(nn.Module):
+    """Everything that a step must leave alone or update: a kernel, running statistics, a matrix, biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.linear(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def make(device="cpu", **options):
+    """Return a step with a network of its own; networks are equal."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Classifier(Normalise([0.5], [0.25]), Small()).to(device)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9, fused=device == "cuda" or None)
+    return TrainingStep(model, sgd, **{"attack": BALL, **options})
+
+
+def batches(count, n=16, device="cpu"):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        x, noise = (torch.rand(n, 1, 8, 8, generator=generator).to(device) for _ in range(2))
+        yield x, torch.randint(10, (n,), generator=generator).to(device), noise * 2 - 1
+
+
+def weights(step):
+    return {key: value.detach().cpu().clone() for key, value in step.model.state_dict().items()}
+
+
+def run(step, count=4, **options):
+    """Return the losses of some steps, and the weights after them."""
+    return [float(step(*batch)[0]) for batch in batches(count, **options)], weights(step)
+
+
+def assert_close(one, other, tolerance):
+    assert one[0] == pytest.approx(other[0], abs=tolerance)
+    for key, value in one[1].items():
+        assert (value - other[1][key]).abs().max() <= tolerance, key
+
+
+def test_a_step_is_the_public_attack_and_one_update():
+    step = make()
+    model = copy.deepcopy(step.model)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    for x, y, noise in batches(4):
+        found = pgd(model.eval(), x, y, eps=0.1, step=0.03, steps=3, noise=noise)
+        logits = model.train()(found)
+        loss = functional.cross_entropy(logits, y)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        ours = step(x, y, noise)
+        assert torch.equal(ours[0], loss.detach())
+        assert torch.equal(ours[1], logits.detach())
+        assert not any(part.requires_grad for part in ours)
+    assert all(torch.equal(value, step.model.state_dict()[key]) for key, value in model.state_dict().items())
+    assert step.how == "eager"
+
+
+def test_half_precision_is_mixed_and_near():
+    step, reference = make(precision="bf16"), make()
+    found, wanted = run(step), run(reference)
+    assert_close(found, wanted, 0.03)
+    assert found[0] != wanted[0]
+    assert all(value.dtype in (torch.float32, torch.int64) for value in found[1].values())
+    momenta = [state["momentum_buffer"].dtype for state in step.optimizer.state.values()]
+    assert momenta == [torch.float32] * 6
+
+
+def test_half_precision_attacks_the_network_as_it_is_now():
+    step = make(precision="bf16")
+    (x, y, noise), *_ = batches(1)
+    run(step)
+    found = step.adversarial(x, y, noise)
+    fresh = TrainingStep(step.model, step.optimizer, attack=BALL, precision="bf16")
+    assert torch.equal(found, fresh.adversarial(x, y, noise))
+    assert found.dtype == torch.float32
+    assert (found - x).abs().max() <= 0.1 + 1e-6
+    assert step.twin.network.conv.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_never_waits_for_the_device(precision):
+    step = make(precision=precision)
+    for batch in batches(2):
+        with NoWaiting():
+            step(*batch)
+    with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        bool(batch[0].sum() > 0)
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match=r"training\.precision must be one of fp32, bf16, not 'fp16'"):
+        make(precision="fp16")
+
+
+@COMPILER
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_step_is_an_eager_one(precision, caplog):
+    step = make(precision=precision, compile=True)
+    found = run(step)
+    assert step.how == "compiled"
+    assert not [record for record in caplog.records if record.name == "robreg.step"]
+    assert_close(found, run(make(precision=precision)), 1e-5 if precision == "fp32" else 0.03)
+    assert int(found[1]["network.norm.num_batches_tracked"]) == 4  # and not what compiling took
+
+
+@COMPILER
+def test_a_step_that_is_not_compiled_to_its_end_is_eager_and_says_so(caplog):
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=1):  # of the model and of its twin, which have one code
+        step = make(compile=True)
+        found = run(step, 1)
+    torch._dynamo.reset()
+    assert step.how == "eager"
+    assert "training goes on eagerly" in caplog.text
+    assert_close(found, run(make(), 1), 0)
+
+
+@COMPILER
+def test_a_batch_of_another_size_is_not_compiled_for():
+    step = make(compile=True)
+    run(step, 1)
+    modules = step.compiled
+    step.compiled = tuple(lambda _: pytest.fail("compiled") for _ in range(2))
+    run(step, 1, n=5)
+    step.compiled = modules
+    assert_close(run(step, 1), run_after(1, 5), 1e-5)
+
+
+def run_after(*sizes):
+    reference = make()
+    for n in (16, *sizes[1:]):
+        run(reference, 1, n=n)
+    return run(reference, 1)
+
+
+def test_without_a_compiler_the_step_is_eager_and_says_so_once(monkeypatch, caplog):
+    def broken(module, **_):
+        def call(x):
+            if module.training:
+                raise RuntimeError("no compiler\nand more")
+            return module(x)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    step = make(compile=True)
+    found = run(step)
+    assert step.how == "eager"
+    assert [(record.levelno, record.getMessage()) for record in caplog.records if record.name == "robreg.step"] == [
+        (
+            logging.WARNING,
+            "torch.compile is not possible here (RuntimeError: no compiler); training goes on eagerly",
+        )
+    ]
+    wanted = run(make())
+    assert found[0] == wanted[0]
+    assert all(torch.equal(value, wanted[1][key]) for key, value in found[1].items())
+
+
+class Recorded:
+    """A graph that is none: it runs what it was to capture."""
+
+    made = 0
+
+    def __init__(self, run, *batch):
+        type(self).made += 1
+        self.run, self.size = run, len(batch[0])
+
+    def __call__(self, x, y, noise):
+        assert len(x) == self.size
+        return self.run(x, y, noise)
+
+
+def test_a_graph_is_made_for_full_batches_and_anew_for_every_learning_rate(monkeypatch):
+    class Graph(Recorded):
+        pass
+
+    monkeypatch.setattr("robreg.training.step._Graph", Graph)
+    step, reference = make(), make()
+    step.captures = True
+    made = []
+    for lr in (0.5, 0.1):
+        for one in (step, reference):
+            one.optimizer.param_groups[0]["lr"] = lr
+        for n in (16, 5, 16):
+            found, wanted = run(step, n=n), run(reference, n=n)
+            assert found[0] == wanted[0]
+            assert all(torch.equal(value, wanted[1][key]) for key, value in found[1].items())
+            made.append(Graph.made)
+    assert made == [1, 1, 1, 2, 2, 2]
+    assert step.how == "eager, CUDA graph"
+
+
+def test_what_cannot_be_captured_runs_without_and_says_so_once(monkeypatch, caplog):
+    def refuse(*_):
+        raise KeyError("no graph")
+
+    monkeypatch.setattr("robreg.training.step._Graph", refuse)
+    step = make()
+    step.captures = True
+    found, wanted = run(step), run(make())
+    assert found[0] == wanted[0]
+    assert all(torch.equal(value, wanted[1][key]) for key, value in found[1].items())
+    assert step.how == "eager"
+    said = [record.getMessage() for record in caplog.records if record.name == "robreg.step"]
+    assert said == ["a CUDA graph is not possible here (KeyError: 'no graph'); training goes on without"]
+
+
+@GPU
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_captured_step_is_an_eager_one(precision, compile):
+    torch.backends.cudnn.allow_tf32 = False  # as in every job
+    step, reference = make("cuda", precision=precision, compile=compile), make("cuda", precision=precision)
+    for lr in (0.5, 0.1):
+        for one in (step, reference):
+            one.optimizer.param_groups[0]["lr"] = lr
+        for n in (16, 5, 16):  # an epoch's last batch is smaller
+            found, wanted = (run(one, 3, n=n, device="cuda") for one in (step, reference))
+            assert_close(found, wanted, 1e-4 if precision == "fp32" else 0.05)
+    assert step.how == ("compiled, CUDA graph" if compile else "eager")
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Make steps of a network on a GPU that there need not be: they can be made, and not taken."""
+    monkeypatch.setattr("robreg.training.step._twin", lambda *_: (None, []))
+    weight = SimpleNamespace(device=torch.device("cuda"))
+    model = SimpleNamespace(parameters=lambda: iter([weight]), to=lambda **_: None)
+    return lambda **options: TrainingStep(model, None, **options)
+
+
+def switches():
+    """Return what decides whether a GPU gives the same bits each time."""
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    return torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark, workspace
+
+
+@pytest.mark.parametrize("given", [None, ":16:8"])
+def test_a_gpu_is_made_to_repeat_itself_and_everything_is_put_back(given, on_gpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if given:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given)
+    before = switches()
+    seen = []
+
+    def fail():
+        with deterministic_algorithms(torch.device("cuda"), wanted=True):
+            seen.append(switches())
+            on_gpu(deterministic=True)
+            seen.append(switches())
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        fail()
+    assert seen == [(2, False, given or ":4096:8")] * 2  # 2: what cannot repeat itself is an error
+    assert switches() == before == (0, True, given)
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("cuda", False), ("cpu", True)])
+def test_nothing_is_switched_where_it_is_not_asked_for_or_not_needed(device, wanted):
+    before = switches()
+    with deterministic_algorithms(torch.device(device), wanted=wanted):
+        assert switches() == before
+
+
+def test_a_gpu_chooses_the_fastest_algorithms_where_it_need_not_repeat_itself(on_gpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    on_gpu()
+    assert torch.backends.cudnn.benchmark
+
+
+@GPU
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_deterministic_step_gives_the_same_bits_on_a_gpu(compile):
+    with deterministic_algorithms(torch.device("cuda"), wanted=True):
+        one, other = (run(make("cuda", compile=compile, deterministic=True), device="cuda") for _ in range(2))
+    assert one[0] == other[0]
+    assert all(torch.equal(value, other[1][key]) for key, value in one[1].items())

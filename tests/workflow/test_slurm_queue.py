@@ -1,0 +1,109 @@
+"""SLURM's queue: which jobs an earlier driver left behind, how they are waited for."""
+
+import os
+import re
+
+import pytest
+
+from robreg.workflow import slurm
+
+# Each call does the next of the scripts 1, 2, ... and the last one again and again.
+FAKE = """#!/bin/sh
+cd "$(dirname "$0")/$(basename "$0").d"
+echo "$@" >> calls
+n=$(($(wc -l < calls)))
+while [ ! -e "$n" ]; do n=$((n - 1)); done
+. "./$n"
+"""
+DOWN = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Put a command first on PATH that does as told, call by call; return a look at how it was called."""
+
+    def make(name, *scripts):
+        command, folder = tmp_path / "bin" / name, tmp_path / "bin" / f"{name}.d"
+        folder.mkdir(parents=True)
+        for number, script in enumerate(scripts, start=1):
+            (folder / str(number)).write_text(script)
+        command.write_text(FAKE)
+        command.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+        return lambda: (folder / "calls").read_text().splitlines()
+
+    return make
+
+
+def queue(*lines):
+    return "cat <<'END'\n" + "\n".join(lines) + "\nEND\n" if lines else "true"
+
+
+def test_only_jobs_of_this_folder_s_drivers_are_found(fake, tmp_path):
+    folder, link = tmp_path / "here", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(folder)
+    calls = fake(
+        "squeue",
+        queue(
+            f"11|RUNNING|robreg_5b1c|{folder}|rule_train_wildcards_digits_ar8",
+            f"12_[1-3]|PENDING|robreg_5b1c|{link}|a|b",
+            f"13|RUNNING|robregister_77|{folder}|another workflow's",
+            f"14|RUNNING|5b1c|{folder}|without a prefix",
+            f"15|RUNNING|robreg_77|{tmp_path}/elsewhere|another checkout's",
+            f"16|COMPLETING|robreg_77|{folder}|",
+            "a word of SLURM's own",
+        ),
+    )
+    found = slurm.live("robreg", link)
+    assert found == [
+        ("11", "RUNNING", "rule_train_wildcards_digits_ar8"),
+        ("12_[1-3]", "PENDING", "a|b"),
+        ("16", "COMPLETING", ""),
+    ]
+    assert calls() == [f"--noheader --user={os.geteuid()} --format=%i|%T|%j|%Z|%k"]
+
+
+def test_slurm_s_own_words_are_passed_on_where_it_does_not_answer(fake, tmp_path, monkeypatch):
+    fake("squeue", DOWN)
+    with pytest.raises(slurm.ClusterError, match=r"^squeue failed: .*Unable to contact slurm controller$"):
+        slurm.live("robreg", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(slurm.ClusterError, match=r"squeue failed: .*No such file"):
+        slurm.live("robreg", tmp_path)
+
+
+def test_an_empty_queue_is_not_waited_for(fake, tmp_path):
+    calls, said = fake("squeue", queue()), []
+    slurm.wait("robreg", tmp_path, seconds=60, say=said.append)
+    assert (len(calls()), said) == (1, [])
+
+
+def test_jobs_left_behind_are_named_and_waited_for(fake, tmp_path):
+    one = f"11|RUNNING|robreg_5b1c|{tmp_path}|rule_train_wildcards_digits_ar8"
+    other = f"12|PENDING|robreg_5b1c|{tmp_path}|rule_prepare_wildcards_c10"
+    calls, said = fake("squeue", queue(one, other), queue(other), DOWN, queue(one), queue()), []
+    slurm.wait("robreg", tmp_path, seconds=0, say=said.append)
+    assert len(calls()) == 5
+    first, down, last = said
+    assert re.findall("^.*job.*$|^  .*$", first, re.MULTILINE)[:3] == [
+        "2 job(s) of another Snakemake, killed or running, are still in SLURM's queue:",
+        "  11 RUNNING rule_train digits_ar8",
+        "  12 PENDING rule_prepare c10",
+    ]
+    assert first.endswith("in another shell: scancel 11 12")
+    assert down.startswith("squeue failed: ")
+    assert down.endswith("asking again in 0 s")
+    assert "have ended" in last
+
+
+def test_a_cluster_that_is_down_from_the_start_is_not_waited_for(fake, tmp_path):
+    calls, said = fake("squeue", DOWN), []
+    with pytest.raises(slurm.ClusterError):
+        slurm.wait("robreg", tmp_path, seconds=60, say=said.append)
+    assert (len(calls()), said) == (1, [])
+
+
+def test_jobs_without_a_name_of_their_own_are_not_looked_for(tmp_path):
+    with pytest.raises(slurm.ClusterError, match="slurm-jobname-prefix: name one"):
+        slurm.live("", tmp_path)

@@ -1,0 +1,736 @@
+"""The workflow from end to end, reduced in size: what it makes, what it repeats and what it refuses."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from helpers.browser import assert_works_offline
+from helpers.snakemake_copy import ROOT, SNAKEMAKE, copy_tree, planned, snakemake
+from PIL import Image
+
+from robreg.data.dataset import _fingerprint, hash_meta
+from robreg.runs import settings
+from robreg.runs.config import validate
+from robreg.tables import parquet
+
+REPORT = "results/studies/demo/report.html"
+FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "fig9", "fig10", "fig11", "fig12", "spread")
+TABLES = ("table1", "table2", "table3", "table6", "b2", "attacks", "padding", "theory")
+# fig2 is made from no run.
+STUDY = {"table": 8, "figure": 11, "claims": 1, "comparison": 1, "audit": 1, "report": 1, "demo": 1}
+MEASURES = ("margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "theory", "metrics", "checks")
+COLUMNS = {
+    "history": "epoch lr loss acc sigma_max seconds examples_per_s",
+    "margins": "split index label prediction margin prob loss",
+    "attacks": "attack space start loss eps step steps restarts seed split n n_correct n_robust "
+    "acc_conditional acc_robust",
+    "lossvar": "eps index loss_clean loss_adv variation",
+    "sv": "layer name sigma multiplicity",
+    "svstd": "layer name kind c_in c_out kernel stride height width n mean std min max",
+    "padding": "layer name method std_circular std_zero max_circular max_zero",
+    "spread": "layer name perturbation eps n mean std",
+    "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "
+    "log10_spectral_complexity",
+}
+TIMES = {"history.parquet": ("seconds", "examples_per_s")}  # the columns of result files that hold times
+TIMED = {"report.html"}  # says what everything took
+SETTING = "dataset arch train_attack space spectral_norm ar"
+PLAIN = {"ar0": (0, 0), "ar0-s1": (0, 1), "ar8": (8, 0), "ar8-s1": (8, 1)}
+RUNS = {**PLAIN, "ar8-fgsm": (8, 0), "ar8-sn1": (8, 0), "ar8-normspace": (8, 0)}
+
+
+def reduce(config):
+    """Make the demo small: 300 images, 4 epochs, two strengths, two seeds, one run of every kind."""
+    digits = config["datasets"]["digits"]
+    digits |= {"max_train": 300, "max_test": 100}
+    digits["training"] |= {"epochs": 4, "lr_drops": [3]}
+    digits["strong_attack"] |= {"steps": 10, "n": 50}
+    digits["theory"] |= {"n": 10, "steps": 20, "pairs": 1}
+    kinds = ({"attack": ["fgsm"]}, {"spectral_norm": [1]}, {"space": ["normalised"]})
+    runs = [
+        {"dataset": "digits", "ar": [0, 8], "seeds": [0, 1]},
+        *({"dataset": "digits", "ar": [8], **k} for k in kinds),
+    ]
+    config["studies"]["demo"] |= {"runs": runs, "compare": [0, 8]}
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """A finished, reduced demo study. Tests that change it put it back."""
+    folder = copy_tree(tmp_path_factory.mktemp("demo"), reduce)
+    snakemake(folder, "--cores", "all", "demo")
+    return folder
+
+
+@pytest.fixture
+def restored(demo):
+    """The finished demo, whose files get their content and times back after the test."""
+    watched = [path for part in ("config.yaml", "workflow", "src", "results") for path in files(demo / part)]
+    before = {path: (path.read_bytes(), path.stat()) for path in watched}
+    yield demo
+    for path, (content, stat) in before.items():
+        if not path.exists() or path.read_bytes() != content:
+            path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def files(path):
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
+def test_the_demo_makes_every_file_of_the_contract(demo):
+    for variant in RUNS:
+        run = demo / "results/digits" / variant
+        assert sorted(path.name for path in run.iterdir()) == sorted(
+            ["checkpoint.pt", *(f"{kind}.parquet" for kind in (*COLUMNS, "apgd", "masking", "checks", "theory"))]
+        )
+        for rule in ("train", *MEASURES):
+            assert (demo / f"logs/{rule}/digits/{variant}.log").exists()
+            assert (demo / f"benchmarks/{rule}/digits/{variant}.tsv").exists()
+    study = demo / "results/studies/demo"
+    for name in ("claims", "comparison"):
+        assert len(pd.read_csv(study / f"{name}.csv")) == parquet.read(study / f"{name}.parquet").num_rows > 50
+    for name in TABLES:
+        for end in (".parquet", ".csv", "_summary.parquet", "_summary.csv"):
+            assert (study / f"tables/{name}{end}").stat().st_size > 0
+    for name in (*FIGURES, "comparison"):
+        assert (study / f"figures/{name}.svg").read_text().startswith("<?xml")
+        assert (study / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_tables_have_the_contract_s_columns_and_provenance(demo, kind):
+    hashes = set()
+    for variant, (_, seed) in RUNS.items():
+        path = demo / f"results/digits/{variant}/{kind}.parquet"
+        assert parquet.read(path).column_names == COLUMNS[kind].split()
+        found = parquet.read_metadata(path)
+        assert (found["dataset"], found["variant"], found["seed"]) == ("digits", variant, seed)
+        assert re.fullmatch(r"\d+\.\d+\.\d+", found["version"])
+        hashes.add(found["settings_hash"])
+        checkpoint = torch.load(demo / f"results/digits/{variant}/checkpoint.pt", weights_only=True)
+        assert found["settings_hash"] == checkpoint["meta"]["settings_hash"]
+    assert len(hashes) == len(RUNS)
+
+
+@pytest.mark.parametrize("variant", RUNS)
+def test_a_run_s_tables_agree_with_each_other(demo, variant):
+    run = demo / "results/digits" / variant
+    frames = {kind: parquet.read(run / f"{kind}.parquet").to_pandas() for kind in COLUMNS}
+    margins, (metrics,), attacks = frames["margins"], *(frames[k].to_dict("records") for k in ("metrics", "attacks"))
+    attack, strong = attacks[0], attacks[1:]
+    assert margins.groupby("split")["index"].apply(list).to_dict() == {"test": [*range(100)], "train": [*range(300)]}
+    correct = margins[margins["prediction"] == margins["label"]]
+    assert (correct["margin"] >= 0).all()
+    assert (margins.drop(correct.index)["margin"] <= 0).all()
+    for split, n in (("train", 300), ("test", 100)):
+        assert metrics[f"{split}_acc"] == pytest.approx(100 * (correct["split"] == split).sum() / n)
+        assert metrics[f"{split}_loss"] == pytest.approx(
+            margins.loc[margins["split"] == split, "loss"].mean(), rel=1e-5
+        )
+    assert metrics["acc_gap"] == pytest.approx(metrics["train_acc"] - metrics["test_acc"])
+    assert metrics["loss_gap"] == pytest.approx(metrics["test_loss"] - metrics["train_loss"])
+    assert (attack["eps"], attack["step"], attack["steps"], attack["n"]) == (32, 8, 10, 100)
+    assert attack["n_robust"] <= attack["n_correct"] == (correct["split"] == "test").sum()
+    assert metrics["robust_acc"] == attack["acc_robust"] == attack["n_robust"]
+    assert [(row["attack"], row["loss"], row["n"]) for row in strong] == [
+        ("apgd", loss, 50) for loss in ("cross_entropy", "dlr", "worst")
+    ]
+    assert strong[2]["n_robust"] <= min(strong[0]["n_robust"], strong[1]["n_robust"])
+    assert {row["space"] for row in attacks} == {"normalised" if "normspace" in variant else "pixel"}
+    assert frames["history"]["sigma_max"].isna().all() == ("sn1" not in variant)
+    assert frames["spread"].groupby("layer").size().to_dict() == {layer: 2 for layer in range(9)}
+    assert frames["padding"]["name"].tolist() == frames["svstd"]["name"].tolist()
+    lossvar = frames["lossvar"]
+    assert lossvar.groupby("eps").size().to_dict() == {4: 100, 8: 100, 16: 100}
+    assert (lossvar["variation"] >= 0).all()
+    clean = margins.loc[margins["split"] == "test", "loss"].to_numpy()
+    assert all(abs(part["loss_clean"].to_numpy() - clean).max() < 1e-5 for _, part in lossvar.groupby("eps"))
+    svstd, sv = frames["svstd"], frames["sv"]
+    assert svstd["n"].tolist() == sv.groupby("layer")["multiplicity"].sum().tolist()
+    assert svstd["max"].tolist() == sv.groupby("layer")["sigma"].max().tolist()
+    assert metrics["log10_spectral_complexity"] == pytest.approx(sum(math.log10(value) for value in svstd["max"]))
+    assert variant != "ar8-sn1" or svstd["max"].max() <= 1
+    keys = torch.load(run / "checkpoint.pt", weights_only=True)["model"]
+    assert all(f"{name}.weight" in keys for name in svstd["name"])
+
+
+def test_study_tables_have_a_row_per_run_and_a_row_per_setting(demo):
+    folder = demo / "results/studies/demo/tables"
+    for name in ("table1", "table3"):
+        rows = parquet.read(folder / f"{name}.parquet").to_pandas()
+        assert rows.columns[:7].tolist() == [*SETTING.split(), "seed"]
+        assert list(zip(rows["ar"], rows["seed"], strict=True)) == [*PLAIN.values(), (8, 0)]
+        assert rows["space"].tolist() == ["pixel"] * 4 + ["normalised"]
+        summary = parquet.read(folder / f"{name}_summary.parquet").to_pandas()
+        assert summary.columns[:6].tolist() == SETTING.split()
+        assert summary["n_seeds"].tolist() == [2, 2, 1]
+        rows, summary = rows[:4], summary[:2]
+        for metric in rows.columns[7:]:
+            groups = rows.groupby("ar")[metric]
+            assert summary[f"{metric}_mean"].tolist() == pytest.approx(groups.mean().tolist())
+            assert summary[f"{metric}_std"].tolist() == pytest.approx(groups.std(ddof=1).tolist())
+        assert pd.read_csv(folder / f"{name}_summary.csv").columns.tolist() == summary.columns.tolist()
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_the_demo_s_report_works_offline(demo, page, width):
+    assert_works_offline(
+        page, demo / REPORT, width=width, figures=len(FIGURES)
+    )  # nothing of the paper's to compare, so no plot
+
+
+def test_no_cell_of_a_csv_file_is_a_formula(demo):
+    config = yaml.safe_load((demo / "config.yaml").read_text())
+    texts = [config["studies"]["demo"]["title"], config["datasets"]["digits"]["title"]]
+    found = sorted((demo / "results").rglob("*.csv"))
+    assert len(found) == 2 * len(TABLES) + 2
+    for path in found:
+        content = path.read_text()
+        assert not any(text in content for text in texts)  # only names reach a table, and those are letters and digits
+        for row in csv.reader(io.StringIO(content)):
+            assert not [cell for cell in row if cell[:1] in tuple("=+-@\t\r") and not number(cell)], path
+
+
+def number(cell):
+    """Say whether a cell is a plain number."""
+    return re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?|[+-]?inf", cell) is not None
+
+
+def test_a_finished_study_is_left_alone(demo):
+    assert planned(demo, "demo") == {}
+
+
+def test_one_table_is_made_anew_by_its_own_rule_alone(restored):
+    target = "results/digits/ar8/svstd.parquet"
+    before = (restored / target).read_bytes()
+    (restored / target).unlink()
+    assert planned(restored, target) == {"sv": 1}
+    snakemake(restored, "-c1", target)
+    assert (restored / target).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("false", "column", "check"),
+    [
+        ("results/digits/ar8/metrics.parquet", "test_acc", "metrics_test_acc"),
+        ("results/studies/demo/tables/table3.parquet", "test_acc", "table3_cells"),
+    ],
+)
+def test_no_report_is_made_of_results_that_contradict_each_other(false, column, check, restored):
+    """The job ends, says which file is wrong and what to do, and leaves all rows in its log; doing that mends it."""
+    path, audit = restored / false, "results/studies/demo/audit.parquet"
+    before = {each: (restored / each).read_bytes() for each in (false, audit)}
+    found = parquet.read(path).to_pandas()
+    found.loc[0, column] += 0.5
+    parquet.write_frame(path, pa.Table.from_pandas(found, preserve_index=False), parquet.read_metadata(path))
+    of_study = ("audit", "demo", audit)
+    rule, place, made = (
+        of_study if "studies" in false else ("checks", "digits/ar8", "results/digits/ar8/checks.parquet")
+    )
+    assert {rule, "audit", "report"} <= planned(restored, "demo").keys()
+    said = snakemake(restored, "-c1", audit, check=False)
+    assert re.search(
+        rf"Error: .*{Path(false).name}.* contradict .*{check} .*; delete what is wrong of them, ask for it by its name",
+        said,
+    )
+    log = (restored / f"logs/{rule}/{place}.log").read_text()
+    assert f"VIOLATED {check}:" in log
+    assert log.count("holds ") > 5
+    assert not (restored / made).exists()
+    path.unlink()
+    snakemake(restored, "-c1", false)
+    assert {rule, "audit", "report"} <= planned(restored, "demo").keys()
+    snakemake(restored, "-c1", audit)
+    assert {each: (restored / each).read_bytes() for each in (false, audit)} == before
+
+
+@pytest.mark.parametrize("edited", ["config.yaml", "workflow/scripts/train.py", "workflow/scripts/margins.py"])
+def test_a_comment_repeats_nothing(restored, edited):
+    with (restored / edited).open("a") as file:
+        file.write("# a comment\n")
+    assert planned(restored, "demo") == {}
+
+
+def test_an_edit_of_the_spectrum_repeats_what_is_made_from_it_and_no_training(restored):
+    with (restored / "src/robreg/spectrum.py").open("a") as file:
+        file.write("# another way to compute it\n")
+    plan = planned(restored, "demo")
+    assert (plan["sv"], plan["spread"], plan["theory"], plan["metrics"]) == (7, 7, 7, 7)
+    assert not {"prepare", "train", "margins", "apgd", "attacks", "lossvar"} & set(plan)
+
+
+def test_an_edit_of_training_code_trains_nothing(restored):
+    with (restored / "src/robreg/train.py").open("a") as file:
+        file.write("# another way to train\n")
+    assert planned(restored, "demo") == {"report": 1, "demo": 1}  # which says that the networks are older
+
+
+def edit_config(folder, edit):
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    edit(config)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def test_an_override_repeats_its_run_alone(restored):
+    edit_config(restored, lambda config: config["runs"].update({"digits/ar8": {"training": {"epochs": 5}}}))
+    once = {rule: 1 for rule in ("train", *MEASURES)}
+    plan = planned(restored, "demo")
+    assert {rule: plan[rule] for rule in once} == once
+    assert {rule: plan[rule] for rule in STUDY} == STUDY | {"table": plan["table"], "figure": plan["figure"]}
+    assert planned(restored, "results/digits/ar8-s1/metrics.parquet") == {}
+
+
+def test_another_evaluation_attack_repeats_the_attacks_alone(restored):
+    edit_config(restored, lambda config: config["datasets"]["digits"]["evaluation"].update(steps=3))
+    plan = planned(restored, "demo")
+    assert (plan["attacks"], plan["metrics"]) == (7, 7)
+    assert not {"train", "margins", "apgd", "lossvar", "sv", "spread", "theory"} & set(plan)
+
+
+@pytest.mark.parametrize("setting", ["data_root=elsewhere", "device=cpu"])
+def test_another_place_or_device_repeats_nothing(demo, setting):
+    assert planned(demo, "demo", "--config", setting) == {}
+
+
+def test_data_made_again_train_nothing(demo, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(demo, again, symlinks=True)
+    target = "results/digits/ar8/margins.parquet"
+    snakemake(again, "-c1", "--force", "data/prepared/digits/meta.json")
+    assert planned(again, target) == {}  # the same bytes
+    edit_config(again, lambda config: config["datasets"]["digits"].update(label_column="unused"))
+    assert planned(again, target) == {"prepare": 1, "margins": 1}
+    snakemake(again, "-c1", target)
+    assert (again / target).read_bytes() == (demo / target).read_bytes()
+
+
+def test_networks_of_other_data_are_not_measured(demo, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(demo, other, symlinks=True)
+    prepared = other / "data/prepared/digits"
+    images = np.load(prepared / "test_images.npy")
+    images[0] += 1
+    np.save(prepared / "test_images.npy", images)
+    meta = json.loads((prepared / "meta.json").read_text())
+    meta["sha256"] = _fingerprint(prepared)
+    (prepared / "meta.json").write_text(json.dumps(meta | {"meta_sha256": hash_meta(meta)}))
+    output = snakemake(other, "-c1", "--force", "results/digits/ar8/margins.parquet", check=False)
+    assert "checkpoint.pt was trained on other data than data/prepared/digits now holds" in output
+    assert not (other / "results/digits/ar8/margins.parquet").exists()
+
+
+def test_a_clock_that_jumped_costs_no_training(demo, tmp_path):
+    """Files of the future, or of the past, are made again at most as measures, to the same bytes."""
+    for name, seconds in (("ahead", 86_400), ("behind", -86_400)):
+        folder = tmp_path / name
+        shutil.copytree(demo, folder, symlinks=True)
+        for path in [
+            *(folder / "data/prepared/digits").iterdir(),
+            *(folder / "results/digits").glob("*/checkpoint.pt"),
+        ]:
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime + seconds))
+        assert not {"prepare", "train"} & set(planned(folder, "demo"))
+
+
+def test_a_measure_that_dies_leaves_nothing_half_written_and_is_made_again(restored):
+    target = restored / "results/digits/ar8/lossvar.parquet"
+    before, script = target.read_bytes(), restored / "workflow/scripts/lossvar.py"
+    whole = script.read_text()
+    target.unlink()
+    dies = (
+        "import os, signal\nfrom pathlib import Path\nPath.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    script.write_text(dies + whole)
+    assert "SIGKILL" in snakemake(restored, "-c1", str(target.relative_to(restored)), check=False)
+    assert not target.exists()
+    script.write_text(whole)
+    snakemake(restored, "-c1", str(target.relative_to(restored)))
+    assert target.read_bytes() == before
+    assert [path.name for path in target.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def started(folder, target):
+    """Start a driver, and wait until its training has finished an epoch."""
+    command = [SNAKEMAKE, "-c1", target]
+    driver = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    log = folder / "logs/train/digits/ar8.log"
+    while not (log.exists() and "epoch 1/4" in log.read_text()):
+        assert driver.poll() is None, "training ended before it could be disturbed"
+        time.sleep(0.01)
+    return driver
+
+
+def trainer(driver):
+    """The process that a driver's training runs in."""
+    (found,) = [
+        process
+        for process in psutil.Process(driver.pid).children(recursive=True)
+        if re.match(r"\S*python\S* \S*train.py", " ".join(process.cmdline()))
+    ]
+    return found
+
+
+def test_a_second_driver_is_refused_and_an_interrupted_first_goes_on(demo, tmp_path):
+    folder, target = copy_tree(tmp_path / "tree", reduce), "results/digits/ar8/checkpoint.pt"
+    driver = started(folder, target)
+    training = trainer(driver)
+    training.suspend()
+    for flags in ([], ["--rerun-incomplete"]):
+        said = snakemake(folder, "-c1", *flags, target, check=False)
+        assert "Another Snakemake works on these files" in said
+        assert (folder / "results/digits/ar8/resume.pt").exists()
+    driver.send_signal(signal.SIGINT)
+    training.send_signal(signal.SIGINT)  # as Ctrl-C does to all that a terminal runs
+    training.resume()
+    assert driver.wait() != 0
+    assert "resume.pt" in {path.name for path in (folder / target).parent.iterdir()}
+    snakemake(folder, "-c1", "--rerun-incomplete", target)
+    assert same_weights(folder / target, demo / target)
+
+
+def same_weights(one, other):
+    first, second = (torch.load(path, weights_only=True)["model"] for path in (one, other))
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("victim", ["training", "everything"])
+def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(victim, demo, tmp_path):
+    folder = copy_tree(tmp_path, reduce)
+    run, target = folder / "results/digits/ar8", "results/digits/ar8/checkpoint.pt"
+    driver, log = started(folder, target), folder / "logs/train/digits/ar8.log"
+    if victim == "training":
+        trainer(driver).kill()
+    else:
+        os.killpg(driver.pid, signal.SIGKILL)
+    assert driver.wait() != 0
+    assert sorted(path.name for path in run.iterdir() if not path.name.startswith(".")) == ["lease.json", "resume.pt"]
+    if victim == "everything":  # the two commands of the README
+        snakemake(folder, "--unlock", target)
+    snakemake(folder, "-c1", "--rerun-incomplete", target)
+    assert re.search(r"going on after epoch [1-4]", log.read_text())
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint.pt", "history.parquet"]
+    assert same_weights(folder / target, demo / target)
+
+
+def assert_same_results(one, other, *, parts=("results", "data")):
+    """Assert that every file of a folder is the same in another, byte for byte but for TIMES; return how many are."""
+    compared = [path for part in parts for path in files(one / part) if path.name not in TIMED]
+    for path in compared:
+        twin = other / path.relative_to(one)
+        if columns := TIMES.get(path.name):
+            mine, theirs = (parquet.read(each).drop_columns(list(columns)) for each in (path, twin))
+            assert mine.equals(theirs, check_metadata=True), path
+        else:
+            assert path.read_bytes() == twin.read_bytes(), path
+    return len(compared)
+
+
+def test_a_run_made_elsewhere_with_other_cores_is_the_same_byte_for_byte(demo, tmp_path):
+    folder = copy_tree(tmp_path / "elsewhere", reduce)
+    runs = [file for variant in ("ar8-s1", "ar8-sn1") for file in files(demo / "results/digits" / variant)]
+    snakemake(folder, "--cores", "1", *(str(file.relative_to(demo)) for file in runs))
+    assert assert_same_results(folder, demo) == len(runs) + len(files(demo / "data"))
+
+
+UNSHARE = ["unshare", "-rn"]  # without any network, not even its own machine's
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*UNSHARE, "true"], check=False).returncode != 0,
+    reason="this machine lets no process leave the network",
+)
+def test_a_run_needs_no_network(tmp_path):
+    def small(config):
+        reduce(config)
+        config["datasets"]["digits"]["training"] |= {"epochs": 1, "lr_drops": []}
+
+    folder = copy_tree(tmp_path, small)
+    targets = ["results/digits/ar0/metrics.parquet", "results/studies/demo/figures/fig2.svg"]
+    done = subprocess.run(
+        [*UNSHARE, SNAKEMAKE, "-c2", *targets], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all((folder / target).exists() for target in targets)
+
+
+@pytest.mark.long
+def test_the_demo_made_in_two_places_is_the_same_byte_for_byte(tmp_path):
+    one, other = (copy_tree(tmp_path / name) for name in ("one", "other"))
+    snakemake(one, "--cores", "all", "demo")
+    snakemake(other, "--cores", "1", "demo")
+    compared = assert_same_results(one, other)
+    assert compared == assert_same_results(other, one) > 15 * 12
+    print(f"{compared} files of the demo are the same in two places, byte for byte")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("results/digits/ar08/svstd.parquet", "digits/ar08: 'ar08' is spelt 'ar8'"),
+        ("results/digits/ar8-s0/metrics.parquet", "digits/ar8-s0: 'ar8-s0' is spelt 'ar8'"),
+        ("results/digits/ar0-fgsm/checkpoint.pt", "'ar0-fgsm' is spelt 'ar0'"),
+        (
+            "results/digit/ar8/svstd.parquet",
+            "unknown data set 'digit': did you mean 'digits'? known: c10, c100, tin, c10wd",
+        ),
+        ("results/digits/ar8-vgg/svstd.parquet", "'vgg' is not part of"),
+        ("results/digits/ar8-sn3.0/svstd.parquet", "is spelt 'ar8-sn3'"),
+        ("results/studies/dema/report.html", "there is no study 'dema'; add its block, or ask for one of: paper, c"),
+        (
+            "results/studies/demo/figures/fig7.svg",
+            "studies.demo.figures: fig7 is not listed; add it, or ask for one of",
+        ),
+    ],
+)
+def test_a_wrong_target_is_refused_with_the_right_one(demo, target, message):
+    assert message in snakemake(demo, "-n", "-c1", target, check=False)
+
+
+def test_the_cluster_s_plan_is_two_jobs_a_run(demo):
+    plan = snakemake(demo, "--profile", "slurm", "-n", "all")
+    groups = re.findall(r"Group job measures_(\S+) ", plan)
+    alone = re.findall(r"^rule (\w+):", plan, re.MULTILINE)
+    assert len(groups) == len(set(groups)) == alone.count("train") == 31
+    assert set(alone) == {"train", "prepare", "all", *STUDY} - {"demo"}  # all but train on the submitting host
+
+
+@pytest.mark.parametrize(
+    ("run", "attempt", "memory", "minutes"),
+    [("c10/ar8", 1, 6000, 1440), ("c10/ar8", 2, 12000, 1440), ("c10/ar8", 9, 12000, 1440), ("tin/ar8", 1, 40000, 5760)],
+)
+def test_a_training_asks_for_what_its_network_needs(demo, run, attempt, memory, minutes):
+    target = f"results/{run}/checkpoint.pt"
+    plan = snakemake(demo, "--profile", "slurm", "-n", "--attempt", str(attempt), target)
+    asked = re.search(r"^rule train:\n(?: .*\n)*? +resources: (.*)$", plan, re.MULTILINE)[1]
+    assert {f"mem_mb={memory}", "gpu=1", f"runtime={minutes}", "slurm_extra=--signal=TERM@120"} <= set(
+        asked.split(", ")
+    )
+
+
+def test_a_bad_config_starts_no_job(demo):
+    output = snakemake(demo, "-c1", "demo", "--config", "devise=cpu", check=False)
+    assert "config.yaml: devise: unknown key 'devise': did you mean 'device'?" in output
+    assert "Job stats" not in output
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "results/c10/ar16/svstd.parquet",
+        "results/c10/ar8-resnet110-s2/metrics.parquet",
+        "results/c10jpeg/ar4/margins.parquet",
+        "results/c100/ar8-fgsm/attacks.parquet",
+        "results/tin/ar4/theory.parquet",
+        "results/c10/ar16-sn0.5/spread.parquet",
+    ],
+)
+def test_runs_of_the_paper_s_data_are_planned(demo, target):
+    plan = planned(demo, target)
+    assert (plan["prepare"], plan["train"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "runs", "figures", "tables"), [("all", 31, 13, 10), ("conventions", 13, 8, 7), ("c10-small", 6, 8, 6)]
+)
+def test_every_study_is_planned_whole(demo, target, runs, figures, tables):
+    plan = planned(demo, target)
+    assert {plan[rule] for rule in ("train", *MEASURES)} == {runs}
+    assert (plan["figure"], plan["table"], plan["claims"], plan["comparison"]) == (figures, tables, 1, 1)
+
+
+def test_a_missing_source_is_refused_with_the_mend(demo):
+    output = snakemake(demo, "-c1", "results/c10jpeg/ar0/checkpoint.pt", check=False)
+    assert re.search(r"Error: datasets\.c10jpeg\.source: no folder or file .*data_root", output)
+
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+INLINE = [" ".join(text.split()) for text in re.findall(r"`((?:snakemake|make) [^`…]+)`", README)]
+
+
+@pytest.mark.parametrize("script", dict.fromkeys([*BLOCKS, *INLINE]))
+def test_the_readme_s_commands_work(demo, script):
+    if script.startswith("make"):  # not the installation, nor these tests inside of themselves
+        script = script.replace("make", "make -o .venv/run.done" if script.split()[1] == "demo" else "make -n", 1)
+    if not (demo / ".venv").exists():
+        (demo / ".venv").symlink_to(SNAKEMAKE.parents[1])
+    edit_config(demo, lambda config: config["studies"].update(readme_study()))
+    path = f"{SNAKEMAKE.parent}{os.pathsep}{os.environ['PATH']}"
+    script = script.replace("-c all steps", "-n steps").replace("-c all --forcerun train", "-n --forcerun train")
+    script = script.replace("--profile slurm all", "--profile slurm -n all").replace("make .venv", "make -n .venv")
+    command = ["bash", "-ec", script]
+    done = subprocess.run(
+        command, cwd=demo, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for target in re.findall(r"results/\S+", script.replace("snakemake -n results", "")):
+        assert (demo / target).exists()
+
+
+def readme_study():
+    """The study that the README adds."""
+    (block,) = (text for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if text.startswith("studies"))
+    return yaml.safe_load(block)["studies"]
+
+
+def test_the_readme_s_blocks_of_config_are_valid():
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config["studies"] |= readme_study()
+    for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL):
+        if not block.startswith("studies"):
+            config |= yaml.safe_load(block)
+    validate(config, ROOT / "workflow/schemas/config.schema.yaml")
+    assert settings.run_settings(config, "c10", "ar8-vgg")["factory"]["callable"] == "torchvision.models:vgg11_bn"
+
+
+SHARED = Path(__file__).parents[3] / "shared/data"
+C10_JPEG = SHARED / "c10-jpeg"
+TINY = SHARED / "tiny-imagenet-200-subset.zip"
+
+
+@pytest.mark.skipif(not C10_JPEG.exists(), reason="needs ../shared/data/c10-jpeg, CIFAR-10 as JPEG images")
+def test_a_run_on_real_images_goes_through_all_measures(tmp_path):
+    def small(config):
+        config["datasets"]["c10small"] |= {"max_train": 2000, "max_test": 200}
+        config["runs"] = {"c10small/ar8": {"training": {"epochs": 2}}}
+
+    folder = copy_tree(tmp_path, small)
+    snakemake(
+        folder,
+        "-c2",
+        *(f"results/c10small/ar8/{kind}.parquet" for kind in COLUMNS),
+        "--config",
+        f"data_root={C10_JPEG.parent}",
+    )
+    metrics = parquet.read(folder / "results/c10small/ar8/metrics.parquet").to_pylist()[0]
+    assert 0 < metrics["test_acc"] < 100
+    assert parquet.read(folder / "results/c10small/ar8/svstd.parquet").column("height").to_pylist() == [
+        32,
+        32,
+        32,
+        32,
+        16,
+        16,
+        8,
+        1,
+    ]
+
+
+def two_steps(width):
+    """Edit the config so that Tiny-ImageNet's run at AR 4 is small: 40 + 40 real images, attacks of two steps."""
+
+    def edit(config):
+        config["datasets"]["tin"] |= {"source": TINY.name, "incomplete": True, "max_train": 40, "max_test": 40}
+        config["datasets"]["tin"] |= {"width": width, "threads": 2}
+        short = {"steps": 2}
+        config["runs"] = {
+            "tin/ar4": {
+                "training": {"epochs": 1, "lr_drops": [], "batch_size": 20, "compile": False},  # it takes minutes
+                **{
+                    key: short for key in ("training_attack", "evaluation", "loss_variation", "spread", "strong_attack")
+                },
+                "theory": {"n": 4, "steps": 2, "pairs": 0},
+            }
+        }
+
+    return edit
+
+
+@pytest.mark.skipif(not TINY.exists(), reason="needs ../shared/data/tiny-imagenet-200-subset.zip, Tiny-ImageNet images")
+def test_tiny_imagenet_goes_through_all_measures(tmp_path):
+    folder = copy_tree(tmp_path, two_steps(width=2))
+    targets = [f"results/tin/ar4/{kind}.parquet" for kind in (*COLUMNS, "theory")]
+    snakemake(folder, "-c2", *targets, "--config", f"data_root={SHARED}")
+    run = folder / "results/tin/ar4"
+    margins = parquet.read(run / "margins.parquet").to_pandas()
+    assert margins.groupby("split").size().to_dict() == {"test": 40, "train": 40}
+    svstd = parquet.read(run / "svstd.parquet").to_pandas()
+    assert (len(svstd), svstd["kind"].tolist().count("conv")) == (54, 53)
+    assert svstd.loc[svstd["kernel"] == 3, ["height", "stride"]].to_numpy().tolist() == (
+        [[56, 1]] * 4 + [[56, 2]] + [[28, 1]] * 3 + [[28, 2]] + [[14, 1]] * 5 + [[14, 2]] + [[7, 1]] * 2
+    )
+    assert [row["steps"] for row in parquet.read(run / "attacks.parquet").to_pylist()] == [2] * 4
+
+
+def colours(folder):
+    """Write images 32 x 32 of two classes, told by their colour, as Parquet files in the Hugging Face layout."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for split, n in (("train", 60), ("test", 20)):
+        labels = np.arange(n) % 2
+        pixels = generator.integers(0, 150, (n, 32, 32, 3), dtype=np.uint8)
+        pixels[np.arange(n), :, :, labels] += 100
+        rows = []
+        for image in pixels:
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, format="PNG")
+            rows.append({"bytes": buffer.getvalue(), "path": None})
+        pq.write_table(pa.table({"image": rows, "label": labels}), folder / f"{split}.parquet")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A tree whose config has a data set of the user's, and networks of torchvision's."""
+
+    def edit(config):
+        config["architectures"] = {
+            "tv18": {"callable": "torchvision.models:resnet18"},
+            "alex": {"callable": "torchvision.models:alexnet", "arguments": {"dropout": 0.0}},
+            "squeeze": {"callable": "torchvision.models:squeezenet1_1"},
+        }
+        block = {**config["datasets"]["c10small"], "title": "colours", "source": "colours", "architecture": "tv18"}
+        block |= {"max_train": None, "max_test": None, "dense_spectrum": 64}
+        block["theory"] = {**block["theory"], "n": 3, "steps": 5}
+        block["training"] = {**block["training"], "epochs": 2, "lr_drops": [1], "lr": 0.01}
+        config["datasets"]["colours"] = block
+
+    folder = copy_tree(tmp_path_factory.mktemp("own"), edit)
+    colours(folder / "data/colours")
+    return folder
+
+
+def test_a_data_set_and_a_network_of_one_s_own_need_config_alone(own):
+    snakemake(own, "-c2", *(f"results/colours/ar8/{kind}.parquet" for kind in (*COLUMNS, "theory")))
+    run = own / "results/colours/ar8"
+    svstd = parquet.read(run / "svstd.parquet").to_pandas()
+    assert (len(svstd), svstd["name"].iloc[-1]) == (21, "network.fc")  # torchvision's ResNet-18
+    assert parquet.read(run / "margins.parquet").num_rows == 80
+    losses = parquet.read(run / "attacks.parquet").column("loss").to_pylist()
+    assert losses == ["cross_entropy", "cross_entropy", "worst"]  # DLR needs three classes
+    theory = parquet.read(run / "theory.parquet").to_pylist()[0]
+    assert theory["v_min_upper"] is None or theory["v_min_upper"] > 0
+    assert theory["lemma_pairs"] == 0  # its max pool is not of the lemma's form
+    assert "max_pool2d is neither affine nor a ReLU" in (own / "logs/theory/colours/ar8.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ("squeeze", "Error: layer network.features.0: a circular operator needs padding that keeps the size"),
+        ("alex", "Error: the network cannot take an image of shape (3, 32, 32) (Given input size"),
+    ],
+)
+def test_a_network_that_cannot_be_treated_is_refused_by_its_layer_before_any_training(arch, message, own):
+    output = snakemake(own, "-c1", f"results/colours/ar8-{arch}/checkpoint.pt", check=False)
+    assert message in output
+    run = own / f"results/colours/ar8-{arch}"
+    assert not run.exists() or not any(run.iterdir())
