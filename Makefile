@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slurm-test faults bench bench-gpu lint lock licences
+.PHONY: demo test slurm-test faults mutations bench bench-gpu lint lock licences
 
 demo: .venv/run.done  ## the demo study on embedded real data; leaves its report
 	$(BIN)/snakemake --cores all --rerun-incomplete demo
@@ -17,6 +17,9 @@ slurm-test: .venv/test.done  ## the workflow on a SLURM of one node, which it in
 faults: .venv/test.done  ## what is broken on purpose, many times over, and what became of it; half an hour
 	ROBREG_CASES=1000 $(BIN)/python -m pytest -q -s -m "not slurm" -W ignore tests/faults
 
+mutations: .venv/test.done  ## break the code on purpose, fault by fault, and show the test that sees it; an hour
+	PYTHONPATH=tests $(BIN)/python tests/faults/mutations.py
+
 bench: .venv/test.done  ## how fast everything is beside others; minutes, on quiet cores
 	$(BIN)/python tests/bench/bench.py
 
@@ -28,6 +31,7 @@ lint: .venv/test.done  ## all static checks
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/snakemake --lint
 
 # A stamp is older than its lock only if the lock changed, so a second call installs nothing.

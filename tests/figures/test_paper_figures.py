@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from robreg.figures import panels, paper_figures, style
+from robreg.figures import panels, style
 from robreg.figures.paper_figures import compose, draw
 from robreg.runs.catalogue import FIGURES, select_runs
 from robreg.runs.groups import group_by_setting

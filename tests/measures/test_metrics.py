@@ -108,8 +108,8 @@ def test_record_reads_three_tables_and_writes_one_row(tmp_path: Path) -> None:
         "attacks": {key: [attack[key]] for key in schemas.SCHEMAS["attacks"].names},
         "svstd": {key: [layer[key]] for key in schemas.SCHEMAS["svstd"].names},
     }
-    for name in tables:
-        parquet.write(paths[name], name, tables[name], meta)
+    for name, table in tables.items():
+        parquet.write(paths[name], name, table, meta)
     metrics.record(**paths)
     (row,) = parquet.read(tmp_path / "metrics.parquet").to_pylist()
     assert row == {

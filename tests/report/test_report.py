@@ -488,23 +488,6 @@ def test_the_drawn_rules_are_the_workflows(tmp_path: Path) -> None:
     assert all(boxes[source]["y"] < boxes[name]["y"] for name, sources in RULE_INPUTS.items() for source in sources)
 
 
-def test_the_report_is_written_anew_when_a_module_that_it_is_made_by_changes() -> None:
-    package = study_files.ROOT / "src/robreg"
-    seen, left = set[str](), ["report"]
-    while left:
-        seen.add(name := left.pop())
-        imports = re.findall(
-            r"^from robreg(?:\.(\w+))? import (.+)$", (package / f"{name}.py").read_text(), re.MULTILINE
-        )
-        left += [
-            one for module, names in imports for one in ([module] if module else names.split(", ")) if one not in seen
-        ]
-    rule = (study_files.ROOT / "workflow/rules/study.smk").read_text().partition("\nrule report:")[2]
-    listed = set(re.findall(r'^ {16}"(\w+)",$', rule, re.MULTILINE))
-    assert seen <= listed
-    assert all((package / f"{name}.py").exists() for name in listed)
-
-
 def _above(graph: dict[str, set[str]], rule: str) -> set[str]:
     return graph[rule] | {one for source in graph[rule] for one in _above(graph, source)}
 

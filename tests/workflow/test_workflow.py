@@ -269,7 +269,7 @@ def test_a_comment_repeats_nothing(restored, edited):
 
 
 def test_an_edit_of_the_spectrum_repeats_what_is_made_from_it_and_no_training(restored):
-    with (restored / "src/robreg/spectrum.py").open("a") as file:
+    with (restored / "src/robreg/spectra/singular_values.py").open("a") as file:
         file.write("# another way to compute it\n")
     plan = planned(restored, "demo")
     assert (plan["sv"], plan["spread"], plan["theory"], plan["metrics"]) == (7, 7, 7, 7)
@@ -277,7 +277,7 @@ def test_an_edit_of_the_spectrum_repeats_what_is_made_from_it_and_no_training(re
 
 
 def test_an_edit_of_training_code_trains_nothing(restored):
-    with (restored / "src/robreg/train.py").open("a") as file:
+    with (restored / "src/robreg/training/loop.py").open("a") as file:
         file.write("# another way to train\n")
     assert planned(restored, "demo") == {"report": 1, "demo": 1}  # which says that the networks are older
 

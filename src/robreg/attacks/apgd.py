@@ -52,6 +52,13 @@ def apgd(  # noqa: PLR0913 - an attack is its settings
 
     Arguments, start, errors and what is left untouched as for attack.pgd; loss: "cross_entropy" or "dlr".
     Returns like x, for each example, its first iterate that is misclassified, or else the one of highest loss.
+
+    >>> import robreg, torch
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    >>> x, y = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    >>> adversarial = robreg.apgd(model, x, y, eps=8 / 255, steps=20, loss="dlr")
+    >>> bool(((adversarial - x).abs() <= 8 / 255 + 1e-6).all())
+    True
     """
     check_inputs(x, y, eps=eps, step=0, steps=steps, noise=noise)
     if loss not in LOSSES:

@@ -29,6 +29,13 @@ def pgd(  # noqa: PLR0913 - an attack is its settings
     The start is x + eps * noise for noise in [-1, 1] (see uniform_noise), or drawn uniformly from generator, or x.
     Returns adversarial images like x, detached. The model is run in eval mode; its mode and its parameters' .grad are
     left as found. Raises ValueError for x outside [0, 1] or not finite and for settings out of range.
+
+    >>> import robreg, torch
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    >>> x, y = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    >>> adversarial = robreg.pgd(model, x, y, eps=8 / 255, step=2 / 255, steps=10)
+    >>> bool(((adversarial - x).abs() <= 8 / 255 + 1e-6).all())
+    True
     """
     check_inputs(x, y, eps=eps, step=step, steps=steps, noise=noise)
     if noise is None and generator is not None:

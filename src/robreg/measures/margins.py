@@ -41,7 +41,14 @@ def read_clean(path: Path, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def margins(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the logit of the label minus the largest other logit. logits: (B, classes); y: (B,). Returns (B,)."""
+    """Return the logit of the label minus the largest other logit (paper, Definition 3).
+
+    logits: (B, classes); y: (B,) int64, the labels. Returns (B,): positive where the prediction is right.
+
+    >>> import robreg, torch
+    >>> robreg.margins(torch.tensor([[2.0, 0.5, 1.0]]), torch.tensor([0]))
+    tensor([1.])
+    """
     own = logits.gather(1, y[:, None])[:, 0]
     others = logits.scatter(1, y[:, None], -torch.inf)
     return own - others.amax(1)

@@ -67,12 +67,21 @@ def _refuse_inconsistent(weights: Mapping[str, Tensor], model: Classifier, meta:
             raise ValueError(f"{key} is not of type {kind.__name__}")
 
 
-def load_network(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
-    """Load a checkpoint's network on the CPU in eval mode, and its meta data; nothing else is called (see own).
+def load_network(checkpoint: str | Path, device: torch.device | str = "cpu") -> tuple[Classifier, dict[str, Any]]:
+    """Load a trained network from its checkpoint, in eval mode, and its meta data.
 
-    Raises ValueError, naming the file, where it is damaged, does not fit its own meta data or holds a value that is
-    not finite; FactoryError where the user's architecture cannot be imported here.
+    The network maps pixels (B, C, H, W) in [0, 1] to logits (B, classes); the meta data say what it was made from:
+    "shape" (C, H, W), "classes", "arch", "dataset", "variant", "settings". Nothing in the file is executed; a user's
+    architecture is imported and called as build_user_network describes.
+    Raises ValueError, naming the file, if it is damaged, does not fit its own meta data or holds a value that is not
+    finite; ArchitectureError if the user's architecture cannot be imported here.
+
+    >>> import robreg
+    >>> model, meta = robreg.load("results/digits/ar8/checkpoint.pt")
+    >>> meta["arch"], meta["classes"]
+    ('resnet8', 10)
     """
+    checkpoint = Path(checkpoint)
     try:
         content = load_file(checkpoint, "cpu")
         meta = content["meta"]
@@ -89,4 +98,4 @@ def load_network(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         ) from error
     if bad := [name for name, value in content["model"].items() if not bool(value.isfinite().all())]:
         raise ValueError(f"{checkpoint}: {bad[0]} holds values that are not finite: delete it and train again")
-    return model.eval(), meta
+    return model.to(device).eval(), meta

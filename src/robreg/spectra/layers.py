@@ -83,7 +83,7 @@ def list_layers(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     finally:
         for hook in hooks:
             hook.remove()
-    reasons += [f"layer {layer.name}: {reason}" for layer in found if (reason := _unsupported_layer(layer))]
+    reasons += [f"layer {layer.name}: {reason}" for layer in found if (reason := unsupported_layer(layer))]
     if reasons:
         raise ValueError("; ".join(dict.fromkeys(reasons)))
     return found
@@ -100,7 +100,7 @@ def _unsupported_module(module: nn.Module) -> str | None:
     return None
 
 
-def _unsupported_layer(layer: Layer) -> str | None:
+def unsupported_layer(layer: Layer) -> str | None:
     """Say why a layer's operator is not treated; None if it is."""
     module = layer.module
     if isinstance(module, nn.Linear):

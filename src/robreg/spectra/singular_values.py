@@ -1,12 +1,39 @@
 """Exact singular values of convolutions (as circular operators) and linear layers (Sedghi et al. 2019)."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robreg.spectra.fourier import output_frequencies, phases
+from robreg.spectra.layers import Layer, unsupported_layer
 from robreg.spectra.threads import MAX_WORKERS, parallel, single_threaded
 
 _CHUNK = 2**26  # bytes of complex blocks at a time; one block of 1024 x 4096 takes as much
+
+
+def singular_values(module: nn.Conv2d | nn.Linear, input_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """Return the distinct singular values of a layer, and how often each occurs.
+
+    input_shape: of one input of a convolution, (C, H, W) or (H, W); a linear layer needs none. A convolution counts as
+    circular, as in the paper, and its bias not at all. Returns sigma (m,) float64, falling, and multiplicity (m,)
+    int64, whose sum is min(rows, columns) of the operator, both on the CPU.
+    Raises ValueError for a layer whose operator is not treated (see robreg.spectra.layers), with the reason.
+
+    >>> import robreg, torch
+    >>> sigma, multiplicity = robreg.singular_values(torch.nn.Conv2d(3, 4, 3, padding=1), (3, 8, 8))
+    >>> int(multiplicity.sum())  # the smaller of 3 * 8 * 8 and 4 * 8 * 8
+    192
+    """
+    if isinstance(module, nn.Conv2d) and len(input_shape) not in (2, 3):
+        raise ValueError(
+            f"input_shape must be (C, H, W) or (H, W) of the convolution's input, not {tuple(input_shape)}"
+        )
+    height, width = tuple(input_shape)[-2:] if isinstance(module, nn.Conv2d) else (1, 1)
+    layer = Layer(type(module).__name__, module, height, width)
+    if reason := unsupported_layer(layer):
+        raise ValueError(f"the singular values of this layer cannot be computed: {reason}")
+    return circular_singular_values(layer.kernel, height, width, layer.stride)
 
 
 def circular_singular_values(kernel: Tensor, height: int, width: int, stride: int = 1) -> tuple[Tensor, Tensor]:

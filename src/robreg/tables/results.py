@@ -1,0 +1,33 @@
+"""Read the results of a run or of a study into pandas."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from robreg.tables import parquet
+
+
+def read_results(source: str | Path, results: str | Path = "results") -> dict[str, pd.DataFrame]:
+    """Read all tables of a run or of a study, by their names.
+
+    source: a run ("digits/ar8"), a study ("demo"), or any folder with such results; results: the folder in which runs
+    and studies are looked for. Accuracies are in percent, losses in nats, strengths and radii in 1/255;
+    robreg.tables.schemas lists the columns.
+    Raises FileNotFoundError if there is no such folder, or if it holds no table.
+
+    >>> import robreg
+    >>> tables = robreg.read("digits/ar8")
+    >>> sorted(tables)
+    ['margins', 'metrics']
+    >>> tables["margins"].query("split == 'test'")["margin"].size
+    40
+    """
+    places = [Path(results, source), Path(results, "studies", source), Path(source)]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        tried = ", ".join(map(str, places))
+        raise FileNotFoundError(f"no results of {source}: none of {tried} is a folder; run the workflow first")
+    files = sorted([*folder.glob("*.parquet"), *folder.glob("tables/*.parquet")])
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no Parquet file; run the workflow first")
+    return {file.stem: parquet.read(file).to_pandas() for file in files}

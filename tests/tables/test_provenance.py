@@ -1,0 +1,63 @@
+"""The code that a rule depends on follows from the imports; grimp, which reads them on its own, agrees."""
+
+import grimp
+import pytest
+from helpers.snakemake_copy import ROOT
+
+from robreg.tables import provenance
+from robreg.tables.provenance import COMPUTING, PACKAGE, TRAINING, code_files, code_hash, package_hash
+
+MODULES = [
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+    for path in sorted(PACKAGE.glob("*/*.py"))
+    if path.stem != "__init__"
+]
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return grimp.build_graph("robreg", exclude_type_checking_imports=True, cache_dir=None)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_all_that_a_module_imports_is_found(module, graph):
+    found = {module}
+    left = [module]
+    while left:  # the package itself, which everybody may import, has its version alone
+        names = graph.find_modules_directly_imported_by(f"robreg.{left.pop()}")
+        new = {name.removeprefix("robreg.") for name in names} - {"robreg"} - found
+        found |= new
+        left += new
+    assert code_files(module, folders=None) == sorted(f"{name.replace('.', '/')}.py" for name in found)
+
+
+def test_a_measure_depends_on_the_folders_that_compute():
+    files = code_files("measures.strong_attack", folders=COMPUTING)
+    assert {"measures/strong_attack.py", "attacks/apgd.py", "networks/frozen.py", "data/dataset.py"} <= set(files)
+    assert not [file for file in files if file.startswith(("tables/", "runs/", "data/cifar"))]
+
+
+def test_the_hash_of_the_code_is_of_what_decides_the_weights(tmp_path, monkeypatch):
+    before = code_hash(), package_hash()
+    for path in PACKAGE.rglob("*.py"):
+        copy = tmp_path / "robreg" / path.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "robreg")
+    assert (code_hash(), package_hash()) == before
+    for file, decides in (("report/page.py", False), ("spectra/projection.py", True)):
+        with (tmp_path / "robreg" / file).open("a") as edited:
+            edited.write("# edited\n")
+        assert (code_hash() != before[0]) is decides
+        assert package_hash() != before[1]
+
+
+def test_the_weights_are_decided_by_training_networks_attacks_and_data():
+    files = code_files(TRAINING, folders=COMPUTING)
+    assert {file.partition("/")[0] for file in files} == {"data", "networks", "attacks", "spectra", "training"}
+
+
+def test_every_rule_of_the_workflow_takes_its_code_from_the_imports():
+    for name in ("measure", "study"):
+        rules = (ROOT / f"workflow/rules/{name}.smk").read_text()
+        assert rules.count("\nrule ") == rules.count("        code=code_of")

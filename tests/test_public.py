@@ -1,0 +1,83 @@
+"""What `import robreg` offers: the examples in its documentation run, and torch is imported only when it is used."""
+
+import doctest
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import robreg
+from robreg.measures import margins
+from robreg.spectra.singular_values import circular_singular_values
+from robreg.tables import parquet, schemas
+
+
+@pytest.fixture
+def results(run, tmp_path, monkeypatch):
+    """A run's results where the examples look for them."""
+    folder = tmp_path / "results/digits/ar8"
+    folder.mkdir(parents=True)
+    shutil.copy(run.checkpoint, folder / "checkpoint.pt")
+    files = {"checkpoint": run.checkpoint, "data": run.prepared, "margins": folder / "margins.parquet"}
+    margins.record(**files, batch=16, device="cpu")
+    numbers = {name: [1.0] for name in schemas.SCHEMAS["metrics"].names}
+    parquet.write(folder / "metrics.parquet", "metrics", numbers, {})
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.mark.parametrize("name", robreg.__all__)
+def test_the_example_of_every_public_function_runs(name, results):
+    (example,) = doctest.DocTestFinder(recurse=False).find(getattr(robreg, name), name, globs={})
+    assert example.examples
+    found = doctest.DocTestRunner().run(example)
+    assert found.attempted == len(example.examples)
+    assert not found.failed
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, robreg; assert set(robreg.__all__) <= set(dir(robreg)); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(AttributeError, match="no attribute 'attack'; its functions are apgd, load, margins, pgd"):
+        robreg.attack  # noqa: B018
+
+
+def test_a_study_and_a_folder_are_read_too(results):
+    study = results.parents[1] / "studies/demo"
+    (study / "tables").mkdir(parents=True)
+    shutil.copy(results / "metrics.parquet", study / "claims.parquet")
+    shutil.copy(results / "metrics.parquet", study / "tables/table3.parquet")
+    assert sorted(robreg.read("demo")) == ["claims", "table3"]
+    assert sorted(robreg.read(results)) == ["margins", "metrics"]
+
+
+def test_results_that_are_missing_are_named(results):
+    with pytest.raises(FileNotFoundError, match=r"no results of digits/ar9: none of .* run the workflow first"):
+        robreg.read("digits/ar9")
+    (results.parent / "ar9").mkdir()
+    with pytest.raises(FileNotFoundError, match="ar9 holds no Parquet file"):
+        robreg.read("digits/ar9")
+
+
+def test_singular_values_of_a_layer_are_those_of_its_kernel():
+    conv = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
+    for shape in ((3, 8, 8), (8, 8)):
+        sigma, multiplicity = robreg.singular_values(conv, shape)
+        expected = circular_singular_values(conv.weight.detach(), 8, 8, 2)
+        assert torch.equal(sigma, expected[0])
+        assert torch.equal(multiplicity, expected[1])
+    linear = torch.nn.Linear(5, 3)
+    torch.testing.assert_close(robreg.singular_values(linear)[0], torch.linalg.svdvals(linear.weight.detach().double()))
+
+
+def test_a_layer_that_is_not_treated_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="cannot be computed: stride 2 does not divide its input size 7"):
+        robreg.singular_values(torch.nn.Conv2d(3, 4, 3, stride=2, padding=1), (3, 7, 7))
+    with pytest.raises(ValueError, match="input_shape must be"):
+        robreg.singular_values(torch.nn.Conv2d(3, 4, 3), ())
