@@ -4,29 +4,29 @@ BIN := .venv/bin
 
 .PHONY: demo test slurm-test faults mutations bench bench-gpu lint lock licences
 
-demo: .venv/run.done  ## the demo study on embedded real data; leaves its report
+demo: .venv/run.done  ## run the demo study on real data that scikit-learn ships, and write its report
 	$(BIN)/snakemake --cores all --rerun-incomplete demo
 	@echo "Open results/studies/demo/report.html in a browser."
 
-test: .venv/test.done  ## all tests
+test: .venv/test.done  ## run all tests, except those on a SLURM
 	$(BIN)/python -m pytest
 
-slurm-test: .venv/test.done  ## the workflow on a SLURM of one node, which it installs and stops; root on Debian
+slurm-test: .venv/test.done  ## install a one-node SLURM, test the workflow on it, and stop it; needs root on Debian
 	$(BIN)/python -m pytest -m slurm tests/workflow/test_slurm_cluster.py
 
-faults: .venv/test.done  ## what is broken on purpose, many times over, and what became of it; half an hour
+faults: .venv/test.done  ## kill, damage and fill up what the code works with, many times over; half an hour
 	ROBREG_CASES=1000 $(BIN)/python -m pytest -q -s -m "not slurm" -W ignore tests/faults
 
-mutations: .venv/test.done  ## break the code on purpose, fault by fault, and show the test that sees it; an hour
+mutations: .venv/test.done  ## break the code on purpose, one fault at a time, and show the test that catches it; an hour
 	PYTHONPATH=tests $(BIN)/python tests/faults/mutations.py
 
-bench: .venv/test.done  ## how fast everything is beside others; minutes, on quiet cores
+bench: .venv/test.done  ## compare the speed with other libraries; minutes, on idle cores
 	$(BIN)/python tests/bench/bench.py
 
-bench-gpu: .venv/test.done  ## how fast training is on a GPU, and what limits it
+bench-gpu: .venv/test.done  ## measure how fast training is on a GPU, and what limits it
 	$(BIN)/python tests/bench/bench_gpu.py
 
-lint: .venv/test.done  ## all static checks
+lint: .venv/test.done  ## run all static checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
@@ -34,7 +34,7 @@ lint: .venv/test.done  ## all static checks
 	$(BIN)/lint-imports
 	$(BIN)/snakemake --lint
 
-# A stamp is older than its lock only if the lock changed, so a second call installs nothing.
+# A stamp is older than its lock file only if the lock file changed, so a second call installs nothing.
 .venv/run.done: envs/run.txt pyproject.toml
 	@case "$(CURDIR)" in *" "*) echo "Snakemake cannot run in a folder with a space in its path: move $(CURDIR)"; exit 1;; esac
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,7 +44,7 @@ lint: .venv/test.done  ## all static checks
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-# --no-deps: torchattacks asks for a requests of 2020, which stays out.
+# --no-deps, because torchattacks pins a version of requests from 2020.
 .venv/test.done: envs/test.txt .venv/run.done
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r envs/test.txt
 	touch $@
@@ -55,5 +55,5 @@ lock:  ## pin the newest versions that pyproject.toml allows, for every platform
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
 		--python-version 3.11 --group pyproject.toml:test --override envs/test-override.in envs/run.txt -o envs/test.txt
 
-licences: .venv/run.done  ## list the licences of what is installed
+licences: .venv/run.done  ## list the licences of the installed packages
 	$(BIN)/python envs/licences.py > envs/licences.csv

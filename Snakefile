@@ -11,7 +11,7 @@ min_version("9.27")
 
 try:
     for file in dict.fromkeys(["config.yaml", *workflow.configfiles]):
-        if Path(file).exists():  # if not, Snakemake says so
+        if Path(file).exists():  # otherwise Snakemake reports it
             refuse_unreadable(Path(file))
 except ConfigError as error:
     raise WorkflowError(str(error)) from None

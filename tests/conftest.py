@@ -1,4 +1,4 @@
-"""What several tests need: one thread, networks with random weights, and one run on real data."""
+"""Fixtures that several tests share: one torch thread, networks with random weights, and a run on real data."""
 
 import os
 import runpy
@@ -33,7 +33,7 @@ META = {
 
 
 class Run(NamedTuple):
-    """A checkpoint, the prepared data that it belongs to, and what is in the two."""
+    """A checkpoint and its prepared data: their paths and their contents."""
 
     checkpoint: Path
     folder: Path
@@ -43,25 +43,31 @@ class Run(NamedTuple):
 
     @property
     def prepared(self) -> Path:
-        """The description of the prepared data, an input of the measures' rules."""
+        """The path of the prepared data's description, which the rules of the measures take as input."""
         return self.folder / "meta.json"
 
 
 def pytest_sessionstart() -> None:
-    """Let what the tests start hear Ctrl-C even if they run in the background, where a shell has it ignored."""
+    """Let programs that tests start react to Ctrl-C even in the background, where the shell makes them ignore it."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Before every fixture, whatever its scope: results depend on the threads in their last bits, and jobs set them."""
+    """Use one torch thread in every fixture and test, as the last bits of results depend on the number of threads.
+
+    This runs before fixtures of every scope, and restores the number after tests of jobs, which set it.
+    """
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def connections(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Refuse, here and in what the tests start, all connections to other machines; return the list of those tried."""
+    """Block connections to other machines, in the tests and in programs that they start.
+
+    Returns the file that lists the attempted connections.
+    """
     guard = Path(__file__).parent / "offline"
     tried = tmp_path_factory.mktemp("offline") / "connections"
     tried.touch()
@@ -73,7 +79,7 @@ def connections(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_connection(connections: Path) -> Iterator[None]:
-    """Fail a test during which a connection was tried, even if that was forgiven."""
+    """Fail a test that attempted a connection, even if the code under test handled the error."""
     yield
     tried = connections.read_text()
     connections.write_text("")
@@ -82,7 +88,10 @@ def no_connection(connections: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def net() -> Callable[..., classifier.Classifier]:
-    """Make networks with random weights, for at its initialisation Fixup's logits and gradients are all 0."""
+    """Return a function that makes networks with random weights.
+
+    With Fixup initialisation, all logits and input gradients would be 0.
+    """
 
     def make(
         *,
@@ -106,7 +115,7 @@ def net() -> Callable[..., classifier.Classifier]:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, net: Callable[..., classifier.Classifier]) -> Run:
-    """One network and 60 + 40 digits, on disk as the workflow leaves them."""
+    """Write a checkpoint and 60 + 40 digits to disk as the workflow does."""
     root = tmp_path_factory.mktemp("run")
     settings = {"kind": "digits", "max_train": 60, "max_test": 40, "subset_seed": 0, "name": "digits"}
     preparation.prepare(settings, data_root=root, out=root / "data")
@@ -120,7 +129,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, net: Callable[..., classifier.
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepare 200 + 50 digits, to train on."""
+    """Prepare 200 + 50 digits for training, and return their folder."""
     folder = tmp_path_factory.mktemp("digits")
     spec = {"kind": "digits", "source": None, "max_train": 200, "max_test": 50, "subset_seed": 0}
     preparation.prepare(spec, data_root=folder, out=folder)
@@ -129,28 +138,29 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(source: Path) -> dataset.Dataset:
-    """Load them."""
+    """Load the digits for training."""
     return dataset.load_dataset(source)
 
 
 @pytest.fixture
 def margins_file(run, tmp_path) -> Path:
-    """Write the run's margins.parquet, which attacks and loss variation start from."""
+    """Write the run's margins.parquet, which attacks and loss variation need."""
     record(checkpoint=run.checkpoint, data=run.prepared, margins=tmp_path / "margins.parquet", batch=16, device="cpu")
     return tmp_path / "margins.parquet"
 
 
 @pytest.fixture(scope="session")
 def identity() -> Mapping[str, Any]:
-    """Return what every table of the run must say of itself."""
+    """Return the metadata that every table of the run must have."""
     return {key: META[key] for key in ("dataset", "variant", "seed", "version", "settings_hash")}
 
 
 @pytest.fixture(scope="module")
 def page() -> Any:
+    """Open a page in a headless browser that can reach only this machine."""
     if CHROMIUM is None:
         if os.environ.get("CI"):
-            pytest.fail("no Chromium on PATH, and CI must look at the report in a browser")
+            pytest.fail("no Chromium on PATH, and CI must open the report in a browser")
         pytest.skip("no Chromium on PATH: the report was not opened in a browser")
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]

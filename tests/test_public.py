@@ -1,4 +1,4 @@
-"""What `import robreg` offers: the examples in its documentation run, and torch is imported only when it is used."""
+"""Tests of what `import robreg` offers: its documented examples run, and torch is imported only when needed."""
 
 import doctest
 import shutil
@@ -16,7 +16,7 @@ from robreg.tables import parquet, schemas
 
 @pytest.fixture
 def results(run, tmp_path, monkeypatch):
-    """A run's results where the examples look for them."""
+    """Write a run's results where the examples look for them, and return their folder."""
     folder = tmp_path / "results/digits/ar8"
     folder.mkdir(parents=True)
     shutil.copy(run.checkpoint, folder / "checkpoint.pt")
@@ -37,18 +37,18 @@ def test_the_example_of_every_public_function_runs(name, results):
     assert not found.failed
 
 
-def test_importing_the_package_imports_no_torch():
+def test_importing_the_package_does_not_import_torch():
     code = "import sys, robreg; assert set(robreg.__all__) <= set(dir(robreg)); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones():
+def test_the_error_for_an_unknown_name_lists_the_known_ones():
     with pytest.raises(AttributeError, match="no attribute 'attack'; its functions are apgd, load, margins, pgd"):
         robreg.attack  # noqa: B018
 
 
-def test_a_study_and_a_folder_are_read_too(results):
+def test_a_study_or_a_folder_can_be_read_too(results):
     study = results.parents[1] / "studies/demo"
     (study / "tables").mkdir(parents=True)
     shutil.copy(results / "metrics.parquet", study / "claims.parquet")
@@ -65,7 +65,7 @@ def test_results_that_are_missing_are_named(results):
         robreg.read("digits/ar9")
 
 
-def test_singular_values_of_a_layer_are_those_of_its_kernel():
+def test_the_singular_values_of_a_layer_are_those_of_its_kernel():
     conv = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
     for shape in ((3, 8, 8), (8, 8)):
         sigma, multiplicity = robreg.singular_values(conv, shape)
@@ -76,7 +76,7 @@ def test_singular_values_of_a_layer_are_those_of_its_kernel():
     torch.testing.assert_close(robreg.singular_values(linear)[0], torch.linalg.svdvals(linear.weight.detach().double()))
 
 
-def test_a_layer_that_is_not_treated_is_refused_with_the_reason():
+def test_an_unsupported_layer_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="cannot be computed: stride 2 does not divide its input size 7"):
         robreg.singular_values(torch.nn.Conv2d(3, 4, 3, stride=2, padding=1), (3, 7, 7))
     with pytest.raises(ValueError, match="input_shape must be"):

@@ -1,7 +1,7 @@
-"""How adversarial robustness regularises neural networks: the experiments of an ICML 2020 paper, and what extends them.
+"""Experiments on how adversarial robustness regularises neural networks (an ICML 2020 paper), and extensions of them.
 
-What a notebook needs is here: load a trained network, attack it, measure its margins and singular values, read the
-results. Each folder of the package holds one idea, and its own docstring says which.
+This module offers what a notebook needs: load a trained network, attack it, measure its margins and singular values,
+and read the results. Each subpackage covers one topic, which its docstring describes.
 """
 
 from importlib import import_module
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["apgd", "load", "margins", "pgd", "read", "singular_values"]
 
-_HOMES = {
+_LOCATIONS = {  # public name: (module, function)
     "apgd": ("robreg.attacks.apgd", "apgd"),
     "load": ("robreg.networks.checkpoint", "load_network"),
     "margins": ("robreg.measures.margins", "margins"),
@@ -29,14 +29,14 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public function when it is first used: importing torch takes seconds that not everybody needs."""
-    if name not in _HOMES:
+    """Import a public function on first use, because importing torch takes seconds that not every caller needs."""
+    if name not in _LOCATIONS:
         raise AttributeError(f"module 'robreg' has no attribute {name!r}; its functions are {', '.join(__all__)}")
-    module, function = _HOMES[name]
-    globals()[name] = found = getattr(import_module(module), function)
-    return found
+    module, function = _LOCATIONS[name]
+    globals()[name] = attribute = getattr(import_module(module), function)
+    return attribute
 
 
 def __dir__() -> list[str]:
-    """List the public functions, though they are not imported yet."""
+    """List the public functions, including those that are not imported yet."""
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""APGD: iterate by iterate against torchattacks, against a linear model's optimum, its evaluation against a loop."""
+"""Tests of APGD: its iterates against torchattacks, a linear model's optimum, its evaluation against a loop."""
 
 import logging
 from collections.abc import Callable
@@ -29,13 +29,13 @@ TORCHATTACKS = {"cross_entropy": "ce", "dlr": "dlr"}
 
 
 def images(n: int, shape: tuple[int, ...] = (1, 8, 8), *, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Pixels of which about a third are exactly 0 or 1, where the box cuts the ball."""
+    """Return pixels of which about a third are exactly 0 or 1, where the box cuts into the ball."""
     x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     return (1.5 * x - 0.25).clamp(0, 1)
 
 
 def noise_like(x: Tensor, seed: int = 3) -> Tensor:
-    """Uniform noise whose largest entry is 1 or -1 in every example: torchattacks stretches its start so."""
+    """Return uniform noise whose largest entry is 1 or -1 in every example, as torchattacks scales its start."""
     noise = uniform_noise(torch.arange(len(x)), tuple(x.shape[1:]), seed=seed).to(x)
     return noise / noise.abs().amax((1, 2, 3), keepdim=True)
 
@@ -51,7 +51,7 @@ def predicted(model: nn.Module, x: Tensor) -> Tensor:
 def theirs(
     model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, *, steps: int, loss: str, eps: float = EPS
 ) -> tuple[list[Tensor], Any]:
-    """Run torchattacks from our start: all that it asked the model about, and what it returns."""
+    """Run torchattacks from our start; return all inputs that it gave the model, and its result."""
     asked: list[Tensor] = []
     other = torchattacks.APGD(model, eps=eps, steps=steps, loss=TORCHATTACKS[loss])
     watch = model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].detach().clone()))
@@ -65,13 +65,13 @@ def theirs(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("steps", "eps"), [(1, EPS), (3, 24 * EPS), (10, EPS), (37, EPS), (100, EPS)])
 @pytest.mark.parametrize("loss", ["cross_entropy", "dlr"])
-def test_every_iterate_and_the_best_are_torchattacks(
+def test_every_iterate_and_the_best_point_are_those_of_torchattacks(
     net: Callable[..., nn.Module], loss: str, steps: int, eps: float, dtype: torch.dtype
 ) -> None:
     model, x = net(shape=(3, 8, 8), dtype=dtype), images(12, (3, 8, 8), dtype=dtype)
     y, noise = predicted(model, x), noise_like(x)
     asked, (best, _, best_loss, _) = theirs(model, x, y, noise, steps=steps, loss=loss, eps=eps)
-    found, halved = [], []  # 24 EPS: a first step that lowers the loss
+    found, halved = [], []  # with 24 EPS, the first step lowers the loss
     with frozen(model):
         for state in apgd_iterates(model, x, y, eps=eps, steps=steps, loss=LOSSES[loss], noise=noise):
             found.append(state.point)
@@ -81,11 +81,13 @@ def test_every_iterate_and_the_best_are_torchattacks(
     torch.testing.assert_close(state.best, best, atol=1e-6, rtol=0)
     torch.testing.assert_close(state.best_loss, best_loss, atol=1e-5, rtol=1e-5)
     if steps > 10:
-        assert halved[-1].min() < halved[-1].max() < 1, "all steps were halved alike: the comparison says little"
+        assert halved[-1].min() < halved[-1].max() < 1, "all steps were halved alike, so the comparison shows little"
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "dlr"])
-def test_the_result_is_the_first_that_fools_or_else_the_best(net: Callable[..., nn.Module], loss: str) -> None:
+def test_the_result_is_the_first_misclassified_iterate_or_else_the_best_one(
+    net: Callable[..., nn.Module], loss: str
+) -> None:
     model, x = net(shape=(3, 8, 8), dtype=torch.float64), images(40, (3, 8, 8))
     y, noise = predicted(model, x), noise_like(x)
     asked, (best, still_correct, _, _) = theirs(model, x, y, noise, steps=20, loss=loss, eps=4 * EPS)
@@ -95,11 +97,11 @@ def test_the_result_is_the_first_that_fools_or_else_the_best(net: Callable[..., 
     found = apgd(model, x, y, eps=4 * EPS, steps=20, loss=loss, noise=noise)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     assert torch.equal(predicted(model, found) == y, still_correct)
-    assert 5 <= still_correct.sum() <= 35, "the attack is too strong or too weak for the comparison to say anything"
+    assert 5 <= still_correct.sum() <= 35, "the attack is too strong or too weak for a comparison"
 
 
 class Scripted(nn.Module):
-    """Give the next probabilities at every call, with a gradient that points to brighter pixels."""
+    """Return the next given probabilities at every call, with a gradient towards brighter pixels."""
 
     def __init__(self, *probabilities: list[float]) -> None:
         super().__init__()
@@ -109,14 +111,14 @@ class Scripted(nn.Module):
         return next(self.logits) - 1e-6 * x.sum((1, 2, 3))[:, None] * torch.tensor([1.0, 0.0, 0.0])
 
 
-def test_an_iterate_that_fools_is_taken_though_another_had_the_higher_loss() -> None:
+def test_a_misclassified_iterate_is_returned_even_if_another_has_a_higher_loss() -> None:
     model, x = Scripted([0.34, 0.33, 0.33], [0.45, 0.5, 0.05]), torch.full((1, 1, 2, 2), 0.5)
     found = apgd(model, x, torch.tensor([0]), eps=0.25, steps=5, loss="cross_entropy")
-    assert torch.equal(found, torch.full_like(x, 0.75))  # the second point; and a third call would end the script
+    assert torch.equal(found, torch.full_like(x, 0.75))  # the second point; a third call would exhaust the script
 
 
-def test_100_steps_are_checked_where_the_paper_says() -> None:
-    windows = _windows(100)  # the paper's Section 3.1 gives these numbers, as shares
+def test_the_step_size_of_100_steps_is_checked_when_the_paper_says() -> None:
+    windows = _windows(100)  # section 3.1 of the APGD paper gives these numbers, as fractions of the steps
     assert list(windows) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert list(windows.values()) == [22, 19, 16, 13, 10, 7, 6, 6]
 
@@ -124,7 +126,7 @@ def test_100_steps_are_checked_where_the_paper_says() -> None:
 # Losses
 
 
-def test_dlr_is_the_papers_ratio() -> None:
+def test_dlr_is_the_ratio_defined_in_the_paper() -> None:
     logits = torch.tensor([[1.0, 4.0, 2.0, -5.0], [1.0, 4.0, 2.0, -5.0], [3.0, 3.0, 3.0, 0.0]])
     y = torch.tensor([1, 0, 2])
     torch.testing.assert_close(dlr(logits, y), torch.tensor([-2 / 3, 1.0, 0.0]))
@@ -132,7 +134,7 @@ def test_dlr_is_the_papers_ratio() -> None:
 
 @given(st.integers(0, 2**31), st.integers(3, 12), st.floats(0.01, 100), st.floats(-10, 10))
 @settings(max_examples=50, deadline=None)
-def test_dlr_is_blind_to_scale_and_shift_and_positive_only_where_the_class_is_wrong(seed, classes, scale, shift):
+def test_dlr_does_not_depend_on_scale_and_shift_and_is_positive_only_if_misclassified(seed, classes, scale, shift):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(20, classes, generator=generator, dtype=torch.float64)
     y = torch.randint(classes, (20,), generator=generator)
@@ -169,7 +171,7 @@ strengths = st.floats(0, 1) | st.sampled_from([0.0, 1 / 255, 8 / 255, 1.0])
 
 @given(st.integers(0, 2**31), st.tuples(strengths, strengths), st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_the_worst_point_of_a_linear_model_is_found_with_a_radius_per_channel(seed, strength, random):
+def test_the_optimum_of_a_linear_model_is_found_with_a_radius_per_channel(seed, strength, random):
     model, x = linear(18, 2, seed), images(5, (2, 3, 3), seed=seed)
     y, eps = predicted(model, x), torch.tensor(strength, dtype=torch.float64).view(2, 1, 1)
     weight = (model[1].weight[1] - model[1].weight[0]).detach().view(1, 2, 3, 3) * (1 - 2 * y).view(-1, 1, 1, 1)
@@ -200,7 +202,7 @@ def test_the_result_is_in_the_ball_and_in_the_box(seed, strength, steps, loss):
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "dlr"])
-def test_the_loss_of_who_is_not_fooled_never_falls_with_more_looking(net: Callable[..., nn.Module], loss: str) -> None:
+def test_the_best_loss_never_falls_with_more_steps(net: Callable[..., nn.Module], loss: str) -> None:
     model, x = net(dtype=torch.float64), images(20)
     y = predicted(model, x)
     with frozen(model):
@@ -227,7 +229,9 @@ def test_the_loss_of_who_is_not_fooled_never_falls_with_more_looking(net: Callab
         ({"loss": "ce"}, "loss must be cross_entropy or dlr, not 'ce'"),
     ],
 )
-def test_bad_input_is_refused_by_its_name(net: Callable[..., nn.Module], change: dict[str, Any], message: str) -> None:
+def test_a_bad_argument_is_refused_by_its_name(
+    net: Callable[..., nn.Module], change: dict[str, Any], message: str
+) -> None:
     y = torch.zeros(2, dtype=torch.int64)
     arguments = {"x": images(2), "y": y, "eps": EPS, "steps": 2, "loss": "dlr"} | change
     x, y = arguments.pop("x"), arguments.pop("y")
@@ -246,7 +250,7 @@ def spec(**changes: object) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def victim(net: Callable[..., nn.Module]) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network, 60 images, and labels of which it gets three quarters right."""
+    """Return a network, 60 images, and labels of which it predicts three quarters correctly."""
     model = net(shape=(2, 8, 8))
     x = torch.randint(256, (60, 2, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     y = predicted(model, to_float(x))
@@ -255,7 +259,7 @@ def victim(net: Callable[..., nn.Module]) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def naive(model: nn.Module, x: Tensor, y: Tensor, setting: dict[str, Any]) -> tuple[int, dict[str, int]]:
-    """Attack every example with every loss and restart, alone, whatever the others did."""
+    """Attack every example separately with every loss and restart, whatever the results of the others."""
     eps = setting["eps"] / 255 * (model.normalise.std if setting["space"] == "normalised" else torch.ones(2, 1, 1))
     correct, robust = 0, {"cross_entropy": 0, "dlr": 0, "worst": 0}
     for number in range(len(x)):
@@ -301,7 +305,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(victim) -> None:
     assert rows[0] == rows[1] == rows[2]
 
 
-def test_the_starts_follow_the_seed_and_differ_between_losses_and_from_pgds(victim, monkeypatch) -> None:
+def test_the_starts_depend_on_the_seed_and_differ_between_losses_and_from_pgds(victim, monkeypatch) -> None:
     drawn: list[Tensor] = []
 
     def watched(*args: Any, **kwargs: Any) -> Tensor:
@@ -318,13 +322,13 @@ def test_the_starts_follow_the_seed_and_differ_between_losses_and_from_pgds(vict
     assert len(values.unique()) == len(values)
 
 
-def test_the_log_says_how_many_remain(victim, caplog) -> None:
+def test_the_log_states_how_many_examples_remain_correct(victim, caplog) -> None:
     with caplog.at_level(logging.INFO):
         rows = evaluate(*victim, spec(), losses=BOTH, batch=64)
-    assert f"cross_entropy: {rows[0]['n_robust']} of 45 correct examples remain so" in caplog.text
+    assert f"cross_entropy: {rows[0]['n_robust']} of 45 correctly classified examples remain correct" in caplog.text
 
 
-def test_no_correct_example_gives_no_conditional_accuracy(victim) -> None:
+def test_conditional_accuracy_is_none_if_no_example_is_correct(victim) -> None:
     model, x, _ = victim
     wrong = (predicted(model, to_float(x)) + 1) % 10
     for row in evaluate(model, x, wrong, spec(restarts=2), losses=BOTH, batch=7):
@@ -351,7 +355,7 @@ def test_record_writes_a_row_per_loss_and_the_worst_case_of_the_first_n(run, ide
     assert parquet.read_metadata(tmp_path / "apgd.parquet").items() >= identity.items()
 
 
-def test_n_beyond_the_split_means_all_of_it(run, margins_file, tmp_path) -> None:
+def test_n_larger_than_the_split_means_all_of_it(run, margins_file, tmp_path) -> None:
     setting = spec(n=10_000)
     out = tmp_path / "apgd.parquet"
     files = {"checkpoint": run.checkpoint, "data": run.prepared, "margins": margins_file, "apgd": out}
@@ -384,7 +388,7 @@ def test_with_two_classes_cross_entropy_is_the_worst_case(run, net, tmp_path, mo
 def trained(
     net: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network trained adversarially on the digits for some seconds, and all 500 test digits."""
+    """Return a network trained adversarially on the digits for some seconds, and all 500 test digits."""
     folder, generator = tmp_path_factory.mktemp("digits"), torch.Generator().manual_seed(0)
     prepare(
         {"kind": "digits", "max_train": None, "max_test": None, "subset_seed": 0, "name": "d"},
@@ -392,7 +396,7 @@ def trained(
         out=folder,
     )
     digits = load_dataset(folder)
-    torch.set_num_threads(1)  # a fixture of a module comes before that of every test
+    torch.set_num_threads(1)  # pytest sets up this fixture before those with function scope
     model = net(width=4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -409,7 +413,7 @@ def trained(
     return model, *digits.split("test")
 
 
-def test_on_a_trained_network_it_is_as_strong_as_torchattacks_and_stronger_than_pgd(trained) -> None:
+def test_on_a_trained_network_apgd_is_as_strong_as_torchattacks_and_stronger_than_pgd(trained) -> None:
     model, x, y = trained
     strong = spec(eps=32.0, steps=50)
     ours = {row["loss"]: row["n_robust"] for row in evaluate(model, x, y, strong, losses=BOTH, batch=500)}
@@ -418,7 +422,7 @@ def test_on_a_trained_network_it_is_as_strong_as_torchattacks_and_stronger_than_
     assert pgd["n_correct"] > 400
     assert 50 < ours["worst"] <= min(ours["cross_entropy"], ours["dlr"])
     assert ours["worst"] < pgd["n_robust"]
-    for loss in BOTH:  # starts of their own move a count by some examples, a mean over three starts by fewer
+    for loss in BOTH:  # other starts change a count by some examples, and a mean over three starts by fewer
         means = {"ours": 0.0, "theirs": 0.0}
         for seed in range(3):
             other = torchattacks.APGD(model, eps=32 / 255, steps=50, loss=TORCHATTACKS[loss], seed=seed)

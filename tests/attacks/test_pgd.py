@@ -1,4 +1,4 @@
-"""Attacks: step by step against two other libraries, promises as properties, evaluation against a loop."""
+"""Tests of PGD and FGSM: steps against two other libraries, guarantees as properties, evaluation against a loop."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ EPS, STEP = 8 / 255, 2 / 255
 
 
 def images(n: int, shape: tuple[int, ...] = (1, 8, 8), *, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Pixels of which about a third are exactly 0 or 1, where the box cuts the ball."""
+    """Return pixels of which about a third are exactly 0 or 1, where the box cuts into the ball."""
     x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     return (1.5 * x - 0.25).clamp(0, 1)
 
@@ -39,7 +39,7 @@ def labels(n: int, classes: int = 10, seed: int = 2) -> Tensor:
 
 
 class StartingAt(foolbox.attacks.LinfPGD):
-    """foolbox's PGD from a start that we choose."""
+    """foolbox's PGD from a given start."""
 
     def __init__(self, noise: Tensor, **kwargs: Any) -> None:
         super().__init__(random_start=True, **kwargs)
@@ -67,7 +67,7 @@ def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor | None, st
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("start", ["clean", "random"])
 @pytest.mark.parametrize("other", [torchattacks_pgd, foolbox_pgd])
-def test_pgd_is_another_librarys_after_every_step(
+def test_pgd_equals_another_library_after_every_step(
     net: Callable[..., nn.Module], other: Callable[..., Tensor], start: str, dtype: torch.dtype
 ) -> None:
     model, x, y = net(shape=(3, 8, 8), dtype=dtype), images(5, (3, 8, 8), dtype=dtype), labels(5)
@@ -76,11 +76,11 @@ def test_pgd_is_another_librarys_after_every_step(
     for steps in range(1, 11):
         ours = pgd(model, x, y, eps=EPS, step=STEP, steps=steps, noise=noise)
         torch.testing.assert_close(ours, other(model, x, y, noise, steps), atol=1e-6, rtol=0)
-        assert not torch.equal(ours, previous), "the step did nothing: the comparison says nothing"
+        assert not torch.equal(ours, previous), "the step changed nothing, so the comparison shows nothing"
         previous = ours
 
 
-def test_fgsm_is_torchattacks_and_foolboxs(net: Callable[..., nn.Module]) -> None:
+def test_fgsm_equals_torchattacks_and_foolbox(net: Callable[..., nn.Module]) -> None:
     model, x, y = net(dtype=torch.float64), images(6), labels(6)
     ours = fgsm(model, x, y, eps=EPS)
     torch.testing.assert_close(ours, torchattacks.FGSM(model, eps=EPS)(x, y), atol=1e-6, rtol=0)
@@ -94,7 +94,7 @@ def test_fgsm_is_torchattacks_and_foolboxs(net: Callable[..., nn.Module]) -> Non
 def test_one_step_raises_the_loss_of_a_linear_model_by_eps_times_the_l1_norm_of_its_gradient() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).double()
     x, y = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64), torch.tensor([0])
-    difference = model[1].weight[1] - model[1].weight[0]  # the direction in which the margin falls
+    difference = model[1].weight[1] - model[1].weight[0]  # the direction in which the margin decreases
     adversarial = fgsm(model, x, y, eps=0.1)
     torch.testing.assert_close(adversarial.flatten(), 0.5 + 0.1 * difference.sign().detach())
 
@@ -129,7 +129,7 @@ def test_the_result_is_in_the_ball_and_in_the_box(shape, eps, step, steps, seed,
 
 @given(shape=shapes, eps=strengths, step=strengths, steps=st.integers(0, 3), seed=seeds, random=st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_eps_0_and_steps_0_change_no_bit(shape, eps, step, steps, seed, random) -> None:
+def test_eps_0_and_steps_0_return_the_input_unchanged(shape, eps, step, steps, seed, random) -> None:
     x, y = images(shape[0], shape[1:], seed=seed, dtype=torch.float32), labels(shape[0], 3, seed)
     noise = uniform_noise(torch.arange(shape[0]), shape[1:], seed=seed) if random else None
     generator = None if random else torch.Generator().manual_seed(seed)
@@ -150,13 +150,13 @@ def test_the_input_is_not_written_to(net: Callable[..., nn.Module]) -> None:
     assert torch.equal(noise, before[1])
 
 
-def test_a_random_start_of_one_step_of_0_is_the_start_itself(net: Callable[..., nn.Module]) -> None:
+def test_a_step_of_size_0_returns_the_random_start(net: Callable[..., nn.Module]) -> None:
     x, noise = images(3), uniform_noise(torch.arange(3), (1, 8, 8), seed=0)
     start = pgd(net(dtype=torch.float64), x, labels(3), eps=EPS, step=0.0, steps=1, noise=noise)
     torch.testing.assert_close(start, (x + EPS * noise).clamp(0, 1), atol=1e-12, rtol=0)
 
 
-def test_fgsm_with_noise_takes_one_step_of_its_own_size_from_the_start(net: Callable[..., nn.Module]) -> None:
+def test_fgsm_with_noise_takes_one_step_of_the_given_size_from_the_start(net: Callable[..., nn.Module]) -> None:
     model, x, y = net(dtype=torch.float64), images(4), labels(4)
     noise = uniform_noise(torch.arange(4), (1, 8, 8), seed=0)
     begin = (x + EPS * noise).clamp(0, 1).requires_grad_()
@@ -166,7 +166,7 @@ def test_fgsm_with_noise_takes_one_step_of_its_own_size_from_the_start(net: Call
     torch.testing.assert_close(ours, expected.clamp(0, 1).detach(), atol=1e-12, rtol=0)
 
 
-def test_a_generator_is_reproducible_and_drives_the_start(net: Callable[..., nn.Module]) -> None:
+def test_a_generator_determines_the_start_reproducibly(net: Callable[..., nn.Module]) -> None:
     model, x, y = net(dtype=torch.float64), images(3), labels(3)
 
     def start(seed: int) -> Tensor:
@@ -181,7 +181,7 @@ def test_a_generator_is_reproducible_and_drives_the_start(net: Callable[..., nn.
 
 def test_each_channel_has_its_own_radius_and_step(net: Callable[..., nn.Module]) -> None:
     model, y = net(shape=(3, 8, 8), dtype=torch.float64), labels(4)
-    x = images(4, (3, 8, 8)) * 0.4 + 0.3  # the box does not cut
+    x = images(4, (3, 8, 8)) * 0.4 + 0.3  # so that no pixel reaches 0 or 1
     eps = torch.tensor([0.01, 0.0, 0.05], dtype=torch.float64).view(3, 1, 1)
     adversarial = pgd(model, x, y, eps=eps, step=eps / 2, steps=5)
     change = (adversarial - x).abs().amax((0, 2, 3))
@@ -227,7 +227,7 @@ X = images(2)
         ({"noise": X[:, 0]}, "noise"),
     ],
 )
-def test_bad_input_is_refused_by_its_name(
+def test_a_bad_argument_is_refused_by_its_name(
     net: Callable[..., nn.Module], change: dict[str, object], message: str
 ) -> None:
     arguments: dict[str, Any] = {"x": X, "y": Y, "eps": EPS, "step": STEP, "steps": 2} | change
@@ -244,11 +244,11 @@ def test_fgsm_refuses_what_pgd_refuses(net: Callable[..., nn.Module], change: di
         fgsm(net(dtype=torch.float64), x, y, **arguments)
 
 
-# The model is left as found
+# The model is left unchanged
 
 
 class Exploding(nn.Module):
-    """Raise at the n-th call."""
+    """Raise an error after a number of calls."""
 
     def __init__(self, calls: int) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ class Exploding(nn.Module):
 
 
 def mixed(calls: int = 1000) -> nn.Sequential:
-    """Some modules training, some not; one parameter frozen; a gradient on one parameter only."""
+    """Return a model with some modules in training mode, one frozen parameter, and a gradient on one parameter only."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -286,10 +286,10 @@ def fingerprint(model: nn.Module) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("run_attack", [pgd, fgsm, apgd])
-def test_the_model_is_left_as_found(run_attack: Callable[..., Tensor]) -> None:
+def test_the_model_is_left_unchanged(run_attack: Callable[..., Tensor]) -> None:
     model = mixed()
     before, gradient = fingerprint(model), model[5].weight.grad
-    right = mixed().eval()(images(4)).argmax(1)  # apgd leaves alone what is misclassified
+    right = mixed().eval()(images(4)).argmax(1)  # apgd does not change misclassified examples
     settings = {pgd: {"step": STEP, "steps": 3}, fgsm: {}, apgd: {"steps": 3, "loss": "dlr"}}[run_attack]
     adversarial = run_attack(model, images(4), right, eps=EPS, **settings)
     assert fingerprint(model) == before
@@ -298,7 +298,7 @@ def test_the_model_is_left_as_found(run_attack: Callable[..., Tensor]) -> None:
 
 
 @pytest.mark.parametrize("calls", [0, 2])
-def test_the_model_is_left_as_found_if_it_raises(calls: int) -> None:
+def test_the_model_is_left_unchanged_if_it_raises_an_error(calls: int) -> None:
     model = mixed(calls)
     before = fingerprint(model)
     with pytest.raises(FloatingPointError):
@@ -314,7 +314,7 @@ def test_the_model_is_attacked_in_eval_mode() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_the_result_is_detached_even_from_an_input_that_wants_a_gradient(
+def test_the_result_is_detached_even_if_the_input_requires_a_gradient(
     net: Callable[..., nn.Module], steps: int
 ) -> None:
     x = images(2).requires_grad_()
@@ -324,7 +324,7 @@ def test_the_result_is_detached_even_from_an_input_that_wants_a_gradient(
     assert x.grad is None
 
 
-def test_it_works_where_gradients_are_off(net: Callable[..., nn.Module]) -> None:
+def test_pgd_works_where_gradients_are_disabled(net: Callable[..., nn.Module]) -> None:
     model, x, y = net(dtype=torch.float64), images(2), labels(2)
     expected = pgd(model, x, y, eps=EPS, step=STEP, steps=3)
     with torch.no_grad():
@@ -351,7 +351,7 @@ def test_noise_differs_between_seeds_restarts_and_examples() -> None:
     ]
     values = torch.cat(drawn).flatten()
     assert len(values) == 4 * 4 * 6 * 16
-    assert len(values.unique()) == len(values)  # 53 random bits each: nothing twice, so no stream overlaps another
+    assert len(values.unique()) == len(values)  # 53 random bits each: without repetitions, no two streams overlap
 
 
 def test_noise_is_uniform() -> None:
@@ -363,7 +363,9 @@ def test_noise_is_uniform() -> None:
     assert abs(noise.mean()) < 5 * (1 / 3 / n) ** 0.5
     assert abs(noise.pow(2).mean() - 1 / 3) < 5 * (4 / 45 / n) ** 0.5
     assert abs(noise.pow(4).mean() - 1 / 5) < 5 * (16 / 225 / n) ** 0.5
-    between = noise.flatten(1).mean(1).std() * 25**0.5 * 3**0.5  # of examples: 1 if they are independent
+    between = (
+        noise.flatten(1).mean(1).std() * 25**0.5 * 3**0.5
+    )  # scaled std of the examples' means, which is 1 if entries are independent
     assert abs(between - 1) < 0.1
 
 
@@ -375,7 +377,7 @@ def test_training_noise_is_uniform_too() -> None:
     assert abs(noise.pow(2).mean() - 1 / 3) < 5 * (4 / 45 / noise.numel()) ** 0.5
 
 
-def test_results_are_equal_bit_by_bit_whatever_the_batch_size(net: Callable[..., nn.Module]) -> None:
+def test_results_are_bit_identical_for_every_batch_size(net: Callable[..., nn.Module]) -> None:
     model, x, y, index = net(dtype=torch.float64), images(64), labels(64), torch.arange(64)
 
     def attacked(batch: int) -> Tensor:
@@ -399,7 +401,7 @@ def spec(**changes: object) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def victim(net: Callable[..., nn.Module]) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network, 60 images, and labels of which it gets three quarters right."""
+    """Return a network, 60 images, and labels of which it predicts three quarters correctly."""
     model = net(shape=(2, 8, 8))
     x = torch.randint(256, (60, 2, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.no_grad():
@@ -409,7 +411,7 @@ def victim(net: Callable[..., nn.Module]) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def naive(model: nn.Module, x: Tensor, y: Tensor, setting: dict[str, Any]) -> tuple[int, int]:
-    """Attack every example with every restart, alone; it is robust if it and all its adversaries are correct."""
+    """Attack every example separately; it is robust if it is classified correctly before and after all restarts."""
     correct = robust = 0
     unit = 255 * torch.ones(2, 1, 1)
     if setting["space"] == "normalised":
@@ -449,7 +451,7 @@ def test_evaluation_equals_a_loop_over_examples_and_restarts(victim, setting: di
     assert counts["acc_conditional"] == 100 * robust / correct
     assert counts["acc_robust"] == 100 * robust / 60
     assert correct == 45
-    assert 5 <= robust <= 40, "the attack is too strong or too weak for the comparison to say anything"
+    assert 5 <= robust <= 40, "the attack is too strong or too weak for a comparison"
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(victim) -> None:
@@ -457,7 +459,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(victim) -> None:
     assert counts[0] == counts[1] == counts[2]
 
 
-def test_the_start_of_an_evaluation_follows_its_seed(victim) -> None:
+def test_the_start_of_an_evaluation_depends_on_its_seed(victim) -> None:
     model, x, y = victim
     robust = {
         evaluate(model, x, y, spec(seed=seed, steps=1, step=0.0, eps=8.0), batch=64)["n_robust"] for seed in range(8)
@@ -473,7 +475,7 @@ def test_more_restarts_never_raise_robustness(victim) -> None:
     assert robust[-1] < robust[0]
 
 
-def test_a_stronger_attack_leaves_fewer_and_none_leaves_all(victim) -> None:
+def test_a_stronger_attack_leaves_fewer_robust_examples_and_eps_0_leaves_all(victim) -> None:
     robust = [evaluate(*victim, spec(eps=eps, step=eps / 4), batch=64)["n_robust"] for eps in (0.0, 1.0, 2.0, 32.0)]
     assert robust[0] == 45
     assert robust == sorted(robust, reverse=True)
@@ -481,7 +483,7 @@ def test_a_stronger_attack_leaves_fewer_and_none_leaves_all(victim) -> None:
 
 
 @pytest.mark.parametrize("batch", [7, 64])
-def test_conditional_accuracy_of_no_correct_example_is_none(victim, batch: int) -> None:
+def test_conditional_accuracy_is_none_if_no_example_is_correct(victim, batch: int) -> None:
     model, x, _ = victim
     with torch.no_grad():
         wrong = (model(to_float(x)).argmax(1) + 1) % 10
@@ -489,7 +491,7 @@ def test_conditional_accuracy_of_no_correct_example_is_none(victim, batch: int) 
     assert counts == {"n": 60, "n_correct": 0, "n_robust": 0, "acc_conditional": None, "acc_robust": 0.0}
 
 
-def test_evaluation_leaves_the_models_mode_alone(victim) -> None:
+def test_evaluation_does_not_change_the_models_mode(victim) -> None:
     model, x, y = victim
     model.train()
     try:
@@ -515,12 +517,12 @@ def strong(run, margins_file, tmp_path) -> Path:
 
 
 def files(run, strong: Path) -> dict[str, Path]:
-    """Return the files that the evaluation attack starts from."""
+    """Return the input files of the evaluation attack."""
     tables = {"margins": strong.parent / "margins.parquet", "apgd": strong}
     return {"checkpoint": run.checkpoint, "data": run.prepared} | tables
 
 
-def test_record_writes_a_row_of_the_evaluation_and_then_those_of_apgd(run, identity, strong, tmp_path) -> None:
+def test_record_writes_a_row_for_the_evaluation_followed_by_those_of_apgd(run, identity, strong, tmp_path) -> None:
     setting = spec(eps=16.0, step=4.0, restarts=2)
     out = tmp_path / "attacks.parquet"
     evaluation_attack.record(**files(run, strong), attacks=out, attack=setting, batch=16, device="cpu")
@@ -535,10 +537,12 @@ def test_record_writes_a_row_of_the_evaluation_and_then_those_of_apgd(run, ident
     assert parquet.read_metadata(out).items() >= identity.items()
 
 
-def test_the_margins_clean_pass_is_not_repeated_and_says_who_is_attacked(run, strong, monkeypatch, tmp_path) -> None:
+def test_the_clean_predictions_are_read_from_the_margins_and_decide_which_examples_are_attacked(
+    run, strong, monkeypatch, tmp_path
+) -> None:
     frame = parquet.read(strong.parent / "margins.parquet").to_pandas()
     frame["prediction"] = (frame["label"] + 1) % 10
-    some = frame[frame["split"] == "test"].index[3:38:5]  # 7 of 40
+    some = frame[frame["split"] == "test"].index[3:38:5]  # 7 of the 40 examples
     frame.loc[some, "prediction"] = frame.loc[some, "label"]
     columns = {name: frame[name].tolist() for name in frame}
     parquet.write(strong.parent / "margins.parquet", "margins", columns, {})
@@ -548,13 +552,13 @@ def test_the_margins_clean_pass_is_not_repeated_and_says_who_is_attacked(run, st
     options = {"attack": spec(restarts=2), "batch": 16, "device": "cpu"}
     evaluation_attack.record(**files(run, strong), attacks=out, **options)
     assert parquet.read(out)["n_correct"][0].as_py() == 7
-    assert sum(passes) == 2 * 7  # after the restarts, and never before
+    assert sum(passes) == 2 * 7  # once after each restart, and not before
 
 
-def test_record_refuses_other_data_than_those_trained_on(run, strong, tmp_path) -> None:
+def test_record_refuses_data_other_than_those_trained_on(run, strong, tmp_path) -> None:
     meta = run.meta | {"data_sha256": "0" * 64}
     torch.save({"model": run.model.state_dict(), "meta": meta}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="trained on other data"):
+    with pytest.raises(ValueError, match=r"was not trained on the data that .* now holds"):
         evaluation_attack.record(
             **files(run, strong) | {"checkpoint": tmp_path / "checkpoint.pt"},
             attacks=tmp_path / "a.parquet",
@@ -565,7 +569,7 @@ def test_record_refuses_other_data_than_those_trained_on(run, strong, tmp_path) 
     assert not (tmp_path / "a.parquet").exists()
 
 
-def test_a_radius_of_another_shape_is_refused(net: nn.Module) -> None:
+def test_a_radius_of_a_wrong_shape_is_refused(net: nn.Module) -> None:
     x, y = torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"eps must be one number or \(C, 1, 1\)"):
         pgd(net, x, y, eps=torch.full((8,), 0.1), step=0.1, steps=1)

@@ -1,6 +1,7 @@
-"""How fast the package is, beside others in the same run: `make bench`. Equal results are asserted before any time.
+"""Benchmark the package against other implementations in the same process: `make bench`.
 
-Machines are shared and clocks drift, so ours and theirs take turns, and what counts is the median of their ratios.
+Nothing is timed before its results were asserted to be equal. Machines are shared and clocks drift, so the two
+implementations are timed in turns, and the result is the median of the ratios of their times.
 """
 
 import argparse
@@ -38,12 +39,12 @@ from robreg.training.step import StepAttack, TrainingStep
 ROOT = Path(__file__).parents[2]
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
 SETTINGS = StepAttack(EPS, STEP, STEPS)
-WEAK = StepAttack(EPS / 16, STEP / 16, STEPS)  # leaves some examples right
+WEAK = StepAttack(EPS / 16, STEP / 16, STEPS)  # leaves some examples correctly classified
 
 
 @dataclass
 class Row:
-    """One comparison: seconds (medians), and the peer's over ours, with the quartiles of the pairs."""
+    """One comparison: median seconds, and the ratio of the peer's time to ours (median and quartiles of the pairs)."""
 
     what: str
     peer: str
@@ -57,7 +58,7 @@ class Row:
 
 
 def compare(what: str, peer: str, *, ours: Callable[[], object], theirs: Callable[[], object], **words) -> Row:
-    """Time the two in turns, after one untimed call of each."""
+    """Time two functions in turns, after one untimed call of each."""
     repeat = words.pop("repeat", 7)
     pairs = []
     for number in range(repeat + 1):
@@ -78,7 +79,7 @@ def _seconds(function: Callable[[], object]) -> float:
 
 
 def make_network(depth: int = 56, shape: tuple[int, int, int] = (3, 32, 32), seed: int = 0) -> classifier.Classifier:
-    """Make a Fixup ResNet that says something: at its initialisation all logits are 0."""
+    """Make a Fixup ResNet with random weights, because all its logits are 0 at initialisation."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         channels = shape[0]
@@ -86,11 +87,11 @@ def make_network(depth: int = 56, shape: tuple[int, int, int] = (3, 32, 32), see
             f"resnet{depth}", width=16, shape=shape, classes=10, mean=[0.5] * channels, std=[0.25] * channels
         )
         for block in model.modules():
-            if isinstance(block, fixup_resnet.ResidualBlock):  # branches that leave the sum as large as it was
+            if isinstance(block, fixup_resnet.ResidualBlock):  # so that branches hardly change the size of the sum
                 nn.init.kaiming_normal_(block.conv1.weight)
                 nn.init.normal_(block.conv2.weight, std=0.3 * (2 / (9 * block.conv2.in_channels)) ** 0.5)
         nn.init.normal_(model.network.linear.weight, std=2)
-    with torch.no_grad():  # all classes are predicted
+    with torch.no_grad():  # so that all classes are predicted
         model.network.linear.bias -= model(_smooth(256, shape)).mean(0)
     return model.eval()
 
@@ -98,36 +99,39 @@ def make_network(depth: int = 56, shape: tuple[int, int, int] = (3, 32, 32), see
 def _smooth(n: int, shape: tuple[int, int, int]) -> Tensor:
     coarse = torch.rand(n, shape[0], 4, 4, generator=torch.Generator().manual_seed(1))
     images = functional.interpolate(coarse, shape[1:], mode="bicubic").clamp(0, 1)
-    return to_float((255 * images).round().to(torch.uint8))  # as training and evaluation read them
+    return to_float((255 * images).round().to(torch.uint8))  # the memory layout of training and evaluation
 
 
 def make_batch(model: nn.Module, n: int, shape: tuple[int, int, int] = (3, 32, 32)) -> tuple[Tensor, Tensor]:
-    """Draw smooth images, and label them as the model does, so that it is right about all of them."""
+    """Draw smooth images, labelled with the model's predictions, so that all are classified correctly."""
     x = _smooth(n, shape)
     with torch.no_grad():
         return x, model(x).argmax(1)
 
 
 def make_step(model: nn.Module, precision: str = "fp32", **options) -> TrainingStep:
-    """Make our step for a model, as training does."""
+    """Make a training step of the package for a model."""
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     return TrainingStep(model, sgd, attack=SETTINGS, precision=precision, **options)
 
 
 def torchattacks_pgd(model: nn.Module, x: Tensor, y: Tensor, spec: StepAttack = SETTINGS) -> Tensor:
-    """Attack as torchattacks does, from the image itself."""
+    """Attack with torchattacks' PGD, starting at the image itself."""
     return torchattacks.PGD(model, eps=spec.eps, alpha=spec.step, steps=spec.steps, random_start=False)(x, y)
 
 
 def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Attack as foolbox does, from the image itself."""
+    """Attack with foolbox's PGD, starting at the image itself."""
     other = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=STEPS, random_start=False)
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     return other.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=EPS)
 
 
 def robustness_step(model: nn.Module, optimizer: torch.optim.Optimizer, *, use_best: bool) -> Callable[..., float]:
-    """Train as MadryLab's robustness does: attacker.py's Attacker and AttackerModel, train.py's _model_loop."""
+    """Return a training step that works as in MadryLab's robustness library.
+
+    It follows Attacker and AttackerModel in attacker.py, and _model_loop in train.py.
+    """
 
     def attacked(x: Tensor, y: Tensor) -> Tensor:
         original, best, best_loss = x, x, None
@@ -170,10 +174,10 @@ def robustness_step(model: nn.Module, optimizer: torch.optim.Optimizer, *, use_b
 
 
 def bench_attack(n: int) -> list[Row]:
-    """PGD-10 on a ResNet-56."""
+    """Compare PGD-10 on a ResNet-56."""
     model = make_network()
     x, y = make_batch(model, n)
-    plain = x.contiguous()  # the layout that others have from their DataLoader; in ours, sums have another order
+    plain = x.contiguous()  # the layout that a DataLoader gives; in our layout, sums have another order
     ours = pgd(model, x, y, eps=EPS, step=STEP, steps=STEPS)
     assert all((peer(model, x, y) - ours).abs().max() <= 1e-6 for peer in (torchattacks_pgd, foolbox_pgd)), "images"
     rows = [
@@ -218,7 +222,7 @@ def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def bench_training(n: int) -> list[Row]:
-    """A whole training step: attack, forward and backward pass, update."""
+    """Compare a whole training step: attack, forward and backward pass, update."""
     x, y = make_batch(make_network(), n)
     rows = []
     for precision, goal in (("fp32", "≥ 1.2"), ("bf16", "≥ 2")):
@@ -227,7 +231,7 @@ def bench_training(n: int) -> list[Row]:
         sgd = torch.optim.SGD(other.parameters(), lr=1e-3, momentum=0.9)
         theirs = robustness_step(other, sgd, use_best=False)
         losses = [(float(ours(x, y)[0]), theirs(x, y)) for _ in range(3)]
-        plain = x.contiguous()  # the layout that others have from their DataLoader
+        plain = x.contiguous()  # the layout that a DataLoader gives
         worst = max(abs(mine / their - 1) for mine, their in losses)
         assert worst <= (1e-5 if precision == "fp32" else 2e-2), losses
         for use_best in (True, False):
@@ -246,7 +250,7 @@ def bench_training(n: int) -> list[Row]:
 
 
 def bench_evaluation(n: int) -> list[Row]:
-    """Adversarial accuracy of a split, of which the network is right about some."""
+    """Compare the adversarial accuracy on a split of which the network classifies two thirds correctly."""
     model = make_network()
     x, y = make_batch(model, n)
     images = (255 * x).round().to(torch.uint8)
@@ -285,13 +289,16 @@ def bench_evaluation(n: int) -> list[Row]:
 
 
 def sedghi(kernel: np.ndarray, size: int) -> np.ndarray:
-    """Return all singular values as Sedghi, Gupta and Long (2019) do, in their four lines of numpy."""
+    """Return all singular values with the numpy code of Sedghi, Gupta and Long (2019)."""
     transforms = np.fft.fft2(kernel.transpose(2, 3, 1, 0), (size, size), axes=[0, 1])
     return np.linalg.svd(transforms, compute_uv=False)
 
 
 def bench_spectra(*, wide: bool) -> list[Row]:
-    """Singular values, complex128: of ResNet-56 (but strides, which the recipe lacks), and of a wide layer."""
+    """Compare the singular values (complex128) of ResNet-56's layers and of a wide layer.
+
+    Layers with a stride are left out, because the code of Sedghi et al. does not support strides.
+    """
     layers = [
         (layer.kernel.double(), layer.height)
         for layer in list_layers(make_network(), (3, 32, 32))
@@ -321,7 +328,7 @@ def bench_spectra(*, wide: bool) -> list[Row]:
 
 
 def bench_projection(n: int) -> list[Row]:
-    """The projection after an epoch of -sn 1 beside that epoch, from the time of a step."""
+    """Compare the projection after an epoch of -sn 1 with that epoch, whose time follows from that of a step."""
     rows = []
     for what, depth, shape, examples, batch in (
         ("ResNet-56, 50,000 images", 56, (3, 32, 32), 50_000, n),
@@ -335,7 +342,7 @@ def bench_projection(n: int) -> list[Row]:
         step_seconds = statistics.median(_seconds(lambda: step(x, y)) for _ in range(3))  # noqa: B023
         seconds = []
         for _ in range(3):
-            with torch.no_grad():  # what an epoch may do to the weights
+            with torch.no_grad():  # about as much as an epoch changes the weights
                 for parameter in model.parameters():
                     parameter.add_(0.003 * torch.randn_like(parameter))
             seconds.append(_seconds(lambda: projection.project(layers, 1.0, "exact")))  # noqa: B023
@@ -347,7 +354,7 @@ def bench_projection(n: int) -> list[Row]:
 
 
 def bench_data(n: int) -> list[Row]:
-    """An epoch of augmented images, and nothing else."""
+    """Compare loading and augmenting the images of an epoch."""
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     transform = v2.Compose(
@@ -372,7 +379,9 @@ def bench_data(n: int) -> list[Row]:
     padded = functional.pad(few, (4, 4, 4, 4))
     crops = torch.stack([padded[:, :, down : down + 32, right : right + 32] for down in range(9) for right in range(9)])
     shown = to_float(random_crop_flip(images[:16], pad=4, generator=torch.Generator().manual_seed(1)))
-    matches = (torch.cat([crops, crops.flip(4)]) == shown).flatten(2).all(2).sum(0)  # of each image's 162 crops
+    matches = (
+        (torch.cat([crops, crops.flip(4)]) == shown).flatten(2).all(2).sum(0)
+    )  # number of each image's 162 crops that match
     assert bool((matches == 1).all()), "an image is no crop of its original, nor a mirrored one"
     return [
         compare(
@@ -387,7 +396,7 @@ def bench_data(n: int) -> list[Row]:
 
 
 def bench_workflow() -> list[Row]:
-    """What comes before anything is computed."""
+    """Time what happens before anything is computed: the workflow's plan and the imports of its jobs."""
 
     def run(*command: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -407,14 +416,14 @@ def bench_workflow() -> list[Row]:
         compare(
             "workflow: start of a job that imports the package's training",
             "`import torch`",
-            ours=lambda: run(python, "-c", "import robreg.train"),
+            ours=lambda: run(python, "-c", "import robreg.training.loop"),
             theirs=lambda: run(python, "-c", "import torch"),
             **words,
         ),
         compare(
             "workflow: start of a job of tables alone",
             "`import torch`",
-            ours=lambda: run(python, "-c", "import robreg.table"),
+            ours=lambda: run(python, "-c", "import robreg.tables.parquet"),
             theirs=lambda: run(python, "-c", "import torch"),
             **words,
         ),
@@ -422,7 +431,7 @@ def bench_workflow() -> list[Row]:
 
 
 def bench_compiled(n: int) -> list[Row]:
-    """A training step through torch.compile, which takes minutes: asked for by name."""
+    """Compare a training step with torch.compile to an eager one; it takes minutes, so it must be named explicitly."""
     x, y = make_batch(make_network(), n)
     eager, compiled = make_step(make_network(), "bf16"), make_step(make_network(), "bf16", compile=True)
     losses = [(float(compiled(x, y)[0]), float(eager(x, y)[0])) for _ in range(3)]
@@ -454,7 +463,7 @@ CASES = {
 
 
 def machine() -> dict[str, str]:
-    """Say what the times are of."""
+    """Return the machine and the versions that the times belong to."""
     model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     capability = torch.backends.cpu.get_cpu_capability()
     return {
@@ -470,7 +479,7 @@ def _lines(path: str) -> list[str]:
 
 
 def table(rows: list[Row]) -> str:
-    """Write rows as a Markdown table."""
+    """Return rows as a Markdown table."""
     head = ["what", "peer", "ours, s", "peer, s", "peer / ours (quartiles)", "goal", "equal before it was timed"]
     lines = [
         [
@@ -488,9 +497,9 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Run the cases that are named, or all; write the table and, beside it, the numbers."""
+    """Run the named cases, or all except compiled; write a Markdown table, and a JSON file in the same folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", choices=[*CASES, []], help="all but compiled, if none is named")
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []], help="default: all except compiled")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/bench")
     arguments = parser.parse_args()
     torch.set_num_threads(min(2, psutil.cpu_count()))

@@ -1,6 +1,7 @@
-"""How fast training is on a GPU, beside an eager loop in the same process: `make bench-gpu`.
+"""Benchmark training on a GPU against an eager loop in the same process: `make bench-gpu`.
 
-It needs torch, torchvision, numpy, psutil and the package, not Snakemake. Equal results are asserted before any time.
+It needs torch, torchvision, numpy, psutil and the package, but not Snakemake. Training is not timed before its losses
+were asserted to equal those of the eager loop.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from robreg.training.step import StepAttack, TrainingStep, deterministic_algorit
 ROOT = Path(__file__).parents[2]
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
 EPOCHS, EXAMPLES = 200, 50_000
-FLOP = 5.8e16  # of ResNet-56 in all epochs: PGD-10, and one training pass
+FLOP = 5.8e16  # FLOP of training ResNet-56 for all epochs: PGD-10 and one training pass
 VARIANTS = {  # precision, compile, deterministic
     "fp32": ("fp32", False, False),
     "fp32, compiled": ("fp32", True, False),
@@ -39,7 +40,7 @@ VARIANTS = {  # precision, compile, deterministic
 
 
 def make_network(arch: str, device: torch.device, shape: tuple[int, int, int], classes: int) -> classifier.Classifier:
-    """Make the same network each time, one that says something: Fixup's own begins with logits of 0."""
+    """Make the same network at every call, with random weights, because Fixup initialisation gives logits of 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         width = 64 if arch == "wrn50" else 16
@@ -53,13 +54,16 @@ def make_network(arch: str, device: torch.device, shape: tuple[int, int, int], c
 
 
 def torchattacks_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[..., Tensor]:
-    """Train on what torchattacks' PGD makes, eagerly, in fp32; by its own lines where it is not installed."""
+    """Return an eager fp32 training step on the adversarial examples of torchattacks' PGD.
+
+    A copy of its code is used if torchattacks is not installed, or if noise for the start is given.
+    """
     try:
         import torchattacks
     except ImportError:
         torchattacks = None
 
-    def attack(x: Tensor, y: Tensor, start: Tensor) -> Tensor:  # torchattacks 3.5.1, attacks/pgd.py
+    def attack(x: Tensor, y: Tensor, start: Tensor) -> Tensor:  # copied from torchattacks 3.5.1, attacks/pgd.py
         adversarial = torch.clamp(start, 0, 1).detach()
         for _ in range(STEPS):
             adversarial.requires_grad = True
@@ -88,10 +92,10 @@ def torchattacks_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Cal
 
 
 class Bench:
-    """The measurements of one device; sizes are small where the code path alone is of interest."""
+    """The measurements on one device; tiny makes all sizes small, to test the code only."""
 
     def __init__(self, device: torch.device, *, tiny: bool) -> None:
-        """Draw a data set of images like CIFAR-10's."""
+        """Draw a data set of random images of the size of CIFAR-10's."""
         self.device, self.tiny = device, tiny
         self.batch, self.batches = (8, 2) if tiny else (256, 20)
         self.arch = "resnet8" if tiny else "resnet56"
@@ -105,25 +109,25 @@ class Bench:
     def make(
         self, arch: str, precision: str, compiled: bool, deterministic=False, shape=(3, 32, 32), classes: int = 10
     ) -> TrainingStep:
-        """Make our step with a network of its own."""
+        """Make a training step of the package with a new network."""
         model = make_network(arch, self.device, shape, classes)
         sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=self.device.type == "cuda" or None)
         options = {"precision": precision, "compile": compiled, "deterministic": deterministic}
-        torch._dynamo.reset()  # it compiles a module's code at most eight times, silently eager after that
+        torch._dynamo.reset()  # torch compiles a module's code at most eight times, then silently runs it eagerly
         return TrainingStep(model, sgd, attack=StepAttack(EPS, STEP, STEPS), **options)
 
     def as_trained(self, name: str) -> AbstractContextManager[None]:
-        """Switch the device as the training of a variant does; the eager loop is no variant."""
+        """Choose deterministic algorithms or not, as the training of a variant does (not for the eager loop)."""
         return deterministic_algorithms(self.device, wanted=VARIANTS.get(name, (None, None, False))[2])
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw a batch as an epoch does: index, augment, scale, draw starts."""
+        """Draw a batch as an epoch does: select, augment and scale images, and draw the noise of the starts."""
         index = torch.randint(len(self.images), (self.batch,), generator=self.generator, device=self.device)
         x = to_float(random_crop_flip(self.images[index], pad=4, generator=self.generator))
         return x, self.labels[index], draw_noise(x, self.generator)
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """Return seconds per call of many, and wait for the device but at the end."""
+        """Return the mean seconds per call; the device is waited for only before the first and after the last call."""
         run()
         self.wait()
         begin = time.perf_counter()
@@ -133,12 +137,15 @@ class Bench:
         return (time.perf_counter() - begin) / self.batches
 
     def wait(self) -> None:
-        """Wait for the device."""
+        """Wait until the device has finished all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def check(self, ours: TrainingStep, tolerance: float) -> float:
-        """Assert that a few losses are those of the eager loop from the same starts; return the largest difference."""
+        """Assert that three losses equal those of the eager loop from the same starts.
+
+        Returns the largest relative difference.
+        """
         model = make_network(self.arch, self.device, (3, 32, 32), 10)
         theirs = torchattacks_step(model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9))
         batches = [self.draw() for _ in range(3)]
@@ -147,7 +154,7 @@ class Bench:
         return difference
 
     def training(self) -> dict:
-        """Time a step of each variant and of the eager loop, in turns; project to all epochs."""
+        """Time a step of each variant and of the eager loop, in turns, and extrapolate to all epochs."""
         steps, difference, first = {}, {}, {}
         for name, options in VARIANTS.items():
             begin = time.perf_counter()
@@ -181,13 +188,13 @@ class Bench:
         return {"bf16_tflops": peak / 1e12, "steps": rows}
 
     def peak(self) -> float:
-        """Measure the rate of a large bf16 product, in FLOP per second."""
+        """Return the rate of a large bf16 matrix product, in FLOP per second."""
         n = 256 if self.tiny else 8192
         one, other = (torch.randn(n, n, device=self.device, dtype=torch.bfloat16) for _ in range(2))
         return 2 * n**3 / self.seconds(lambda: one @ other)
 
     def profile(self) -> list[dict]:
-        """Say where the time of the fastest variant goes, kernel by kernel."""
+        """Return the 15 kernels that take the most time in the variant "bf16, compiled"."""
         step = self.make(self.arch, "bf16", compiled=True)
         for _ in range(3):
             step(*self.draw())
@@ -204,7 +211,7 @@ class Bench:
         return [dict(zip(("kernel", "share", "calls"), row, strict=True)) for row in rows]
 
     def projection(self) -> dict:
-        """Time the projection after an epoch under -sn 1."""
+        """Time the projection after an epoch of -sn 1."""
         model = make_network(self.arch, self.device, (3, 32, 32), 10)
         layers = list_layers(model, (3, 32, 32))
         project(layers, 1.0, "exact")
@@ -231,7 +238,7 @@ class Bench:
         return rows
 
     def together(self) -> dict:
-        """Count images per second of one, two and four processes that train on the device at once."""
+        """Return the images per second of one, two and four processes that train on the device at the same time."""
         rows = {}
         for count in (1, 2) if self.tiny else (1, 2, 4):
             command = [sys.executable, __file__, "--alone", "--device", self.device.type, *["--tiny"] * self.tiny]
@@ -248,7 +255,7 @@ class Bench:
         return rows
 
     def alone(self) -> None:
-        """Be one of several processes: compile, wait for the others, train for a while, and say how fast."""
+        """Run as one of several processes: compile, wait for the others, train for a while, print images per second."""
         step = self.make(self.arch, "bf16", compiled=True)
         step(*self.draw())
         self.wait()
@@ -258,7 +265,7 @@ class Bench:
         while time.perf_counter() - begin < (0.2 if self.tiny else 10):
             for _ in range(self.batches):
                 step(*self.draw())
-            self.wait()  # seldom, as in training
+            self.wait()  # rarely, as in training
             done += self.batch * self.batches
         print(done / (time.perf_counter() - begin), flush=True)
 
@@ -267,11 +274,11 @@ PARTS = ("training", "projection", "profile", "others", "together")
 
 
 def main() -> None:
-    """Measure all parts, or those that are named; write a JSON file after each, and print it."""
+    """Measure the named parts, or all; print each result, and update the JSON file after each part."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all, if none is named")
+    parser.add_argument("parts", nargs="*", help=f"any of {', '.join(PARTS)}; default: all")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--tiny", action="store_true", help="small sizes: the code path, and no measurement")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to test the code and not to measure")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/bench_gpu.json")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The benchmarks compare what is equal, in turns, and run without a GPU as far as they can."""
+"""Tests of the benchmarks: they time only equal results, in turns, and the GPU benchmark also runs on a CPU."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import torch
 from helpers.snakemake_copy import ROOT
 
 
-def test_a_comparison_takes_turns_and_gives_the_peer_s_share(monkeypatch):
+def test_a_comparison_takes_turns_and_returns_the_ratio_of_times(monkeypatch):
     calls, clock = [], [0.0]
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
 
@@ -28,12 +28,12 @@ def test_a_comparison_takes_turns_and_gives_the_peer_s_share(monkeypatch):
 
 
 @pytest.mark.parametrize("case", [bench.bench_attack, bench.bench_training, bench.bench_evaluation])
-def test_nothing_unequal_is_timed(case, monkeypatch):
+def test_unequal_results_are_not_timed(case, monkeypatch):
     real = bench.torchattacks_pgd
     shifted = lambda *arguments: (real(*arguments) + 0.02).clamp(0, 1)  # noqa: E731
     monkeypatch.setattr(bench, "torchattacks_pgd", shifted)
-    monkeypatch.setattr(bench.attack, "evaluate", lambda *_, **__: {"n_correct": -1, "n_robust": -1})
-    monkeypatch.setattr(bench, "EPS", 9 / 255)  # of the training loop that is compared with
+    monkeypatch.setattr(bench.evaluation, "evaluate", lambda *_, **__: {"n_correct": -1, "n_robust": -1})
+    monkeypatch.setattr(bench, "EPS", 9 / 255)  # only for the training loop that is compared with
     monkeypatch.setattr(bench, "compare", lambda *_, **__: pytest.fail("timed"))
     with pytest.raises(AssertionError):
         case(8)
@@ -47,7 +47,7 @@ def test_unequal_spectra_are_not_timed(monkeypatch):
         bench.bench_spectra(wide=False)
 
 
-def test_images_of_foolbox_that_differ_are_not_timed(monkeypatch):
+def test_foolbox_is_not_timed_if_its_images_differ(monkeypatch):
     real = bench.foolbox_pgd
     monkeypatch.setattr(bench, "foolbox_pgd", lambda *arguments: real(*arguments) + 2e-6)
     monkeypatch.setattr(bench, "compare", lambda *_, **__: pytest.fail("timed"))
@@ -56,7 +56,7 @@ def test_images_of_foolbox_that_differ_are_not_timed(monkeypatch):
 
 
 @pytest.mark.parametrize("accuracies", [(50.0, 48.5), (100.0, 100.0), (0.0, 0.0)])
-def test_bf16_is_not_timed_with_another_robust_accuracy_or_one_that_says_nothing(accuracies, monkeypatch):
+def test_bf16_is_not_timed_if_its_robust_accuracy_differs_or_is_0_or_100(accuracies, monkeypatch):
     found, make = iter(accuracies), bench.make_network
     monkeypatch.setattr(bench, "make_network", lambda: make(8))
     monkeypatch.setattr(bench, "compare", lambda what, *_, **__: pytest.fail("timed") if "bf16" in what else None)
@@ -66,22 +66,22 @@ def test_bf16_is_not_timed_with_another_robust_accuracy_or_one_that_says_nothing
 
 
 @pytest.mark.parametrize("wrong", [lambda images: images.flip(2), lambda images: images.roll(1, 3)])
-def test_other_pixels_are_not_timed(wrong, monkeypatch):
+def test_augmentation_is_not_timed_if_its_pixels_are_wrong(wrong, monkeypatch):
     monkeypatch.setattr(bench, "random_crop_flip", lambda images, **_: wrong(images))
     monkeypatch.setattr(bench, "compare", lambda *_, **__: pytest.fail("timed"))
     with pytest.raises(AssertionError, match="no crop"):
         bench.bench_data(64)
 
 
-def test_norms_above_the_bound_are_refused(monkeypatch):
+def test_the_projection_is_not_timed_if_norms_exceed_the_bound(monkeypatch):
     make = bench.make_network
     monkeypatch.setattr(bench, "make_network", lambda _, shape: make(8, shape))
-    monkeypatch.setattr(bench.clip, "project", lambda *_: [1 + 1e-6])
+    monkeypatch.setattr(bench.projection, "project", lambda *_: [1 + 1e-6])
     with pytest.raises(AssertionError, match="above the bound"):
         bench.bench_projection(1)
 
 
-def test_the_gpu_s_benchmark_runs_in_small_on_a_cpu(tmp_path):
+def test_the_gpu_benchmark_runs_with_small_sizes_on_a_cpu(tmp_path):
     out = tmp_path / "bench.json"
     command = [sys.executable, ROOT / "tests/bench/bench_gpu.py", "training", "projection", "--device", "cpu", "--tiny"]
     subprocess.run([*command, "--out", out], check=True, capture_output=True)
@@ -93,7 +93,7 @@ def test_the_gpu_s_benchmark_runs_in_small_on_a_cpu(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_the_gpu_s_benchmark_refuses_a_machine_without_one():
+def test_the_gpu_benchmark_refuses_a_machine_without_a_gpu():
     done = subprocess.run(
         [sys.executable, ROOT / "tests/bench/bench_gpu.py"], check=False, capture_output=True, text=True
     )

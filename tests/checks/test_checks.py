@@ -1,4 +1,4 @@
-"""Every check of a run's or a study's tables holds on real ones, and fails when one value is falsified."""
+"""Every check of the tables of a run or a study passes for correct tables, and fails if a value is falsified."""
 
 import contextlib
 import shutil
@@ -31,7 +31,7 @@ LAYER = 3
 
 @pytest.fixture(scope="module")
 def folder(run, tmp_path_factory):
-    """A run's tables, as its measures make them; the history is made up from the spectrum."""
+    """Write a run's tables with its measures, and a history that is invented from the spectrum."""
     out = tmp_path_factory.mktemp("tables") / "digits/ar8"
     out.mkdir(parents=True)
     one = {"checkpoint": run.checkpoint, "data": run.prepared, "batch": 16, "device": "cpu"}
@@ -49,9 +49,9 @@ def folder(run, tmp_path_factory):
     spectra.record(checkpoint=run.checkpoint, **files, dense=100, device="cpu")
     metrics.record(**{kind: out / f"{kind}.parquet" for kind in ("margins", "attacks", "svstd", "metrics")})
     meta = read_metadata(out / "margins.parquet")
-    look = spec | {"n": 30, "eps": [8.0, 64.0], "steps": 2, "more_steps": 4, "restarts": 2}
-    look |= {"strength": 8, "attack_eps": 8.0}
-    gradient_masking.record(**both, masking=out / "masking.parquet", spec=look)
+    masking_spec = spec | {"n": 30, "eps": [8.0, 64.0], "steps": 2, "more_steps": 4, "restarts": 2}
+    masking_spec |= {"strength": 8, "attack_eps": 8.0}
+    gradient_masking.record(**both, masking=out / "masking.parquet", spec=masking_spec)
     norms = read(out / "svstd.parquet", ["max"])["max"].to_pylist()
     rows = {"epoch": [1, 2], "lr": [0.1] * 2, "loss": [1.0] * 2, "acc": [50.0] * 2, "sigma_max": [norms] * 2}
     write(out / "history.parquet", "history", rows | {"seconds": [1.0] * 2, "examples_per_s": [1.0] * 2}, meta)
@@ -63,8 +63,8 @@ def tables(folder):
     return {kind: read(folder / f"{kind}.parquet").to_pandas() for kind in run_checks._TABLES}
 
 
-def put(kind, column, change, where=0):
-    """A falsifier: one value of a table, changed."""
+def change_value(kind, column, change, where=0):
+    """Return a function that changes one value of a table."""
 
     def falsify(tables):
         frame = tables[kind]
@@ -75,42 +75,42 @@ def put(kind, column, change, where=0):
     return falsify
 
 
-def of(column, value):
+def where_equal(column, value):
     return lambda frame: frame[column] == value
 
 
-def more(value):
+def add_one(value):
     return value + 1
 
 
-def without(kind, row=0):
-    """A falsifier: one row of a table, left out."""
+def drop_row(kind, row=0):
+    """Return a function that drops one row of a table."""
     return lambda tables: tables.update({kind: tables[kind].drop(index=tables[kind].index[row])})
 
 
-def twice(kind):
-    """A falsifier: the first row of a table, there twice."""
+def duplicate_row(kind):
+    """Return a function that duplicates the first row of a table."""
     return lambda tables: tables.update({kind: pd.concat([tables[kind].iloc[:1], tables[kind]], ignore_index=True)})
 
 
-def two_signs(tables):
-    """A falsifier that leaves the share of positive margins as it is: one of either sign changes it."""
+def swap_two_signs(tables):
+    """Change the signs of two margins, one of each sign, so that the share of positive margins stays the same."""
     frame = tables["margins"]
     right = (frame["prediction"] == frame["label"]) & (frame["split"] == "test")
     wrong = (frame["prediction"] != frame["label"]) & (frame["split"] == "test")
     frame.loc[[right.idxmax(), wrong.idxmax()], "margin"] *= -1
 
 
-def left(loss):
+def apgd_rows(loss):
     return lambda frame: (frame["attack"] == "apgd") & (frame["loss"] == loss)
 
 
-FALSE = {
-    **{f"{kind}_rows": without(kind) for kind in ("history", "margins", "attacks", "lossvar", "svstd", "metrics")},
-    "sv_rows": put("sv", "name", lambda value: value + "x"),
-    "masking_rows": twice("masking"),
+FALSIFIERS = {
+    **{f"{kind}_rows": drop_row(kind) for kind in ("history", "margins", "attacks", "lossvar", "svstd", "metrics")},
+    "sv_rows": change_value("sv", "name", lambda value: value + "x"),
+    "masking_rows": duplicate_row("masking"),
     **{
-        f"{kind}_values": put(kind, column, lambda _: np.nan)
+        f"{kind}_values": change_value(kind, column, lambda _: np.nan)
         for kind, column in (
             ("history", "loss"),
             ("margins", "margin"),
@@ -122,78 +122,84 @@ FALSE = {
             ("masking", "value"),
         )
     },
-    "margin_sign_train": put("margins", "margin", lambda value: -value - 1, of("split", "train")),
-    "margin_sign_test": two_signs,
-    "margin_probability_train": put("margins", "margin", lambda value: value - 1, of("split", "train")),
-    "margin_probability_test": put("margins", "prob", lambda value: value / 2 + 0.5, of("split", "test")),
-    "positive_margins_train": put("margins", "margin", lambda value: -value - 1, of("split", "train")),
-    "positive_margins_test": put("margins", "margin", lambda value: -value - 1, of("split", "test")),
-    "probability_train": put("margins", "prob", more, of("split", "train")),
-    "probability_test": put("margins", "prob", lambda _: -0.5, of("split", "test")),
-    "loss_train": put("margins", "loss", more, of("split", "train")),
-    "loss_test": put("margins", "loss", more, of("split", "test")),
+    "margin_sign_train": change_value("margins", "margin", lambda value: -value - 1, where_equal("split", "train")),
+    "margin_sign_test": swap_two_signs,
+    "margin_probability_train": change_value(
+        "margins", "margin", lambda value: value - 1, where_equal("split", "train")
+    ),
+    "margin_probability_test": change_value(
+        "margins", "prob", lambda value: value / 2 + 0.5, where_equal("split", "test")
+    ),
+    "positive_margins_train": change_value(
+        "margins", "margin", lambda value: -value - 1, where_equal("split", "train")
+    ),
+    "positive_margins_test": change_value("margins", "margin", lambda value: -value - 1, where_equal("split", "test")),
+    "probability_train": change_value("margins", "prob", add_one, where_equal("split", "train")),
+    "probability_test": change_value("margins", "prob", lambda _: -0.5, where_equal("split", "test")),
+    "loss_train": change_value("margins", "loss", add_one, where_equal("split", "train")),
+    "loss_test": change_value("margins", "loss", add_one, where_equal("split", "test")),
     **{
-        f"metrics_{name}": put("metrics", name, lambda value: value + 1e-5)
+        f"metrics_{name}": change_value("metrics", name, lambda value: value + 1e-5)
         for name in ("train_acc", "test_acc", "acc_gap", "train_loss", "test_loss", "loss_gap", "robust_acc", "pgd_acc")
     },
-    "robust_below_clean": put("metrics", "robust_acc", lambda _: 100.5),
-    "attack_counts": put("attacks", "n_robust", lambda _: 41),
-    "attack_correct": put("attacks", "n_correct", more),
-    "attack_acc_robust": put("attacks", "acc_robust", lambda value: value + 1e-3),
-    "attack_acc_conditional": put("attacks", "acc_conditional", lambda _: None, left("dlr")),
-    "attack_lost": put("attacks", "n_robust", lambda value: value - 100, left("worst")),
-    "masking_percent": put("masking", "after", lambda _: 100.5),
-    "masking_value": put("masking", "value", lambda value: value + 0.01, of("check", "more_steps")),
-    "masking_passed": put("masking", "passed", lambda value: not value),
-    "masking_loss": put("masking", "after", lambda value: value + 0.01, of("check", "other_loss")),
-    "attack_worst": put("attacks", "n_robust", lambda value: value + 30, of("loss", "worst")),
-    "variation_negative": put("lossvar", "variation", lambda _: -1e-3),
-    "variation_clean": put("lossvar", "loss_clean", lambda value: value * 1.001),
-    "variation_difference": put("lossvar", "loss_adv", lambda value: value + 1e-2),
-    "spectrum_size": put("sv", "multiplicity", more),
-    f"spectrum_{LAYER}": put("svstd", "std", lambda value: value + 1e-7, of("layer", LAYER)),
-    "spectral_complexity": put("metrics", "log10_spectral_complexity", lambda value: value + 1e-6),
-    "log10_complexity": put("metrics", "spectral_complexity", lambda value: value * (1 + 1e-6)),
-    "bound_epochs": put("history", "sigma_max", lambda value: np.asarray(value) + BOUND),
-    "bound": put("svstd", "max", lambda _: BOUND * 1.001),
-    "bound_history": put("history", "sigma_max", lambda value: np.asarray(value) + 1e-3, -1),
+    "robust_below_clean": change_value("metrics", "robust_acc", lambda _: 100.5),
+    "attack_counts": change_value("attacks", "n_robust", lambda _: 41),
+    "attack_correct": change_value("attacks", "n_correct", add_one),
+    "attack_acc_robust": change_value("attacks", "acc_robust", lambda value: value + 1e-3),
+    "attack_acc_conditional": change_value("attacks", "acc_conditional", lambda _: None, apgd_rows("dlr")),
+    "attack_lost": change_value("attacks", "n_robust", lambda value: value - 100, apgd_rows("worst")),
+    "masking_percent": change_value("masking", "after", lambda _: 100.5),
+    "masking_value": change_value("masking", "value", lambda value: value + 0.01, where_equal("check", "more_steps")),
+    "masking_passed": change_value("masking", "passed", lambda value: not value),
+    "masking_loss": change_value("masking", "after", lambda value: value + 0.01, where_equal("check", "other_loss")),
+    "attack_worst": change_value("attacks", "n_robust", lambda value: value + 30, where_equal("loss", "worst")),
+    "variation_negative": change_value("lossvar", "variation", lambda _: -1e-3),
+    "variation_clean": change_value("lossvar", "loss_clean", lambda value: value * 1.001),
+    "variation_difference": change_value("lossvar", "loss_adv", lambda value: value + 1e-2),
+    "spectrum_size": change_value("sv", "multiplicity", add_one),
+    f"spectrum_{LAYER}": change_value("svstd", "std", lambda value: value + 1e-7, where_equal("layer", LAYER)),
+    "spectral_complexity": change_value("metrics", "log10_spectral_complexity", lambda value: value + 1e-6),
+    "log10_complexity": change_value("metrics", "spectral_complexity", lambda value: value * (1 + 1e-6)),
+    "bound_epochs": change_value("history", "sigma_max", lambda value: np.asarray(value) + BOUND),
+    "bound": change_value("svstd", "max", lambda _: BOUND * 1.001),
+    "bound_history": change_value("history", "sigma_max", lambda value: np.asarray(value) + 1e-3, -1),
 }
 
 
-def failing(tables):
+def failed_checks(tables):
     return {row["check"] for row in check(tables, bound=BOUND) if not row["passed"]}
 
 
-def test_real_tables_agree_and_every_check_can_fail(tables):
+def test_correct_tables_pass_and_every_check_can_fail(tables):
     rows = check(tables, bound=BOUND)
-    assert failing(tables) == set()
+    assert failed_checks(tables) == set()
     names = {row["check"] for row in rows}
     assert len(names) == len(rows)
-    assert names == FALSE.keys() | {name for name in names if name.startswith("spectrum_")}
+    assert names == FALSIFIERS.keys() | {name for name in names if name.startswith("spectrum_")}
     without_bound = {row["check"] for row in check(tables, bound=None)}
     assert without_bound == names - {"bound", "bound_epochs", "bound_history"}
 
 
-@pytest.mark.parametrize("name", FALSE)
+@pytest.mark.parametrize("name", FALSIFIERS)
 def test_a_false_value_is_found(name, tables):
-    FALSE[name](tables)
-    assert name in failing(tables)
+    FALSIFIERS[name](tables)
+    assert name in failed_checks(tables)
 
 
 @pytest.mark.parametrize("kind", run_checks._TABLES)
 def test_an_empty_table_is_found(kind, tables):
     tables[kind] = tables[kind].iloc[:0]
-    assert f"{kind}_rows" in failing(tables)
+    assert f"{kind}_rows" in failed_checks(tables)
 
 
 @pytest.mark.parametrize("kind", ["history", "margins", "attacks", "lossvar", "svstd", "metrics"])
-def test_a_row_that_is_there_twice_is_found(kind, tables):
-    twice(kind)(tables)
-    assert f"{kind}_rows" in failing(tables)
+def test_a_duplicate_row_is_found(kind, tables):
+    duplicate_row(kind)(tables)
+    assert f"{kind}_rows" in failed_checks(tables)
 
 
-def test_a_network_that_is_always_wrong_has_no_accuracy_of_correct_examples(tables):
-    """No share is known then, which is no contradiction; a number would be one."""
+def test_a_network_that_is_always_wrong_has_no_conditional_accuracy(tables):
+    """A conditional accuracy that is null is consistent with no correct examples; a number is not."""
     margins, attacks, metrics = tables["margins"], tables["attacks"], tables["metrics"]
     test = margins["split"] == "test"
     margins.loc[test, "prediction"] = (margins.loc[test, "label"] + 1) % 10
@@ -202,19 +208,19 @@ def test_a_network_that_is_always_wrong_has_no_accuracy_of_correct_examples(tabl
     attacks["acc_robust"], attacks["acc_conditional"] = 0.0, np.nan
     metrics["pgd_acc"] = None
     shares = {"metrics_pgd_acc", "attack_acc_conditional"}
-    assert not shares & failing(tables)
+    assert not shares & failed_checks(tables)
     metrics["pgd_acc"] = 0.0
-    assert shares & failing(tables) == {"metrics_pgd_acc"}
+    assert shares & failed_checks(tables) == {"metrics_pgd_acc"}
     metrics["pgd_acc"], attacks["acc_conditional"] = None, 0.0
-    assert shares <= failing(tables)
+    assert shares <= failed_checks(tables)
 
 
-def test_a_tie_of_two_logits_may_be_right_or_wrong(tables):
+def test_examples_with_margin_0_may_be_right_or_wrong(tables):
     tables["margins"].loc[:5, "margin"] = 0.0
-    assert not {"positive_margins_train", "positive_margins_test"} & failing(tables)
+    assert not {"positive_margins_train", "positive_margins_test"} & failed_checks(tables)
 
 
-def test_a_run_s_checks_are_a_table_and_a_violated_one_ends_the_job(folder, caplog):
+def test_the_checks_of_a_run_are_written_and_a_failed_one_is_an_error(folder, caplog):
     caplog.set_level("INFO")
     run_checks.record(folder, bound=BOUND)
     rows = read(folder / "checks.parquet").to_pandas()
@@ -229,7 +235,8 @@ def test_a_run_s_checks_are_a_table_and_a_violated_one_ends_the_job(folder, capl
     with pytest.raises(
         ValueError,
         match=r"ar8: svstd\.parquet, history\.parquet contradict.*: bound \(largest.*: \S+, not 0\.1\); .*; delete "
-        r"what is wrong of them, ask for it by its name, .* start again \(history\.parquet last: without it .* anew\)",
+        r"the wrong files, ask Snakemake for each by its name .* start again; delete history\.parquet last, because "
+        r"without it the network is trained again",
     ):
         run_checks.record(folder, bound=0.1)
     assert not (folder / "checks.parquet").exists()
@@ -240,7 +247,7 @@ def test_a_run_s_checks_are_a_table_and_a_violated_one_ends_the_job(folder, capl
     ("key", "value"), [("settings_hash", "other"), ("seed", 1), ("variant", "ar9"), ("dataset", "c10")]
 )
 def test_tables_of_two_runs_are_found(key, value, folder, tmp_path):
-    copy = moved(folder, tmp_path / "digits/ar8")
+    copy = copy_tables(folder, tmp_path / "digits/ar8")
     own = read_metadata(folder / "lossvar.parquet") | {key: value}
     write_frame(copy / "lossvar.parquet", read(folder / "lossvar.parquet"), own)
     with pytest.raises(ValueError, match=r"ar8: lossvar\.parquet .*same_run \(tables of another run.*: 1, not 0\)"):
@@ -250,37 +257,37 @@ def test_tables_of_two_runs_are_found(key, value, folder, tmp_path):
 @pytest.mark.parametrize("place", ["digits/ar16", "c10/ar8"])
 def test_a_folder_of_another_run_s_tables_is_found(place, folder, tmp_path):
     with pytest.raises(ValueError, match=r"history\.parquet, margins\.parquet, .*same_run .*: 8, not 0"):
-        run_checks.record(moved(folder, tmp_path / place), bound=None)
+        run_checks.record(copy_tables(folder, tmp_path / place), bound=None)
 
 
-def moved(folder, place):
+def copy_tables(folder, place):
     place.mkdir(parents=True)
     for path in folder.glob("*.parquet"):
         (place / path.name).write_bytes(path.read_bytes())
     return place
 
 
-# A study
+# The checks of a study.
 
 
 @pytest.fixture
-def studied(finished, tmp_path, monkeypatch):
-    """A copy of it to falsify."""
-    root, *found = finished
+def study_copy(finished_study, tmp_path, monkeypatch):
+    """Copy the finished study, so that it can be falsified."""
+    root, *found = finished_study
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return found
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A study of made-up runs, with its tables and claims."""
+def finished_study(tmp_path_factory):
+    """Make a study of invented runs, with its tables and claims."""
     root = tmp_path_factory.mktemp("finished")
     with contextlib.chdir(root):
-        return root, *finish()
+        return root, *make_study()
 
 
-def finish():
+def make_study():
     described, _ = study_files.make("demo", "The demo")
     out = Path("results/studies/demo")
     names = ["table3", "table6", "b2", "attacks", "padding", "theory", "table1"]
@@ -304,7 +311,7 @@ def finish():
 
 
 def agree_on_pgd(folder):
-    """Give the made-up row of PGD the accuracies of the made-up metrics."""
+    """Copy the accuracies of the invented metrics to the invented row of PGD."""
     attacks = read(folder / "attacks.parquet").to_pandas()
     own = read(folder / "metrics.parquet").to_pylist()[0]
     attacks.loc[attacks["attack"] == "pgd", ["acc_conditional", "acc_robust"]] = own["pgd_acc"], own["robust_acc"]
@@ -312,7 +319,7 @@ def agree_on_pgd(folder):
 
 
 def write_claimed(folder, run):
-    """The tables that claims are judged by, beside those that study_files.make leaves."""
+    """Write the tables that claims are judged by, but keep those that study_files.make wrote."""
     from helpers.figure_tables import make_run
 
     keep = {
@@ -324,14 +331,14 @@ def write_claimed(folder, run):
         (folder / f"{kind}.parquet").write_bytes(content)
 
 
-def audited(runs, shown, compare, out):
+def run_audit(runs, shown, compare, out):
     study_audit.record("demo", runs, shown, compare=compare, folder=out)
     return read(out / "audit.parquet").to_pandas()
 
 
-def test_a_study_s_tables_and_claims_are_traced(studied):
-    runs, shown, _, out = studied
-    rows = audited(*studied)
+def test_the_checks_of_a_correct_study_pass(study_copy):
+    runs, shown, _, out = study_copy
+    rows = run_audit(*study_copy)
     assert rows["passed"].all()
     own = rows[rows["place"] == str(out)]["check"].tolist()
     assert own == [
@@ -344,16 +351,16 @@ def test_a_study_s_tables_and_claims_are_traced(studied):
     assert rows["place"].nunique() == len(runs) + 1
 
 
-def edited(path, column, change, row=0):
-    """Change one cell of a Parquet or CSV file; row None is the first with a value."""
+def edit_cell(path, column, change, row=0):
+    """Change one cell of a Parquet or CSV file; row None means the first row with a value."""
     parquet = path.suffix == ".parquet"
     frame = read(path).to_pandas() if parquet else pd.read_csv(path)
     row = frame[column].first_valid_index() if row is None else row
     frame.loc[row, column] = change(frame.loc[row, column])
-    rewritten(path, frame)
+    rewrite(path, frame)
 
 
-def rewritten(path, frame):
+def rewrite(path, frame):
     if path.suffix == ".parquet":
         write_frame(path, study_files.pa.Table.from_pandas(frame, preserve_index=False), {})
     else:
@@ -377,7 +384,7 @@ FALSE_CELLS = {
 
 
 @pytest.mark.parametrize("name", FALSE_CELLS)
-def test_a_false_cell_of_a_study_is_found(name, studied):
+def test_a_false_cell_of_a_study_is_found(name, study_copy):
     file, column = FALSE_CELLS[name]
 
     def change(value):
@@ -385,25 +392,25 @@ def test_a_false_cell_of_a_study_is_found(name, studied):
             return "undecided" if value == "holds" else "holds"
         return (0.0 if pd.isna(value) else value) + 1e-3
 
-    edited(studied[-1] / file, column, change, 0 if name == "attacks_summary" else None)
-    with pytest.raises(ValueError, match=rf"demo: .*{file}.* contradict.*: .*{name} .*delete what is wrong of them"):
-        audited(*studied)
+    edit_cell(study_copy[-1] / file, column, change, 0 if name == "attacks_summary" else None)
+    with pytest.raises(ValueError, match=rf"demo: .*{file}.* contradict.*: .*{name} .*delete the wrong files"):
+        run_audit(*study_copy)
 
 
-def test_every_check_of_a_study_can_fail(studied):
-    rows = audited(*studied)
-    found = rows[rows["place"] == str(studied[-1])]["check"]
+def test_every_check_of_a_study_can_fail(study_copy):
+    rows = run_audit(*study_copy)
+    found = rows[rows["place"] == str(study_copy[-1])]["check"]
     assert {name.split("_", 1)[1] for name in found} == {name.split("_", 1)[1] for name in FALSE_CELLS}
     assert {name for name in found if name.startswith("claims")} <= FALSE_CELLS.keys()
 
 
-def test_a_table_that_is_composed_wrongly_is_found(studied, monkeypatch):
-    """Its cells are not held against themselves alone, but against the files of its runs."""
-    *_, out = studied
+def test_a_table_that_is_always_composed_wrongly_is_found(study_copy, monkeypatch):
+    """Cells are compared not only with a table that is made again, but also with the files of the runs."""
+    *_, out = study_copy
     path = out / "tables/table3.parquet"
-    edited(path, "test_acc", lambda value: value + 1e-3)
+    edit_cell(path, "test_acc", lambda value: value + 1e-3)
     monkeypatch.setattr(study_tables, "compose", lambda *_: read(path).to_pandas())
-    (cells, files, *_) = study_audit.tables("table3", *studied[:1], studied[2], out)
+    (cells, files, *_) = study_audit.tables("table3", *study_copy[:1], study_copy[2], out)
     assert (cells["check"], cells["passed"]) == ("table3_cells", True)
     assert (files["check"], files["passed"], files["found"]) == ("table3_files", False, 1)
 
@@ -411,8 +418,8 @@ def test_a_table_that_is_composed_wrongly_is_found(studied, monkeypatch):
 @pytest.mark.parametrize("stem", ["table3", "table3_summary"])
 @pytest.mark.parametrize("end", [".parquet", ".csv"])
 @pytest.mark.parametrize("falsify", ["a row less", "a row twice", "a column less", "another network"])
-def test_a_table_with_other_rows_or_columns_is_found(falsify, end, stem, studied):
-    path = studied[-1] / f"tables/{stem}{end}"
+def test_a_table_with_other_rows_or_columns_is_found(falsify, end, stem, study_copy):
+    path = study_copy[-1] / f"tables/{stem}{end}"
     frame = read(path).to_pandas() if end == ".parquet" else pd.read_csv(path)
     wrong = {
         "a row less": frame.iloc[:-1],
@@ -420,30 +427,30 @@ def test_a_table_with_other_rows_or_columns_is_found(falsify, end, stem, studied
         "a column less": frame.iloc[:, :-1],
         "another network": frame.assign(arch="resnet9"),
     }
-    rewritten(path, wrong[falsify])
+    rewrite(path, wrong[falsify])
     name = {".parquet": "table3_(cells|summary)", ".csv": f"{stem}_csv"}[end]
     with pytest.raises(ValueError, match=rf"demo: .*contradict.*{name} \("):
-        audited(*studied)
+        run_audit(*study_copy)
 
 
-def test_a_table_s_run_of_other_settings_is_found(studied):
-    runs, *_ = studied
+def test_a_run_s_table_with_other_settings_is_found(study_copy):
+    runs, *_ = study_copy
     folder = Path(runs[3]["folder"])
     own = read_metadata(folder / "theory.parquet") | {"settings_hash": "old"}
     write_frame(folder / "theory.parquet", read(folder / "theory.parquet"), own)
     with pytest.raises(ValueError, match=rf"{folder}: theory\.parquet contradict.*same_run \("):
-        audited(*studied)
+        run_audit(*study_copy)
 
 
-def test_rows_of_a_run_that_the_study_lost_are_found(studied):
-    runs, shown, compare, out = studied
+def test_rows_of_a_run_that_is_not_in_the_study_are_found(study_copy):
+    runs, shown, compare, out = study_copy
     shown["table3"] = shown["table3"][:-1]
     with pytest.raises(ValueError, match="table3_cells"):
-        audited(runs, shown, compare, out)
+        run_audit(runs, shown, compare, out)
 
 
-def test_a_table_that_is_not_there_is_named(studied):
-    runs, *_ = studied
+def test_the_error_for_a_missing_table_names_it(study_copy):
+    runs, *_ = study_copy
     (Path(runs[0]["folder"]) / "metrics.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"metrics\.parquet"):
-        audited(*studied)
+        run_audit(*study_copy)

@@ -1,4 +1,4 @@
-"""Claims: which there are, where they are judged, and their verdicts on networks whose tables are made."""
+"""Claims: which exist, where they are judged, and their verdicts on networks with made-up tables."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ from robreg.tables import parquet
 ROOT = Path(__file__).parents[2]
 VERDICTS = {"holds", "fails", "undecided", "not run"}
 CONTRACT = ["id", "claim", "source", "dataset", "statistic", "effect", "ci_low", "ci_high", "ci_over", "n_seeds"]
-# The claims that the issue lists, each by the id that judges it.
+# The claims that the issue lists, each with the id of the claim that judges it.
 LISTED = {
     "GE gap falls with AR": "ge-gap-falls",
     "training loss rises": "train-loss-rises",
@@ -83,13 +83,13 @@ def verdicts(paper: list[dict[str, Any]]) -> pd.DataFrame:
 # The registry.
 
 
-def test_every_claim_has_its_own_id_and_a_direction():
+def test_every_claim_has_a_unique_id_and_a_direction():
     assert Counter(entry.id for entry in CLAIMS).most_common(1)[0][1] == 1
     assert {entry.sign for entry in CLAIMS} == {RISES, FALLS}
     assert all(place.source and place.datasets for entry in CLAIMS for place in entry.places)
 
 
-def test_a_source_that_has_a_panel_of_figure_1_has_its_section():
+def test_a_source_with_a_panel_of_figure_1_also_names_section_1_1():
     sources = {
         place.source for entry in CLAIMS for place in entry.places if re.search(r"Figures? 1[abc]", place.source)
     }
@@ -110,7 +110,7 @@ def test_the_paper_repeats_these_claims_and_no_others(kind):
 # Settings and rows.
 
 
-def test_the_paper_s_study_judges_every_claim_in_every_setting_of_the_paper(verdicts):
+def test_the_paper_study_judges_every_claim_in_every_setting_of_the_paper(verdicts):
     assert set(verdicts["verdict"]) <= VERDICTS
     assert set(verdicts["id"]) == {entry.id for entry in CLAIMS}
     assert not (verdicts["verdict"] == "not run").any()
@@ -142,7 +142,7 @@ def test_claims_hold_for_networks_that_behave_as_the_paper_says(verdicts):
     assert {key: plain[key] for key in made if plain[key] != "holds"} == {}
 
 
-def test_the_reverse_turns_what_holds_into_what_fails(paper, verdicts):
+def test_swapping_the_strengths_turns_holds_into_fails(paper, verdicts):
     other = {4: 16, 8: 8, 16: 4, 0: 0}
     key = ("dataset", "arch", "train_attack", "space", "spectral_norm")
     folders = {(*(run[name] for name in key), run["ar"]): run["folder"] for run in paper}
@@ -189,14 +189,14 @@ def test_the_error_gap_turns_only_if_it_rises_without_a_bound_and_falls_with_the
     [
         ((1, 2), (3, 9), "holds", 1.5),
         ((3, 9), (1, 2), "holds", 1.5),
-        ((-2, -1), (3, 9), "fails", -1.5),  # the bound alone does not make it turn
-        ((-5, 1), (-2, -1), "fails", -1.5),  # reversed beats undecided
+        ((-2, -1), (3, 9), "fails", -1.5),  # falling with the bound alone is not enough
+        ((-5, 1), (-2, -1), "fails", -1.5),  # a reversed effect takes precedence over an undecided one
         ((-5, 1), (1, 2), "undecided", -2),
         ((np.nan, np.nan), (1, 2), "undecided", np.nan),
         ((1, 2), (np.nan, np.nan), "undecided", np.nan),
     ],
 )
-def test_of_two_claims_at_once_the_weaker_decides(rising, falling, expected, effect):
+def test_a_claim_of_two_effects_is_decided_by_the_weaker_one(rising, falling, expected, effect):
     first, second = (
         Outcome(estimates.Estimate(float(np.mean(ends)), "seeds", bounds=ends), n_seeds)
         for ends, n_seeds in ((rising, 3), (falling, 2))
@@ -207,7 +207,7 @@ def test_of_two_claims_at_once_the_weaker_decides(rising, falling, expected, eff
     assert found.n_seeds == 2
 
 
-def test_seeds_that_do_not_vary_leave_a_change_the_interval_of_one_pair(paper):
+def test_a_change_has_the_interval_of_one_pair_if_the_seeds_do_not_vary(paper):
     networks = {
         ar: dict.fromkeys((0, 1), quantities.Network("c10", Path(paper[at]["folder"]))) for at, ar in ((0, 4), (2, 16))
     }
@@ -219,7 +219,7 @@ def test_seeds_that_do_not_vary_leave_a_change_the_interval_of_one_pair(paper):
     assert found.estimate.over == "test examples"
 
 
-def test_standard_networks_are_judged_once_though_every_attack_is_compared_with_them(tmp_path):
+def test_standard_networks_are_judged_once_even_if_several_attacks_are_compared_with_them(tmp_path):
     runs = make(tmp_path, [run("digits", 0), run("digits", 16), run("digits", 16, train_attack="fgsm")])
     low = {entry.id for entry in CLAIMS if isinstance(entry.contrast, AtStrength) and entry.contrast.end == "low"}
     assert low == {"svstd-around-1"}
@@ -232,7 +232,7 @@ def test_standard_networks_are_judged_once_though_every_attack_is_compared_with_
     assert both.query("id == 'svstd-around-1' and verdict != 'not run'")["train_attack"].tolist() == ["pgd", "fgsm"]
 
 
-def test_the_claims_about_the_loss_variation_say_at_which_eps_they_are_judged(verdicts):
+def test_the_claims_about_the_loss_variation_state_the_eps_at_which_they_are_judged(verdicts):
     rows = verdicts[verdicts["id"].str.startswith("loss-variation")]
     for words in (rows["claim"], rows["statistic"]):
         assert words.str.contains("largest eps|smallest eps").all()
@@ -269,7 +269,7 @@ def test_a_study_of_other_data_judges_the_general_claims_and_lists_the_others_as
     assert rest[["effect", "ci_low", "ci_over", "n_seeds"]].isna().all(axis=None)
 
 
-def test_standard_training_is_the_lower_strength_of_every_attack_where_it_is_compared(tmp_path):
+def test_standard_training_can_be_the_lower_strength_of_every_attack(tmp_path):
     runs = [run("digits", 0), run("digits", 16), run("digits", 16, train_attack="fgsm")]
     frame = judged(make(tmp_path, runs), 0, 16)
     gap = frame[(frame["id"] == "ge-gap-falls") & (frame["dataset"] == "digits")]
@@ -319,7 +319,7 @@ def test_a_network_that_gets_nothing_right_leaves_its_adversarial_accuracy_undec
     assert (row["verdict"], row["effect"], row["ci_low"]) == ("undecided", None, None)
 
 
-def test_the_record_has_the_contract_s_columns_and_is_the_same_when_made_again(paper, tmp_path):
+def test_the_record_has_the_columns_of_the_contract_and_is_reproducible(paper, tmp_path):
     for name in ("one", "two"):
         record(
             paper, compare=[4, 16], study="paper", parquet=tmp_path / f"{name}.parquet", csv=tmp_path / f"{name}.csv"
@@ -350,7 +350,7 @@ def test_the_record_has_the_contract_s_columns_and_is_the_same_when_made_again(p
         ((np.nan, np.nan), RISES, "undecided"),
     ],
 )
-def test_a_verdict_is_where_the_interval_lies(bounds, sign, expected):
+def test_a_verdict_depends_on_where_the_interval_lies(bounds, sign, expected):
     assert verdict(estimates.Estimate(0.1, "seeds", bounds=bounds), sign) == expected
 
 
@@ -374,7 +374,7 @@ def test_quantities_agree_with_the_tables(paper):
     assert quantities.adversarial_accuracy(network).value == pytest.approx(48.0)
 
 
-def test_b2_s_balance_is_over_convolutions_and_ten_to_one_is_the_paper_s(paper):
+def test_the_balance_of_section_b2_is_over_convolutions_and_ten_to_one_is_the_value_of_the_paper(paper):
     low, high = (quantities.Network("c10", Path(run["folder"])) for run in (paper[0], paper[2]))
     change = np.array(high.svstd["std"] - low.svstd["std"])[:-1]  # the last layer is linear
     decrease, increase = -change[change < 0].sum(), change[change > 0].sum()

@@ -1,4 +1,4 @@
-"""Estimates and their intervals, against SciPy and by how often they cover the truth."""
+"""Compare estimates and their intervals with SciPy, and count how often the intervals cover the truth."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from robreg.claims import estimates, verdicts
 from robreg.claims.claim import RISES
 
 
-def test_over_seeds_the_interval_is_welch_s():
+def test_the_interval_over_seeds_is_welch_s():
     first, second = [1.0, 1.3, 0.8], [2.0, 2.9, 2.2, 2.6]
     difference = estimates.over_seeds(second) - estimates.over_seeds(first)
     expected = scipy.stats.ttest_ind(second, first, equal_var=False).confidence_interval()
@@ -17,7 +17,7 @@ def test_over_seeds_the_interval_is_welch_s():
     np.testing.assert_allclose(estimates.over_seeds(first).interval(), alone)
 
 
-def test_over_seeds_an_estimate_has_their_interval_unless_it_cannot_vary_or_is_a_share():
+def test_an_estimate_has_the_interval_over_seeds_unless_it_does_not_vary_or_is_a_share():
     draw = np.random.default_rng(5)
     vary = [estimates.mean(draw.normal(size=50), "test") for _ in range(3)]
     seeds = estimates.combined(vary)
@@ -25,12 +25,12 @@ def test_over_seeds_an_estimate_has_their_interval_unless_it_cannot_vary_or_is_a
     assert seeds.interval() == estimates.over_seeds([each.value for each in vary]).interval()
     alike = estimates.combined([vary[0]] * 3)
     assert (alike.over, alike.interval()) == ("test examples", vary[0].interval())
-    assert estimates.over_seeds([0.1] * 3).interval() == (0.1, 0.1)  # exactly: no rounding error of the mean
+    assert estimates.over_seeds([0.1] * 3).interval() == (0.1, 0.1)  # exact, without the rounding error of a mean
     unknown = estimates.combined([vary[0], estimates.mean(np.array([np.nan] * 2), "test")])
     assert np.isnan(unknown.interval()).all()
 
 
-def test_seeds_that_agree_on_a_share_of_few_layers_make_it_no_surer_than_one_network():
+def test_seeds_that_agree_on_a_share_of_few_layers_do_not_narrow_its_interval():
     five, six = (estimates.share(np.arange(8) < n, "layers").scaled(1, -0.5) for n in (5, 6))
     assert verdicts.verdict(five, RISES) == verdicts.verdict(estimates.combined([five] * 3), RISES) == "undecided"
     nearly = estimates.combined([five] * 9 + [six])
@@ -38,11 +38,11 @@ def test_seeds_that_agree_on_a_share_of_few_layers_make_it_no_surer_than_one_net
     assert nearly.interval() == pytest.approx((low, high))
     assert (nearly.value, nearly.over) == (pytest.approx(0.1375), "layers")
     none, every = (estimates.share(np.arange(8) < n, "layers").scaled(1, -0.5) for n in (0, 8))
-    apart = estimates.combined([none, every])  # seeds that differ by more than layers do
+    apart = estimates.combined([none, every])  # the seeds differ by more than the layers do
     assert (apart.over, apart.interval()) == ("seeds", estimates.over_seeds([-0.5, 0.5]).interval())
 
 
-def test_means_over_the_same_examples_are_compared_in_pairs_and_over_others_not():
+def test_only_means_over_the_same_examples_are_compared_in_pairs():
     draw = np.random.default_rng(0)
     first = draw.normal(size=50)
     second = first + draw.normal(0.1, 0.1, size=50)
@@ -61,7 +61,7 @@ def test_a_share_has_wilson_s_interval():
     np.testing.assert_allclose((low, high), (0.5 - expected.high, 0.5 - expected.low))
 
 
-def test_a_share_is_not_certain_because_every_layer_agrees():
+def test_a_share_is_not_certain_even_if_all_layers_agree():
     assert estimates.share(np.array([True] * 2), "layers").interval()[0] < 0.5
     assert estimates.share(np.array([True] * 8), "layers").interval()[0] > 0.5
 
@@ -78,7 +78,7 @@ ESTIMATORS = {
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_an_influence_is_the_derivative_by_an_example_s_weight(name):
+def test_an_influence_is_the_derivative_with_respect_to_the_weight_of_an_example(name):
     estimator, plain = ESTIMATORS[name]
     values = np.random.default_rng(1).gamma(2.0, size=400)
     found = estimator(values, "test")
@@ -90,7 +90,7 @@ def test_an_influence_is_the_derivative_by_an_example_s_weight(name):
     assert np.mean(found.samples["test"]) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_mode_is_that_of_scipy_s_density():
+def test_the_mode_is_the_maximum_of_scipy_s_density():
     values = np.random.default_rng(1).gamma(3.0, size=500)
     quartiles = np.percentile(values, [25, 75])
     width = 1.2 * min(values.std(ddof=1), (quartiles[1] - quartiles[0]) / 1.349) * 500 ** (-1 / 7)
@@ -103,7 +103,7 @@ def test_the_mode_is_that_of_scipy_s_density():
     ("name", "n", "truth"),
     [("std", 500, np.sqrt(5)), ("skewness", 2000, 2 / np.sqrt(5)), ("log10_ratio", 500, np.log10(5**-0.5))],
 )
-def test_intervals_cover_the_truth_about_95_times_of_100(name, n, truth):
+def test_intervals_cover_the_truth_about_95_times_out_of_100(name, n, truth):
     draw = np.random.default_rng(2)
     intervals = [ESTIMATORS[name][0](draw.gamma(5.0, size=n), "test").interval() for _ in range(400)]
     covered = np.mean([low < truth < high for low, high in intervals])
@@ -120,7 +120,7 @@ def test_the_interval_of_a_paired_difference_of_modes_covers_it():
     assert 0.91 <= hits / 200 <= 0.98
 
 
-def test_adversarial_accuracies_are_two_proportions():
+def test_adversarial_accuracies_are_compared_as_two_proportions():
     apart = estimates.proportion(60, 100) - estimates.proportion(45, 90)
     assert apart.value == pytest.approx(10)
     low, high = apart.interval()
@@ -145,7 +145,7 @@ def test_the_interval_of_a_share_by_weight_covers_it_for_few_layers_too(n, cente
     assert 0.92 <= hits / 400 <= 1
 
 
-def test_a_share_of_equal_weights_is_the_plain_one_and_of_none_undecided():
+def test_a_share_with_equal_weights_is_the_plain_one_and_with_zero_weights_undecided():
     chosen = np.array([True] * 9 + [False])
     plain, weighed = estimates.share(chosen, "layers"), estimates.share(chosen, "layers", np.full(10, 0.3))
     np.testing.assert_allclose(weighed.interval(), plain.interval())

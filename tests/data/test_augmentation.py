@@ -1,4 +1,4 @@
-"""Augmentation: the random crop against a naive loop, the random resized crop against torchvision."""
+"""Augmentation: the random crop is compared with a plain loop, the random resized crop with torchvision."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from robreg.data.augmentation import boxes, random_crop_flip, random_resized_cro
 RNG = np.random.default_rng(0)
 
 
-def naive_crop_flip(images: np.ndarray, pad: int, generator: torch.Generator) -> np.ndarray:
-    """Crop and flip one example after the other; the draws come in the order top, left, flip."""
+def plain_crop_flip(images: np.ndarray, pad: int, generator: torch.Generator) -> np.ndarray:
+    """Crop and flip one example after another, with random draws in the order top, left, flip."""
     top, left = (torch.randint(2 * pad + 1, (len(images),), generator=generator).tolist() for _ in range(2))
     flip = torch.randint(2, (len(images),), generator=generator).tolist()
     result = np.empty_like(images)
@@ -26,17 +26,17 @@ def naive_crop_flip(images: np.ndarray, pad: int, generator: torch.Generator) ->
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize(("pad", "shape"), [(4, (3, 32, 32)), (1, (1, 5, 9)), (0, (2, 4, 3))])
-def test_crop_and_flip_equal_the_naive_loop(dtype: type, pad: int, shape: tuple[int, int, int]) -> None:
+def test_crop_and_flip_equal_a_plain_loop(dtype: type, pad: int, shape: tuple[int, int, int]) -> None:
     images = RNG.integers(1, 256, (64, *shape)).astype(dtype)
     before = images.copy()
     new = random_crop_flip(torch.from_numpy(images), pad=pad, generator=torch.Generator().manual_seed(pad))
-    expected = naive_crop_flip(images, pad, torch.Generator().manual_seed(pad))
+    expected = plain_crop_flip(images, pad, torch.Generator().manual_seed(pad))
     assert new.numpy().dtype == dtype
     np.testing.assert_array_equal(new, expected)
     np.testing.assert_array_equal(images, before)
 
 
-def test_crop_and_flip_draw_every_place_and_flip_equally_often() -> None:
+def test_places_and_flips_are_equally_frequent() -> None:
     n, pad = 18_000, 1
     images = torch.arange(1, 10, dtype=torch.uint8).reshape(1, 1, 3, 3).expand(n, 1, 3, 3)
     generator = torch.Generator().manual_seed(0)
@@ -50,8 +50,8 @@ def test_crop_and_flip_draw_every_place_and_flip_equally_often() -> None:
     assert not again.equal(random_crop_flip(images, pad=pad, generator=generator))
 
 
-def smooth(n: int, height: int, width: int) -> torch.Tensor:
-    """Images with structure at all scales, as photographs have."""
+def smooth_images(n: int, height: int, width: int) -> torch.Tensor:
+    """Make random images (n, 3, height, width) with structure at all scales, as in photographs."""
     noise = torch.from_numpy(RNG.normal(size=(n, 3, height, width))).cumsum(2).cumsum(3)
     low, high = noise.amin((2, 3), keepdim=True), noise.amax((2, 3), keepdim=True)
     return (255 * (noise - low) / (high - low)).round().to(torch.uint8)
@@ -63,9 +63,9 @@ def seeded(seed: int) -> torch.Generator:
 
 @pytest.mark.parametrize("rough", [False, True])
 @pytest.mark.parametrize(("height", "width", "size"), [(64, 64, 56), (40, 48, 24), (16, 16, 40)])
-def test_resized_crops_equal_torchvisions(height: int, width: int, size: int, *, rough: bool) -> None:
+def test_resized_crops_equal_those_of_torchvision(height: int, width: int, size: int, *, rough: bool) -> None:
     n = 150
-    images = smooth(n, height, width)
+    images = smooth_images(n, height, width)
     if rough:
         images = torch.from_numpy(RNG.integers(0, 256, (n, 3, height, width), np.uint8))
     found = random_resized_crop_flip(images, size=size, generator=seeded(1))
@@ -74,7 +74,10 @@ def test_resized_crops_equal_torchvisions(height: int, width: int, size: int, *,
     box = torch.stack(boxes(n, height, width, generator=generator), 1).tolist()
     flip = torch.randint(2, (n,), generator=generator).tolist()
     assert 0.3 < np.mean(flip) < 0.7
-    for dtype, share in ((torch.float32, 0.001), (torch.uint8, 0.25)):  # in bytes it rounds between the two directions
+    for dtype, share in (
+        (torch.float32, 0.001),
+        (torch.uint8, 0.25),
+    ):  # for uint8, torchvision also rounds after the first of the two directions
         crops = [resized_crop(x, *b, [size, size]) for x, b in zip(images.to(dtype), box, strict=True)]
         expected = torch.stack([x.flip(2) if f else x for x, f in zip(crops, flip, strict=True)])
         difference = (found.int() - expected.round().int()).abs()
@@ -82,8 +85,8 @@ def test_resized_crops_equal_torchvisions(height: int, width: int, size: int, *,
         assert (difference > 0).float().mean() < share
 
 
-def test_boxes_are_distributed_as_torchvisions() -> None:
-    n, height, width = 4000, 64, 48  # not square, so that the fallback occurs now and then
+def test_boxes_have_the_distribution_of_torchvision() -> None:
+    n, height, width = 4000, 64, 48  # not square, so that the fallback sometimes occurs
     ours = torch.stack(boxes(n, height, width, generator=seeded(0)), 1).numpy()
     torch.manual_seed(0)
     image = torch.empty(1, height, width)
@@ -92,7 +95,7 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
     assert (ours >= 0).all()
     assert (top + rows <= height).all()
     assert (left + columns <= width).all()
-    for name, of in {
+    for name, quantity in {
         "top": lambda b: b[:, 0],
         "left": lambda b: b[:, 1],
         "rows": lambda b: b[:, 2],
@@ -100,11 +103,11 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
         "area": lambda b: b[:, 2] * b[:, 3],
         "ratio": lambda b: b[:, 3] / b[:, 2],
     }.items():
-        assert ks_2samp(of(ours), of(theirs)).pvalue > 1e-3, name
+        assert ks_2samp(quantity(ours), quantity(theirs)).pvalue > 1e-3, name
 
 
 @pytest.mark.parametrize(("height", "width", "fallback"), [(100, 10, (43, 0, 13, 10)), (10, 100, (0, 43, 10, 13))])
-def test_where_no_draw_fits_the_box_is_torchvisions_fallback(
+def test_if_no_draw_fits_the_box_is_the_fallback_of_torchvision(
     height: int, width: int, fallback: tuple[int, int, int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -119,8 +122,8 @@ def test_where_no_draw_fits_the_box_is_torchvisions_fallback(
     assert abs(shares - expected) < 0.06
 
 
-def test_every_example_draws_its_own_box_and_the_seed_decides() -> None:
-    images = smooth(1, 64, 64).expand(32, -1, -1, -1)
+def test_every_example_has_its_own_box_which_depends_only_on_the_seed() -> None:
+    images = smooth_images(1, 64, 64).expand(32, -1, -1, -1)
     first = random_resized_crop_flip(images, size=56, generator=seeded(0))
     assert len(first.flatten(1).unique(dim=0)) == 32
     assert first.equal(random_resized_crop_flip(images, size=56, generator=seeded(0)))

@@ -1,4 +1,4 @@
-"""Data sets: every source, the prepared form, and augmentation."""
+"""Data sets: reading every kind of source, and the prepared arrays."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ import torch
 import torchvision
 from helpers.data_sources import (
     RNG,
-    batch,
-    bless,
+    cifar_batch,
     cifar_members,
+    declare_official,
     encode,
-    shrink,
+    set_official_counts,
     write_archive,
     write_folder,
     write_parquet,
@@ -42,14 +42,14 @@ C10_JPEG = Path(__file__).parents[3] / "shared/data/c10-jpeg"
 SETTINGS = {"name": "d", "source": None, "max_train": None, "max_test": None, "subset_seed": 0}
 
 
-def make(folder: Path, **settings: object) -> Dataset:
-    """Prepare a data set below `folder`, its data_root, and load it."""
+def prepare_and_load(folder: Path, **settings: object) -> Dataset:
+    """Prepare a data set in `folder`, which is also its data_root, and load it."""
     prepare(SETTINGS | settings, data_root=folder, out=folder / "prepared")
     return load_dataset(folder / "prepared")
 
 
-def refused(folder: Path, **settings: object) -> str:
-    """Return the message with which a data set is refused; nothing may be left in its folder, if there is one."""
+def refusal_message(folder: Path, **settings: object) -> str:
+    """Return the message of the DataError that preparing a data set raises, and check that no file is left behind."""
     with pytest.raises(DataError) as caught:
         prepare(SETTINGS | settings, data_root=folder, out=folder / "refused")
     assert not list((folder / "refused").glob("*"))
@@ -59,8 +59,8 @@ def refused(folder: Path, **settings: object) -> str:
 # Digits and subsets
 
 
-def test_digits_are_pinned(tmp_path: Path) -> None:
-    data = make(tmp_path, kind="digits")
+def test_digits_have_a_fixed_hash(tmp_path: Path) -> None:
+    data = prepare_and_load(tmp_path, kind="digits")
     assert data.train_images.shape == (1297, 1, 8, 8)
     assert data.test_images.shape == (500, 1, 8, 8)
     assert data.sha256 == "6f9f4425156baf9545eedfa9aae152170e28ff83c74e4c364a957fd21f409f63"
@@ -68,14 +68,19 @@ def test_digits_are_pinned(tmp_path: Path) -> None:
     pixels = load_digits().data
     everything = torch.cat([data.train_images, data.test_images]).reshape(-1, 64).numpy()
     expected = np.round(255 * pixels / 16).astype(np.uint8)
-    assert sorted(map(bytes, everything)) == sorted(map(bytes, expected))  # each image once, none in both splits
+    assert sorted(map(bytes, everything)) == sorted(
+        map(bytes, expected)
+    )  # every image occurs once, in one of the splits
 
 
 def test_digits_split_ignores_the_subset_seed(tmp_path: Path) -> None:
-    assert make(tmp_path / "a", kind="digits").sha256 == make(tmp_path / "b", kind="digits", subset_seed=7).sha256
+    assert (
+        prepare_and_load(tmp_path / "a", kind="digits").sha256
+        == prepare_and_load(tmp_path / "b", kind="digits", subset_seed=7).sha256
+    )
 
 
-def test_stratified_is_pinned() -> None:
+def test_stratified_subset_has_a_fixed_hash() -> None:
     labels = np.arange(1000) % 7
     rows = stratified_subset(labels, 123, 5)
     assert (
@@ -85,7 +90,7 @@ def test_stratified_is_pinned() -> None:
     assert (np.diff(rows) > 0).all()
 
 
-def test_stratified_allocates_by_largest_remainder() -> None:
+def test_stratified_subset_allocates_by_largest_remainder() -> None:
     labels = np.repeat([0, 1, 2, 9], [50, 30, 15, 5])
     assert np.bincount(labels[stratified_subset(labels, 10, 0)], minlength=10)[[0, 1, 2, 9]].tolist() == [5, 3, 2, 0]
     assert np.bincount(labels[stratified_subset(labels, 99, 0)], minlength=10)[[0, 1, 2, 9]].tolist() == [49, 30, 15, 5]
@@ -94,36 +99,36 @@ def test_stratified_allocates_by_largest_remainder() -> None:
         stratified_subset(labels, 101, 0)
 
 
-def test_subset_depends_on_its_seed_alone(tmp_path: Path) -> None:
+def test_subset_depends_only_on_its_seed(tmp_path: Path) -> None:
     small = {"kind": "digits", "max_train": 200, "max_test": 50}
-    first = make(tmp_path / "a", **small)
-    np.random.seed(3)  # noqa: NPY002  a global state that must not matter
-    assert make(tmp_path / "b", **small, name="other").sha256 == first.sha256
-    other = make(tmp_path / "c", **small, subset_seed=1)
+    first = prepare_and_load(tmp_path / "a", **small)
+    np.random.seed(3)  # noqa: NPY002  global state that must have no effect
+    assert prepare_and_load(tmp_path / "b", **small, name="other").sha256 == first.sha256
+    other = prepare_and_load(tmp_path / "c", **small, subset_seed=1)
     assert other.sha256 != first.sha256
-    assert make(tmp_path / "d", **small | {"max_test": 60}).train_images.equal(first.train_images)
+    assert prepare_and_load(tmp_path / "d", **small | {"max_test": 60}).train_images.equal(first.train_images)
     assert torch.bincount(first.train_labels).min() >= 19
     assert len(first.test_labels) == 50
 
 
-def test_a_maximum_beyond_the_size_takes_all_and_zero_is_refused(tmp_path: Path) -> None:
-    assert len(make(tmp_path / "a", kind="digits", max_train=5000).train_labels) == 1297
-    assert "datasets.d.max_test: 0" in refused(tmp_path / "b", kind="digits", max_test=0)
+def test_a_maximum_above_the_size_takes_all_and_zero_is_refused(tmp_path: Path) -> None:
+    assert len(prepare_and_load(tmp_path / "a", kind="digits", max_train=5000).train_labels) == 1297
+    assert "datasets.d.max_test: 0" in refusal_message(tmp_path / "b", kind="digits", max_test=0)
 
 
-# Prepared form
+# Prepared arrays
 
 
-def test_meta_and_moments(tmp_path: Path) -> None:
-    data = make(tmp_path, kind="digits", max_train=300)
+def test_content_of_meta_json(tmp_path: Path) -> None:
+    data = prepare_and_load(tmp_path, kind="digits", max_train=300)
     meta = json.loads((tmp_path / "prepared/meta.json").read_text())
     x = data.train_images.numpy() / 255
     np.testing.assert_allclose(data.mean, x.mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(data.std, x.std(axis=(0, 2, 3)), rtol=1e-12)
     files = ("train_images", "train_labels", "test_images", "test_labels")
     arrays = [np.load(tmp_path / "prepared" / f"{name}.npy") for name in files]
-    seal = meta.pop("meta_sha256")
-    assert seal == hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    meta_hash = meta.pop("meta_sha256")
+    assert meta_hash == hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
     assert meta == {
         "kind": "digits",
         "source": None,
@@ -142,18 +147,18 @@ def test_meta_and_moments(tmp_path: Path) -> None:
     }
 
 
-def test_moments_of_several_chunks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_mean_and_std_over_several_chunks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     images, labels = RNG.integers(0, 256, (50, 6, 5, 3), np.uint8), np.arange(50) % 5
     images[..., 1] //= 3
     monkeypatch.setattr("robreg.data.source.CHUNK", 7 * 3 * 6 * 5 + 1)
     write_folder(tmp_path / "set", images, labels)
-    data = make(tmp_path, kind="parquet", source="set")
+    data = prepare_and_load(tmp_path, kind="parquet", source="set")
     np.testing.assert_allclose(data.mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(data.std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-12)
 
 
-def test_load_maps_without_copying_or_warning(tmp_path: Path) -> None:
-    make(tmp_path, kind="digits")
+def test_loading_maps_files_without_a_copy_or_warning(tmp_path: Path) -> None:
+    prepare_and_load(tmp_path, kind="digits")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data = load_dataset(tmp_path / "prepared")
@@ -162,7 +167,7 @@ def test_load_maps_without_copying_or_warning(tmp_path: Path) -> None:
     maps = Path("/proc/self/maps")
     if maps.exists():
         assert str(tmp_path / "prepared/train_images.npy") in maps.read_text()
-    data.train_images[0] = 7  # copy-on-write: the file keeps its bytes
+    data.train_images[0] = 7  # copy-on-write: the file does not change
     assert not (load_dataset(tmp_path / "prepared").train_images[0] == 7).all()
 
 
@@ -184,7 +189,7 @@ def spoil_length(folder: Path) -> None:
 
 
 def spoil_order(folder: Path) -> None:
-    """The same bytes, said to be in the other order: other pixels, of which no hash knows."""
+    """State that the same bytes are in the other order: the pixels change, but no hash of the bytes does."""
     file = folder / "train_images.npy"
     file.write_bytes(file.read_bytes().replace(b"'fortran_order': False", b"'fortran_order': True ", 1))
     assert np.load(file).shape == (1297, 1, 8, 8)
@@ -197,7 +202,7 @@ def spoil_version(folder: Path) -> None:
     assert np.load(folder / "test_labels.npy").shape == (500,)
 
 
-def spoil_kind(folder: Path) -> None:
+def spoil_format(folder: Path) -> None:
     with (folder / "test_labels.npy").open("wb") as file:
         np.savez(file, np.zeros(500, np.int64))
 
@@ -217,12 +222,12 @@ def spoil_meta_keys(folder: Path) -> None:
 
 def spoil_crop(folder: Path) -> None:
     meta = json.loads((folder / "meta.json").read_text())
-    del meta["crop"]  # as prepared by a version that did not know it
+    del meta["crop"]  # as in data prepared by a version without crop
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def spoil_depth(folder: Path) -> None:
-    """As deep as can be read, and not written again."""
+    """Nest a value as deeply as json can read it, but too deeply for json to write it."""
     text = (folder / "meta.json").read_text().rstrip().removesuffix("}")
     (folder / "meta.json").write_text(f'{text}, "x": {"[" * 992}{"]" * 992}}}')
 
@@ -232,7 +237,7 @@ def spoil_presence(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "named"),
+    ("spoil", "file_name"),
     [
         (spoil_shape, "test_images.npy"),
         (spoil_dtype, "train_labels.npy"),
@@ -241,7 +246,7 @@ def spoil_presence(folder: Path) -> None:
         (spoil_depth, "meta.json"),
         (spoil_order, "train_images.npy"),
         (spoil_version, "test_labels.npy"),
-        (spoil_kind, "test_labels.npy"),
+        (spoil_format, "test_labels.npy"),
         (spoil_mean, "meta.json"),
         (spoil_meta, "meta.json"),
         (spoil_meta_keys, "meta.json"),
@@ -249,18 +254,20 @@ def spoil_presence(folder: Path) -> None:
         (spoil_presence, "meta.json"),
     ],
 )
-def test_load_names_the_spoilt_file_and_the_mend(tmp_path: Path, spoil: Callable[[Path], None], named: str) -> None:
-    make(tmp_path, kind="digits")
+def test_loading_names_the_damaged_file_and_the_fix(
+    tmp_path: Path, spoil: Callable[[Path], None], file_name: str
+) -> None:
+    prepare_and_load(tmp_path, kind="digits")
     folder = tmp_path / "prepared"
     spoil(folder)
     with pytest.raises(DataError) as caught:
         load_dataset(folder)
-    assert str(caught.value).startswith(f"{folder / named}: ")
+    assert str(caught.value).startswith(f"{folder / file_name}: ")
     assert f"snakemake -c1 --force {folder / 'meta.json'}" in str(caught.value)
 
 
-def test_failure_while_writing_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = make(tmp_path, kind="digits").sha256
+def test_failure_while_writing_keeps_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = prepare_and_load(tmp_path, kind="digits").sha256
     before = sorted(os.listdir(tmp_path / "prepared"))
     save, calls = np.save, []
 
@@ -280,8 +287,8 @@ def test_failure_while_writing_leaves_the_old_files(tmp_path: Path, monkeypatch:
     assert os.listdir(tmp_path / "fresh") == []
 
 
-def test_failure_while_renaming_leaves_no_meta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path, kind="digits")
+def test_failure_while_renaming_leaves_no_meta_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_and_load(tmp_path, kind="digits")
     replace, calls = os.replace, []
 
     def fail(old: Path, new: Path) -> None:
@@ -301,29 +308,29 @@ def test_memory_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for split in ("train", "test"):
         write_parquet(tmp_path / f"set/{split}.parquet", shades * 100, [*range(10)] * 100)
     monkeypatch.setattr("robreg.data.source.CHUNK", chunk)
-    make(tmp_path / "first", kind="digits")  # what is imported and cached once does not count
+    prepare_and_load(tmp_path / "first", kind="digits")  # so that imports and caches are not measured
     tracemalloc.start()
     prepare(SETTINGS | {"kind": "parquet", "source": "set"}, data_root=tmp_path, out=tmp_path / "prepared")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (tmp_path / "prepared/train_images.npy").stat().st_size > 1000 * 3 * 64 * 64 > 40 * chunk
-    assert peak < 12 * chunk  # counting works in 64 bits
+    assert peak < 12 * chunk  # np.bincount converts a chunk to int64, eight times its size
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "set", colours(6), np.arange(6) % 2)
-    whole = parquet_folder._encoded_images
-    monkeypatch.setattr(parquet_folder, "_encoded_images", lambda *args: islice(whole(*args), 5))
-    assert "datasets.d.source: 5 images for 6 labels" in refused(tmp_path, kind="parquet", source="set")
+    original = parquet_folder._encoded_images
+    monkeypatch.setattr(parquet_folder, "_encoded_images", lambda *args: islice(original(*args), 5))
+    assert "datasets.d.source: 5 images for 6 labels" in refusal_message(tmp_path, kind="parquet", source="set")
 
 
 # Crops
 
 
 @pytest.mark.parametrize(("full", "crop", "offset"), [(64, 56, 4), (8, 8, 0), (9, 6, 1), (9, 1, 4)])
-def test_networks_see_the_centre(tmp_path: Path, full: int, crop: int, offset: int) -> None:
+def test_networks_see_the_centre_of_images(tmp_path: Path, full: int, crop: int, offset: int) -> None:
     write_folder(tmp_path / "set", colours(6, full), np.arange(6) % 2)
-    data = make(tmp_path, kind="parquet", source="set", crop=crop)
+    data = prepare_and_load(tmp_path, kind="parquet", source="set", crop=crop)
     assert json.loads((tmp_path / "prepared/meta.json").read_text())["crop"] == crop
     assert data.train_images.shape == (6, 3, full, full)
     assert (data.crop, data.shape) == (crop, (3, crop, crop))
@@ -331,29 +338,31 @@ def test_networks_see_the_centre(tmp_path: Path, full: int, crop: int, offset: i
         images, _ = data.split(split)
         assert images.shape == (6, *data.shape)
         assert images.equal(whole[:, :, offset : offset + crop, offset : offset + crop])
-        assert images.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()  # a view: mapped, not copied
+        assert (
+            images.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+        )  # a view of the mapped file, not a copy
     if (full - crop) % 2 == 0:
         assert data.split("test")[0].equal(center_crop(data.test_images, [crop, crop]))
 
 
 @pytest.mark.parametrize("crop", [0, 9])
 def test_a_crop_that_does_not_fit_is_refused(tmp_path: Path, crop: int) -> None:
-    message = refused(tmp_path, kind="digits", crop=crop)
+    message = refusal_message(tmp_path, kind="digits", crop=crop)
     assert message.startswith(f"datasets.d.crop: {crop} does not fit into images 1x8x8; give 1 to 8, or null")
 
 
-def test_constant_channel_is_refused(tmp_path: Path) -> None:
+def test_a_constant_channel_is_refused(tmp_path: Path) -> None:
     images = RNG.integers(0, 256, (20, 4, 4, 3), np.uint8)
     images[..., 1] = 77
     write_folder(tmp_path / "set", images, np.arange(20) % 2)
-    assert "channel 1 of the training images is constant" in refused(tmp_path, kind="parquet", source="set")
+    assert "channel 1 of the training images is constant" in refusal_message(tmp_path, kind="parquet", source="set")
 
 
 # The CIFAR archives
 
 
 class Payload:
-    """Unpickled by an unrestricted unpickler, makes a folder."""
+    """An object that creates a folder when an unrestricted unpickler loads it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -364,14 +373,14 @@ class Payload:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """Serve the folder tmp_path/served on this machine."""
+    """Serve the folder tmp_path/served over HTTP on this machine."""
     with serving(tmp_path / "served") as http:
         yield http
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Make an empty data_root."""
+    """Create an empty data_root."""
     (tmp_path / "root").mkdir()
     return tmp_path / "root"
 
@@ -383,19 +392,21 @@ def root(tmp_path: Path) -> Path:
         ("cifar100", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"),
     ],
 )
-def test_the_official_archives_are_the_ones_meant(kind: str, url: str) -> None:
+def test_addresses_and_sizes_of_the_official_archives(kind: str, url: str) -> None:
     assert getattr(torchvision.datasets, kind.upper()).url == url
     assert source.OFFICIAL[kind][1:] == (50_000, 10_000, (3, 32, 32))
 
 
 @pytest.mark.parametrize("kind", ["cifar10", "cifar100"])
-def test_download(kind: str, server: Server, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_is_downloaded_once(
+    kind: str, server: Server, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     official, members = getattr(torchvision.datasets, kind.upper()), cifar_members(kind)
     served = tmp_path / "served" / official.filename
     write_archive(served, members)
-    bless(monkeypatch, kind, served)
+    declare_official(monkeypatch, kind, served)
     monkeypatch.setattr(official, "url", server.url(official.filename))
-    data = make(root, kind=kind, source="download")
+    data = prepare_and_load(root, kind=kind, source="download")
     train, test, field = (
         ([f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)], "cifar-10-batches-py/test_batch", "labels")
         if kind == "cifar10"
@@ -409,20 +420,20 @@ def test_download(kind: str, server: Server, tmp_path: Path, root: Path, monkeyp
     names = json.loads((root / "prepared/meta.json").read_text())["class_names"]
     assert names == [f"class{i}" for i in range(data.classes)]
     requests = server.requests
-    assert make(root, kind=kind, source="download").sha256 == data.sha256
-    assert server.requests == requests  # it is there already
+    assert prepare_and_load(root, kind=kind, source="download").sha256 == data.sha256
+    assert server.requests == requests  # the archive is already there
     assert os.listdir(root / "download") == [official.filename]
-    assert make(root, kind=kind, source=f"download/{official.filename}").sha256 == data.sha256
+    assert prepare_and_load(root, kind=kind, source=f"download/{official.filename}").sha256 == data.sha256
 
 
-def test_the_fine_labels_of_cifar100_are_taken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar100_uses_the_fine_labels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = cifar_members("cifar100")
     for name in ("train", "test"):
-        batch = members[f"cifar-100-python/{name}"]
-        batch["coarse_labels"] = batch["fine_labels"][::-1]  # they would be accepted
+        content = members[f"cifar-100-python/{name}"]
+        content["coarse_labels"] = content["fine_labels"][::-1]  # these would also be valid labels
     write_archive(root / "c.tar.gz", members)
-    bless(monkeypatch, "cifar100", root / "c.tar.gz")
-    data = make(root, kind="cifar100", source="c.tar.gz")
+    declare_official(monkeypatch, "cifar100", root / "c.tar.gz")
+    data = prepare_and_load(root, kind="cifar100", source="c.tar.gz")
     assert data.train_labels.tolist() == [*range(100)] * 2
     assert data.test_labels.tolist() == [*range(100)]
 
@@ -433,36 +444,36 @@ def test_a_wrong_download_gets_no_final_name(
     official = torchvision.datasets.CIFAR10
     (tmp_path / "served" / official.filename).write_bytes(b"half")
     monkeypatch.setattr(official, "url", server.url(official.filename))
-    message = refused(root, kind="cifar10", source="download")
+    message = refusal_message(root, kind="cifar10", source="download")
     assert official.url in message
     assert hashlib.md5(b"half").hexdigest() in message
     assert official.tgz_md5 in message
     assert os.listdir(root / "download") == []
     monkeypatch.setattr(official, "url", server.url("nothing"))
-    message = refused(root, kind="cifar10", source="download")
+    message = refusal_message(root, kind="cifar10", source="download")
     assert "datasets.d.source: cannot download" in message
     assert str(root / "download" / official.filename) in message
 
 
-def test_a_wrong_sum_is_refused_before_anything_is_unpacked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_md5_is_refused_before_anything_is_unpacked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_archive(root / "c.tar.gz", cifar_members("cifar10") | {"cifar-10-batches-py/test_batch": b"?"})
     monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("unpacked"))
     monkeypatch.setattr(pickle, "Unpickler", lambda *_, **__: pytest.fail("unpickled"))
-    message = refused(root, kind="cifar10", source="c.tar.gz")
+    message = refusal_message(root, kind="cifar10", source="c.tar.gz")
     actual = hashlib.md5((root / "c.tar.gz").read_bytes()).hexdigest()
     assert message.startswith(f"{root / 'c.tar.gz'} has MD5 {actual}, not c58f30108f718f92721af3b95e74349a; delete it")
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_a_payload_never_runs(root: Path, monkeypatch: pytest.MonkeyPatch, *, trusted: bool) -> None:
+def test_code_in_an_archive_never_runs(root: Path, monkeypatch: pytest.MonkeyPatch, *, trusted: bool) -> None:
     evil = pickle.dumps({"data": Payload(root / "pwned"), "labels": []}, protocol=2)
-    pickle.loads(evil)  # it works
+    pickle.loads(evil)  # the payload works with an unrestricted unpickler
     (root / "pwned").rmdir()
     write_archive(root / "c.tar.gz", cifar_members("cifar10") | {"cifar-10-batches-py/data_batch_1": evil})
     if trusted:
-        bless(monkeypatch, "cifar10", root / "c.tar.gz")
-    message = refused(root, kind="cifar10", source="c.tar.gz")
-    assert ("posix.mkdir is not admitted" if trusted else "has MD5") in message
+        declare_official(monkeypatch, "cifar10", root / "c.tar.gz")
+    message = refusal_message(root, kind="cifar10", source="c.tar.gz")
+    assert ("posix.mkdir is not allowed" if trusted else "has MD5") in message
     assert not (root / "pwned").exists()
 
 
@@ -473,106 +484,111 @@ def link(to: str) -> tarfile.TarInfo:
 
 
 BAD_MEMBERS = {
-    "missing": (None, "data_batch_2 missing"),
+    "missing": (None, "it does not contain cifar-10-batches-py/data_batch_2"),
     "link": (link("/etc/passwd"), "data_batch_2 is not a plain file"),
     "no pickle": (b"hello", "data_batch_2 cannot be unpickled"),
     "no dictionary": ([1, 2], "data_batch_2 cannot be unpickled"),
     "no data": ({"labels": [1]}, "no uint8 array"),
-    "floats": ({"labels": [1], "data": np.zeros((1, 3072))}, "an array of anything but bytes is not admitted"),
+    "floats": ({"labels": [1], "data": np.zeros((1, 3072))}, "only arrays of bytes are allowed"),
     "other size": ({"labels": [1], "data": np.zeros((1, 3000), np.uint8)}, "no uint8 array"),
-    "too few labels": (batch("cifar10", 8) | {"labels": [1, 2]}, "list of 8 whole numbers named labels"),
-    "fractional labels": (batch("cifar10", 1) | {"labels": [1.5]}, "list of 1 whole numbers named labels"),
-    "endless label": (batch("cifar10", 1) | {"labels": [2**70]}, "list of 1 whole numbers named labels"),
-    "label out of range": (batch("cifar10", 8) | {"labels": [10] * 8}, "label 10 in row 8 of the training split"),
-    "negative label": (batch("cifar10", 8) | {"labels": [-1] * 8}, "label -1 in row 8 of the training split"),
-    "too few images": (batch("cifar10", 7), "(40, 8) training and test images, not (39, 8)"),
+    "too few labels": (cifar_batch("cifar10", 8) | {"labels": [1, 2]}, "list of 8 whole numbers named labels"),
+    "fractional labels": (cifar_batch("cifar10", 1) | {"labels": [1.5]}, "list of 1 whole numbers named labels"),
+    "endless label": (cifar_batch("cifar10", 1) | {"labels": [2**70]}, "list of 1 whole numbers named labels"),
+    "label out of range": (cifar_batch("cifar10", 8) | {"labels": [10] * 8}, "label 10 in row 8 of the training split"),
+    "negative label": (cifar_batch("cifar10", 8) | {"labels": [-1] * 8}, "label -1 in row 8 of the training split"),
+    "too few images": (cifar_batch("cifar10", 7), "(40, 8) training and test images, not (39, 8)"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_MEMBERS)
-def test_bad_members(root: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+def test_an_archive_with_a_bad_member_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     value, expected = BAD_MEMBERS[case]
     members = cifar_members("cifar10") | {"cifar-10-batches-py/data_batch_2": value}
     write_archive(root / "c.tar.gz", {name: value for name, value in members.items() if value is not None})
-    bless(monkeypatch, "cifar10", root / "c.tar.gz")
-    assert expected in refused(root, kind="cifar10", source="c.tar.gz")
+    declare_official(monkeypatch, "cifar10", root / "c.tar.gz")
+    assert expected in refusal_message(root, kind="cifar10", source="c.tar.gz")
 
 
-def test_classes_are_named_by_texts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_names_must_be_text(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meta = {"label_names": [*(f"class{i}" for i in range(9)), 9]}
     write_archive(root / "c.tar.gz", cifar_members("cifar10") | {"cifar-10-batches-py/batches.meta": meta})
-    bless(monkeypatch, "cifar10", root / "c.tar.gz")
-    assert "batches.meta does not name 10 classes" in refused(root, kind="cifar10", source="c.tar.gz")
+    declare_official(monkeypatch, "cifar10", root / "c.tar.gz")
+    assert "batches.meta does not name 10 classes" in refusal_message(root, kind="cifar10", source="c.tar.gz")
 
 
 def test_a_huge_member_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_archive(root / "c.tar.gz", cifar_members("cifar10"))
-    bless(monkeypatch, "cifar10", root / "c.tar.gz")
+    declare_official(monkeypatch, "cifar10", root / "c.tar.gz")
     monkeypatch.setattr("robreg.data.cifar.MAX_UNPACKED", 8 * 3072)
-    assert "data_batch_1 is not a plain file of at most" in refused(root, kind="cifar10", source="c.tar.gz")
+    assert "data_batch_1 is not a plain file of at most" in refusal_message(root, kind="cifar10", source="c.tar.gz")
 
 
-def test_a_header_that_never_ends_is_not_read_to_its_end(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_header_is_not_read_to_its_end(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tarfile.open(root / "c.tar.gz", "w:gz") as tar:
         member = tarfile.TarInfo("cifar-10-batches-py/batches.meta")
         member.pax_headers = {"comment": "x" * 2**26}
         tar.addfile(member)
-    bless(monkeypatch, "cifar10", root / "c.tar.gz")
+    declare_official(monkeypatch, "cifar10", root / "c.tar.gz")
     monkeypatch.setattr("robreg.data.cifar.MAX_UNPACKED", 2**20)
     tracemalloc.start()
     try:
-        assert "it has more than 1048576 bytes unpacked" in refused(root, kind="cifar10", source="c.tar.gz")
+        assert "it has more than 1048576 bytes when unpacked" in refusal_message(
+            root, kind="cifar10", source="c.tar.gz"
+        )
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
         tracemalloc.stop()
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9])
-def test_a_truncated_archive_is_refused_in_words(root: Path, monkeypatch: pytest.MonkeyPatch, keep: float) -> None:
+def test_a_truncated_archive_is_refused_with_the_fix(root: Path, monkeypatch: pytest.MonkeyPatch, keep: float) -> None:
     path = root / "c.tar.gz"
     write_archive(path, cifar_members("cifar10"))
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    bless(monkeypatch, "cifar10", path)
-    message = refused(root, kind="cifar10", source="c.tar.gz")
+    declare_official(monkeypatch, "cifar10", path)
+    message = refusal_message(root, kind="cifar10", source="c.tar.gz")
     assert message.startswith(f"{path}: ")
     assert message.endswith("delete it and download it again")
 
 
-def test_a_damaged_archive_is_refused_in_words(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_archive_is_refused_by_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = root / "c.tar.gz"
     write_archive(path, cifar_members("cifar10"))
     content = path.read_bytes()
     for damaged in (content[:10] + b"\xff" * 99 + content[109:], b"no archive"):
         path.write_bytes(damaged)
-        bless(monkeypatch, "cifar10", path)
-        assert refused(root, kind="cifar10", source="c.tar.gz").startswith(f"{path}: not a readable .tar.gz")
+        declare_official(monkeypatch, "cifar10", path)
+        assert refusal_message(root, kind="cifar10", source="c.tar.gz").startswith(f"{path}: not a readable .tar.gz")
 
 
 # Folders of Parquet files
 
 
 def colours(n: int, size: int = 6) -> np.ndarray:
+    """Make n random colour images (n, size, size, 3)."""
     return RNG.integers(0, 256, (n, size, size, 3), np.uint8)
 
 
-def test_pixels_order_and_split_names(tmp_path: Path) -> None:
+def test_pixels_labels_and_order_of_a_folder_of_several_files(tmp_path: Path) -> None:
     train, test, labels = colours(30), colours(10), np.arange(30) % 3
     encoded = [encode(image) for image in train]
     for i, (low, high) in enumerate([(0, 12), (12, 13), (13, 30)]):
         name = f"train-0000{i}-of-00003.parquet"
         write_parquet(tmp_path / "set/data" / name, encoded[low:high], labels[low:high].tolist())
     write_parquet(tmp_path / "set/data/validation-00000-of-00001.parquet", list(map(encode, test)), [2, 1] * 5)
-    data = make(tmp_path, kind="parquet", source="set")
+    data = prepare_and_load(tmp_path, kind="parquet", source="set")
     np.testing.assert_array_equal(data.train_images, train.transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(data.train_labels, labels)
     np.testing.assert_array_equal(data.test_images, test.transpose(0, 3, 1, 2))
     assert data.test_labels.tolist() == [2, 1] * 5
     assert data.classes == 3
     write_parquet(tmp_path / "set/test.parquet", [encode(test[0])], [0])
-    assert len(make(tmp_path, kind="parquet", source="set").test_labels) == 1  # test before validation
+    assert (
+        len(prepare_and_load(tmp_path, kind="parquet", source="set").test_labels) == 1
+    )  # test*.parquet takes precedence over valid*.parquet
 
 
-def test_a_subset_decodes_its_own_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_subset_decodes_only_its_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = colours(40), np.arange(40) // 10
     chosen = stratified_subset(labels, 12, 3)
     encoded = [encode(image) if i in chosen else b"corrupt" for i, image in enumerate(images)]
@@ -584,21 +600,21 @@ def test_a_subset_decodes_its_own_rows_only(tmp_path: Path, monkeypatch: pytest.
         )
     write_parquet(tmp_path / "set/test.parquet", [encode(images[0])], [0])
     monkeypatch.setattr("robreg.data.parquet_folder.BATCH_ROWS", 4)
-    data = make(tmp_path, kind="parquet", source="set", max_train=12, subset_seed=3)
+    data = prepare_and_load(tmp_path, kind="parquet", source="set", max_train=12, subset_seed=3)
     np.testing.assert_array_equal(data.train_images, images[chosen].transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(data.train_labels, labels[chosen])
 
 
-def test_a_gray_set_keeps_one_channel_and_a_mixed_one_becomes_rgb(tmp_path: Path) -> None:
+def test_gray_images_keep_one_channel_unless_others_have_colour(tmp_path: Path) -> None:
     gray = RNG.integers(0, 256, (8, 5, 7), np.uint8)
     write_folder(tmp_path / "set", gray, np.arange(8) % 2)
-    data = make(tmp_path, kind="parquet", source="set")
+    data = prepare_and_load(tmp_path, kind="parquet", source="set")
     np.testing.assert_array_equal(data.train_images, gray[:, None])
     assert len(data.mean) == 1
     write_parquet(
         tmp_path / "set/test.parquet", [encode(gray[0]), encode(colours(1, 7)[0][:5]), encode(gray[1])], [0, 1, 1]
     )
-    data = make(tmp_path, kind="parquet", source="set")
+    data = prepare_and_load(tmp_path, kind="parquet", source="set")
     np.testing.assert_array_equal(data.train_images, np.repeat(gray[:, None], 3, axis=1))
     assert data.test_images.shape == (3, 3, 5, 7)
 
@@ -607,31 +623,31 @@ def test_a_gray_set_keeps_one_channel_and_a_mixed_one_becomes_rgb(tmp_path: Path
 def test_images_of_any_shape(tmp_path: Path, shape: tuple[int, int]) -> None:
     images = RNG.integers(0, 256, (12, *shape, 3), np.uint8)
     write_folder(tmp_path / "set", images, np.arange(12) % 4)
-    data = make(tmp_path, kind="parquet", source="set", crop=5)
+    data = prepare_and_load(tmp_path, kind="parquet", source="set", crop=5)
     np.testing.assert_array_equal(data.train_images, images.transpose(0, 3, 1, 2))
     top, left = (shape[0] - 5) // 2, (shape[1] - 5) // 2
     np.testing.assert_array_equal(data.split("test")[0], data.test_images[:, :, top : top + 5, left : left + 5])
     assert data.shape == (3, 5, 5)
-    assert make(tmp_path, kind="parquet", source="set").shape == (3, *shape)
+    assert prepare_and_load(tmp_path, kind="parquet", source="set").shape == (3, *shape)
 
 
-def test_cifar100_in_hugging_faces_layout_has_its_fine_labels(tmp_path: Path) -> None:
+def test_cifar100_in_the_layout_of_hugging_face_has_its_fine_labels(tmp_path: Path) -> None:
     images = [encode(image) for image in colours(4)]
     for split in ("train", "test"):
         path = tmp_path / f"set/{split}.parquet"
         write_parquet(path, images, [3, 2, 1, 0], coarse_label=[0, 1, 0, 1])
         pq.write_table(pq.read_table(path).rename_columns({"image": "img", "label": "fine_label"}), path)
-    assert make(tmp_path, kind="parquet", source="set").train_labels.tolist() == [3, 2, 1, 0]
-    data = make(tmp_path, kind="parquet", source="set", label_column="coarse_label")
+    assert prepare_and_load(tmp_path, kind="parquet", source="set").train_labels.tolist() == [3, 2, 1, 0]
+    data = prepare_and_load(tmp_path, kind="parquet", source="set", label_column="coarse_label")
     assert data.train_labels.tolist() == [0, 1, 0, 1]
 
 
-def test_labels_in_words_are_refused(tmp_path: Path) -> None:
+def test_labels_that_are_text_are_refused(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_parquet(tmp_path / f"set/{split}.parquet", GOOD, ["cat", "dog", "cat", "dog"])
-    message = refused(tmp_path, kind="parquet", source="set", label_column="label")
+    message = refusal_message(tmp_path, kind="parquet", source="set", label_column="label")
     assert "label (string)" in message
-    assert "name one of whole numbers in datasets.d.label_column" in message
+    assert "name a column of whole numbers in datasets.d.label_column" in message
 
 
 def test_class_names_from_hugging_face_metadata(tmp_path: Path) -> None:
@@ -639,55 +655,57 @@ def test_class_names_from_hugging_face_metadata(tmp_path: Path) -> None:
     path = tmp_path / "set/train.parquet"
     features = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
     pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": json.dumps(features)}), path)
-    make(tmp_path, kind="parquet", source="set")
+    prepare_and_load(tmp_path, kind="parquet", source="set")
     assert json.loads((tmp_path / "prepared/meta.json").read_text())["class_names"] == ["cat", "dog"]
 
 
 @pytest.mark.parametrize("kind", [pa.uint8(), pa.uint64(), pa.int16()])
-def test_labels_of_any_whole_type(kind: pa.DataType, tmp_path: Path) -> None:
+def test_labels_of_any_integer_type(kind: pa.DataType, tmp_path: Path) -> None:
     write_parquet(tmp_path / "set/train.parquet", [encode(image) for image in colours(4)], [0, 1, 0, 1])
     write_parquet(tmp_path / "set/test.parquet", [encode(image) for image in colours(4)], [1, 1, 0, 0])
     for path in (tmp_path / "set").iterdir():
         content = pq.read_table(path)
         column = content.schema.get_field_index("label")
         pq.write_table(content.set_column(column, "label", content["label"].cast(kind)), path)
-    assert make(tmp_path, kind="parquet", source="set").train_labels.tolist() == [0, 1, 0, 1]
+    assert prepare_and_load(tmp_path, kind="parquet", source="set").train_labels.tolist() == [0, 1, 0, 1]
 
 
-def test_compressed_images_are_not_called_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shrink(monkeypatch, "cifar10", 20, 20)
+def test_cifar_images_with_lossy_compression_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_official_counts(monkeypatch, "cifar10", 20, 20)
     images = [encode(np.full((32, 32, 3), 9 * shade, np.uint8), "JPEG") for shade in range(20)]
     for split in ("train", "test"):
         write_parquet(tmp_path / f"set/{split}.parquet", images, [*range(10)] * 2)
-    message = refused(tmp_path, kind="cifar10", source="set")
-    assert "holds JPEG or WEBP images, which are not cifar10's pixels; give kind parquet" in message
-    assert make(tmp_path, kind="parquet", source="set").train_images.shape == (20, 3, 32, 32)
+    message = refusal_message(tmp_path, kind="cifar10", source="set")
+    assert "contains JPEG or WEBP images, whose pixels are not those of cifar10; give kind parquet" in message
+    assert prepare_and_load(tmp_path, kind="parquet", source="set").train_images.shape == (20, 3, 32, 32)
 
 
-def test_one_class_is_refused(tmp_path: Path) -> None:
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_parquet(tmp_path / f"set/{split}.parquet", [encode(image) for image in colours(4)], [0] * 4)
-    assert "two classes or more" in refused(tmp_path, kind="parquet", source="set")
+    assert "two classes or more" in refusal_message(tmp_path, kind="parquet", source="set")
 
 
-def test_label_column(tmp_path: Path) -> None:
+def test_the_column_of_labels_is_inferred_or_given(tmp_path: Path) -> None:
     images = [encode(image) for image in colours(4)]
     for split in ("train", "test"):
         write_parquet(tmp_path / f"set/{split}.parquet", images, [0, 1, 0, 1], fine_label=[3, 2, 1, 0], other=[1] * 4)
-    message = refused(tmp_path, kind="parquet", source="set")
+    message = refusal_message(tmp_path, kind="parquet", source="set")
     assert "fine_label (int64), other (int64)" in message
     assert "datasets.d.label_column" in message
-    assert make(tmp_path, kind="parquet", source="set", label_column="fine_label").train_labels.tolist() == [3, 2, 1, 0]
-    message = refused(tmp_path, kind="parquet", source="set", label_column="image")
-    assert "cannot tell the column of labels" in message
+    assert prepare_and_load(
+        tmp_path, kind="parquet", source="set", label_column="fine_label"
+    ).train_labels.tolist() == [3, 2, 1, 0]
+    message = refusal_message(tmp_path, kind="parquet", source="set", label_column="image")
+    assert "cannot tell which column has the labels" in message
     for split in ("train", "test"):
         path = tmp_path / f"set/{split}.parquet"
         pq.write_table(pq.read_table(path).drop_columns("label"), path)
-    assert make(tmp_path, kind="parquet", source="set").train_labels.tolist() == [3, 2, 1, 0]
+    assert prepare_and_load(tmp_path, kind="parquet", source="set").train_labels.tolist() == [3, 2, 1, 0]
     for split in ("train", "test"):
         path = tmp_path / f"set/{split}.parquet"
         pq.write_table(pq.read_table(path).drop_columns("fine_label"), path)
-    assert make(tmp_path, kind="parquet", source="set").train_labels.tolist() == [1] * 4
+    assert prepare_and_load(tmp_path, kind="parquet", source="set").train_labels.tolist() == [1] * 4
 
 
 GOOD = [encode(image) for image in colours(4)]
@@ -697,7 +715,7 @@ BAD_TESTS: dict[str, tuple[list[bytes | None], list[int | None], str]] = {
     "no bytes": ([GOOD[0], None], [0, 1], "test.parquet: no image bytes in row 1"),
     "other size": ([GOOD[0], encode(colours(1, 9)[0, :8])], [0, 1], "row 1 is 9x8, not 6x6"),
     "size of split": ([encode(colours(1, 7)[0])], [0], "training images are 3x6x6, test images 3x7x7"),
-    "deep": ([encode(np.full((6, 6), 3000, np.int32), "TIFF")], [0], "row 0 has more than 8 bits"),
+    "deep": ([encode(np.full((6, 6), 3000, np.int32), "TIFF")], [0], "row 0 has more than 8 bits per channel"),
     "label out of range": (GOOD[:2], [0, 4], "datasets.d.source: label 4 in row 1 of the test split is outside 0..3"),
     "negative label": (GOOD[:2], [0, -1], "test.parquet: label -1 in row 1"),
     "null label": (GOOD[:2], [0, None], "test.parquet: label None in row 1"),
@@ -706,51 +724,53 @@ BAD_TESTS: dict[str, tuple[list[bytes | None], list[int | None], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_TESTS)
-def test_bad_images_and_labels(tmp_path: Path, case: str) -> None:
+def test_a_bad_image_or_label_is_refused_by_name(tmp_path: Path, case: str) -> None:
     images, labels, expected = BAD_TESTS[case]
     write_parquet(tmp_path / "set/train.parquet", GOOD, [0, 1, 2, 3])
     write_parquet(tmp_path / "set/test.parquet", images, pa.array(labels, pa.int64()))
-    assert expected in refused(tmp_path, kind="parquet", source="set")
+    assert expected in refusal_message(tmp_path, kind="parquet", source="set")
 
 
 def test_an_empty_training_split_is_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "set/train.parquet", [], pa.array([], pa.int64()))
     write_parquet(tmp_path / "set/test.parquet", GOOD, [0, 1, 2, 3])
-    assert "the training split is empty" in refused(tmp_path, kind="parquet", source="set")
+    assert "the training split is empty" in refusal_message(tmp_path, kind="parquet", source="set")
 
 
-def test_a_bad_image_is_counted_in_its_own_file(tmp_path: Path) -> None:
+def test_the_row_of_a_bad_image_is_counted_in_its_own_file(tmp_path: Path) -> None:
     write_parquet(tmp_path / "set/train-0.parquet", GOOD, [0, 1, 2, 3])
     write_parquet(tmp_path / "set/train-1.parquet", [GOOD[0], b"no image"], [0, 1])
     write_parquet(tmp_path / "set/test.parquet", GOOD, [0, 1, 2, 3])
-    assert "train-1.parquet: the image in row 1 cannot be decoded" in refused(tmp_path, kind="parquet", source="set")
+    assert "train-1.parquet: the image in row 1 cannot be decoded" in refusal_message(
+        tmp_path, kind="parquet", source="set"
+    )
 
 
-def test_bad_files(tmp_path: Path) -> None:
+def test_a_missing_or_unreadable_file_is_refused_by_name(tmp_path: Path) -> None:
     write_parquet(tmp_path / "set/train.parquet", GOOD, [0, 1, 2, 3])
-    message = refused(tmp_path, kind="parquet", source="set")
+    message = refusal_message(tmp_path, kind="parquet", source="set")
     assert f"datasets.d.source: no test*.parquet or valid*.parquet in {tmp_path / 'set'}" in message
     (tmp_path / "set/test.parquet").write_bytes((tmp_path / "set/train.parquet").read_bytes()[:-9])
-    assert "test.parquet: not a readable Parquet file" in refused(tmp_path, kind="parquet", source="set")
+    assert "test.parquet: not a readable Parquet file" in refusal_message(tmp_path, kind="parquet", source="set")
     pq.write_table(pa.table({"label": [0], "image": [b"no struct"]}), tmp_path / "set/test.parquet")
-    assert "test.parquet: not one column of images" in refused(tmp_path, kind="parquet", source="set")
+    assert "test.parquet: expected one column of images" in refusal_message(tmp_path, kind="parquet", source="set")
 
 
-def test_cifar_from_a_folder_is_held_to_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_from_a_folder_must_have_its_sizes_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "set", colours(20, 32), np.arange(20) % 10)
     cifar = {"kind": "cifar10", "source": "set"}
-    assert "(50000, 10000) training and test images, not (20, 20)" in refused(tmp_path, **cifar)
-    shrink(monkeypatch, "cifar10", 20, 20)
+    assert "(50000, 10000) training and test images, not (20, 20)" in refusal_message(tmp_path, **cifar)
+    set_official_counts(monkeypatch, "cifar10", 20, 20)
     write_folder(tmp_path / "set", colours(20, 32), np.arange(20) % 9)
-    assert "cifar10 has 10 classes, the training labels have 9" in refused(tmp_path, **cifar)
+    assert "cifar10 has 10 classes, the training labels have 9" in refusal_message(tmp_path, **cifar)
     write_folder(tmp_path / "set", colours(20, 28), np.arange(20) % 10)
-    assert "images of kind cifar10 are 3x32x32, not 3x28x28" in refused(tmp_path, **cifar)
+    assert "images of kind cifar10 are 3x32x32, not 3x28x28" in refusal_message(tmp_path, **cifar)
     write_folder(tmp_path / "set", colours(20, 32)[..., 0], np.arange(20) % 10)
-    assert "images of kind cifar10 are 3x32x32, not 1x32x32" in refused(tmp_path, **cifar)
+    assert "images of kind cifar10 are 3x32x32, not 1x32x32" in refusal_message(tmp_path, **cifar)
     write_folder(tmp_path / "set", colours(20, 32), np.arange(20) % 11)
-    assert "label 10 in row 10" in refused(tmp_path, **cifar)
+    assert "label 10 in row 10" in refusal_message(tmp_path, **cifar)
     write_folder(tmp_path / "set", colours(20, 32), np.arange(20) % 10)
-    assert make(tmp_path, **cifar).classes == 10
+    assert prepare_and_load(tmp_path, **cifar).classes == 10
 
 
 @pytest.mark.parametrize(
@@ -758,19 +778,21 @@ def test_cifar_from_a_folder_is_held_to_cifar(tmp_path: Path, monkeypatch: pytes
     [
         ({"kind": "tin"}, "datasets.d.kind: unknown kind 'tin'"),
         ({"kind": "digits", "source": "x"}, "datasets.d.source: kind digits is bundled"),
-        ({"kind": "cifar10"}, "datasets.d.source: None is no source for kind cifar10"),
-        ({"kind": "parquet", "source": "download"}, "datasets.d.source: 'download' is no source for kind parquet"),
-        ({"kind": "parquet", "source": "here.txt"}, "here.txt is a file; kind parquet wants the folder"),
+        ({"kind": "cifar10"}, "datasets.d.source: None is not a source for kind cifar10"),
+        ({"kind": "parquet", "source": "download"}, "datasets.d.source: 'download' is not a source for kind parquet"),
+        ({"kind": "parquet", "source": "here.txt"}, "here.txt is a file; kind parquet needs the folder"),
         ({"kind": "cifar10", "source": "c10-jpeg", "name": None}, "source: no folder or file"),
     ],
 )
-def test_bad_sources(tmp_path: Path, settings: dict[str, object], expected: str) -> None:
+def test_a_source_that_does_not_fit_its_kind_is_refused(
+    tmp_path: Path, settings: dict[str, object], expected: str
+) -> None:
     (tmp_path / "here.txt").touch()
-    assert expected in refused(tmp_path, **settings)
+    assert expected in refusal_message(tmp_path, **settings)
 
 
-def test_a_missing_source_says_where_to_put_it(tmp_path: Path) -> None:
-    assert refused(tmp_path, name="c10jpeg", kind="cifar10", source="c10-jpeg") == (
+def test_the_message_for_a_missing_source_says_where_to_put_it(tmp_path: Path) -> None:
+    assert refusal_message(tmp_path, name="c10jpeg", kind="cifar10", source="c10-jpeg") == (
         f"datasets.c10jpeg.source: no folder or file {tmp_path / 'c10-jpeg'}; "
         "put it there or pass --config data_root=<folder that holds c10-jpeg>"
     )
@@ -784,7 +806,7 @@ def test_a_subset_of_real_images(tmp_path: Path) -> None:
     assert torch.bincount(data.train_labels).tolist() == [200] * 10
     assert torch.bincount(data.test_labels).tolist() == [50] * 10
     assert data.train_images.shape == (2000, 3, 32, 32)
-    np.testing.assert_allclose(data.mean, [0.491, 0.482, 0.447], atol=0.02)  # what is known of CIFAR-10
+    np.testing.assert_allclose(data.mean, [0.491, 0.482, 0.447], atol=0.02)  # the known values of CIFAR-10
     np.testing.assert_allclose(data.std, [0.247, 0.243, 0.262], atol=0.02)
 
 

@@ -1,6 +1,6 @@
-"""Break the code on purpose, one fault at a time, in a copy, and show the test that catches it.
+"""Break a copy of the code on purpose, one fault at a time, and show which test catches each fault.
 
-Run it with the project's Python: `python tests/faults/mutations.py`. It ends with 1 if a fault goes unseen.
+Run it with the project's Python: `python tests/faults/mutations.py`. Its exit status is 1 if a fault is not caught.
 """
 
 import os
@@ -15,7 +15,7 @@ from helpers.snakemake_copy import ROOT, copy_tree
 
 
 class Mutation(NamedTuple):
-    """A fault: in a module of the package, `old` (found exactly once) becomes `new`; `tests` should catch it."""
+    """A fault: in one module of the package, `old` (found exactly once) is replaced by `new`; `tests` must catch it."""
 
     fault: str
     module: str
@@ -33,21 +33,21 @@ MUTATIONS = (
         "tests/attacks/test_pgd.py",
     ),
     Mutation(
-        "drop the projection of PGD onto its ball",
+        "omit the projection of PGD onto its ball",
         "attacks/pgd",
         "point = (point + step * gradient.sign()).clamp(low, high)",
         "point = (point + step * gradient.sign()).clamp(0, 1)",
         "tests/attacks/test_pgd.py",
     ),
     Mutation(
-        "drop the projection onto the spectral norm bound",
+        "omit the projection onto the spectral norm bound",
         "training/loop",
         'norms = None if bound is None else project(state.layers, bound, settings["clip_rounds"])',
         "norms = None if bound is None else [bound] * len(state.layers)",
         "tests/training/test_loop.py",
     ),
     Mutation(
-        "clip, and never rescale to the bound",
+        "clip singular values without rescaling to the bound",
         "spectra/projection",
         "while exact and norm > bound:",
         "while False:",
@@ -68,28 +68,28 @@ MUTATIONS = (
         "tests/data/test_data.py",
     ),
     Mutation(
-        "forget the multiplicities",
+        "ignore the multiplicities of singular values",
         "spectra/singular_values",
         "variance = float(((sigma - mean) ** 2 * multiplicity).sum() / n)",
         "variance = float(((sigma - mean) ** 2).sum() / len(sigma))",
         "tests/spectra/test_singular_values.py",
     ),
     Mutation(
-        "use a wrong stride fold",
+        "fold frequencies with the wrong stride",
         "spectra/fourier",
         "torch.arange(stride, device=frequency.device) * (length // stride)",
         "torch.arange(stride, device=frequency.device) * stride",
         "tests/spectra/test_singular_values.py",
     ),
     Mutation(
-        "let an attack go on without a gradient",
+        "let PGD continue with a gradient that is not finite",
         "attacks/pgd",
         "    refuse_nonfinite_gradient(total)\n    return adversarial",
         "    return adversarial",
         "tests/measures/test_gradient_masking.py",
     ),
     Mutation(
-        "let APGD go on without a gradient",
+        "let APGD continue with a gradient that is not finite",
         "attacks/apgd",
         "    refuse_nonfinite_gradient(gradient)\n",
         "",
@@ -103,217 +103,217 @@ MUTATIONS = (
         "tests/measures/test_gradient_masking.py",
     ),
     Mutation(
-        "measure a checkpoint that is not finite",
+        "measure a checkpoint with weights that are not finite",
         "networks/checkpoint",
         'if bad := [name for name, value in content["model"].items() if not bool(value.isfinite().all())]:',
         "if bad := []:",
         "tests/measures/test_gradient_masking.py",
     ),
     Mutation(
-        "let every check for hidden gradients pass",
+        "let every check for gradient masking pass",
         "measures/gradient_masking",
         '"passed": value <= limit',
         '"passed": True',
         "tests/measures/test_gradient_masking.py",
     ),
     Mutation(
-        "hide in tables who hides gradients",
+        "omit failed gradient masking checks from tables",
         "tables/study_tables",
-        'frame["masking_failed"] = _failed(frame, runs)',
+        'frame["masking_failed"] = _count_failed_checks(frame, runs)',
         'frame["masking_failed"] = 0',
         "tests/measures/test_gradient_masking.py",
     ),
     Mutation(
-        "hide in figures who hides gradients",
+        "omit failed gradient masking checks from figures",
         "figures/paper_figures",
         "for run in runs if failed_masking_checks(run)]",
         "for run in runs if False]",
         "tests/measures/test_gradient_masking.py",
     ),
     Mutation(
-        "hide in the report who hides gradients",
+        "omit failed gradient masking checks from the report",
         "report/wording",
         '        if row["masked"]:',
         "        if False:",
         "tests/report/test_report.py",
     ),
     Mutation(
-        "load a checkpoint of which a bit changed",
+        "load a checkpoint with a flipped bit",
         "networks/checkpoint",
         "if (bad := file.testzip()) is not None:",
         "if (bad := None) is not None:",
         "tests/faults/test_faults.py",
     ),
     Mutation(
-        "say nothing of what a full disk could not take",
+        "do not name the file that a full disk cannot hold",
         "tables/files",
         "raise cannot_write(path, error) from error",
         "raise",
         "tests/faults/test_faults.py",
     ),
     Mutation(
-        "leave a half-written file with a final name",
+        "write an incomplete file under its final name",
         "tables/files",
         '    temporary = path.with_name(f".{path.name}.tmp")\n    try:\n        path.parent',
         "    temporary = path\n    try:\n        path.parent",
         "tests/faults/test_faults.py",
     ),
     Mutation(
-        "mix a state of another version",
+        "resume from a state of another version",
         "training/resume",
-        "        if found != self.identity:",
+        "        if saved != self.identity:",
         "        if False:",
         "tests/faults/test_faults.py",
     ),
     Mutation(
-        "use prepared data of which a byte changed",
+        "use prepared data with a changed byte",
         "data/dataset",
         'if _fingerprint(folder) != meta["sha256"]:',
         "if False:",
         "tests/faults/test_data_fuzz.py",
     ),
     Mutation(
-        "believe whatever meta.json says",
+        "trust any content of meta.json",
         "data/dataset",
         "    if wrong:\n        raise _unusable",
         "    if False:\n        raise _unusable",
         "tests/faults/test_data_fuzz.py",
     ),
     Mutation(
-        "use a meta.json that was changed",
+        "use a meta.json that was edited",
         "data/dataset",
-        'if sealed != meta["meta_sha256"]:',
+        'if actual_hash != meta["meta_sha256"]:',
         "if False:",
         "tests/data/test_data.py",
     ),
     Mutation(
-        "take the bytes of an array in another order",
+        "read an array that is stored in Fortran order",
         "data/dataset",
         "if fortran:",
         "if False:",
         "tests/data/test_data.py",
     ),
     Mutation(
-        "make arrays of anything from a pickle",
+        "build arrays of any type from a pickle",
         "data/cifar",
-        'if type(dtype) is not _Dtype or dtype.name != "u1":',
+        'if type(dtype) is not _DtypeStub or dtype.name != "u1":',
         "if False:",
         "tests/faults/test_data_fuzz.py",
     ),
     Mutation(
-        "unpack as much as an archive claims",
+        "unpack an archive of any size",
         "data/cifar",
         "if self.tell() > MAX_UNPACKED:",
         "if False:",
         "tests/data/test_data.py",
     ),
     Mutation(
-        "read as many rows as a Parquet file claims",
+        "read a Parquet file with any number of rows",
         "data/parquet_folder",
-        "if sum(group.num_rows for group in _groups(file.metadata)) > MAX_ROWS:",
+        "if sum(group.num_rows for group in _row_groups(file.metadata)) > MAX_ROWS:",
         "if False:",
         "tests/faults/test_data_fuzz.py",
     ),
     Mutation(
-        "read as many rows at a time, whatever is in them",
+        "read the same number of rows at a time, whatever their size",
         "data/parquet_folder",
         "return min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, longest)))",
         "return BATCH_ROWS",
         "tests/faults/test_data_fuzz.py",
     ),
     Mutation(
-        "convert weights of another type",
+        "convert weights of another type silently",
         "networks/checkpoint",
         "if name in weights and isinstance(own, Tensor) and weights[name].dtype != own.dtype:",
         "if False:",
         "tests/networks/test_networks.py",
     ),
     Mutation(
-        "normalise by what the weights say",
+        "accept weights with another normalisation than the metadata",
         "networks/checkpoint",
         'if not torch.equal(weights[f"normalise.{name}"], value):',
         "if False:",
         "tests/networks/test_networks.py",
     ),
     Mutation(
-        "measure a checkpoint that does not say whose it is",
+        "measure a checkpoint with metadata of the wrong type",
         "networks/checkpoint",
         "if type(meta[key]) is not kind:",
         "if False:",
         "tests/networks/test_networks.py",
     ),
     Mutation(
-        "let a figure that is listed twice win silently",
+        "accept a figure that is listed twice",
         "runs/config",
         "if repeated := [name for name in known if names.count(name) > 1]:",
         "if repeated := []:",
         "tests/runs/test_config.py",
     ),
     Mutation(
-        "take a bound of which two spellings are one name",
+        "accept a spectral norm bound outside the allowed range",
         "runs/variant",
         "if variant.bound is not None and not MIN_BOUND <= variant.bound <= MAX_BOUND:",
         "if False:",
         "tests/runs/test_variant.py",
     ),
     Mutation(
-        "name two bounds alike",
+        "give two bounds the same name",
         "runs/variant",
         'f"{Decimal(repr(float(bound))):f}"',
         'f"{bound:.12f}"',
         "tests/runs/test_variant.py",
     ),
     Mutation(
-        "let a state that does not fit raise what it raises",
+        "let a damaged state raise errors that do not name the file",
         "training/resume",
         "        except Exception as error:",
         "        except OSError as error:",
         "tests/training/test_loop.py",
     ),
     Mutation(
-        "admit any class of a pickle",
+        "allow any class in a pickle",
         "data/cifar",
         "if (module, name) not in PICKLE_GLOBALS:",
         "if False:",
         "tests/faults/test_data_fuzz.py",
     ),
     Mutation(
-        "let a damaged archive raise what it raises",
+        "let a damaged archive raise errors that do not name the file",
         "data/cifar",
         '    except Exception as error:  # a damaged header may raise anything\n        raise DataError(f"{path}: not',
         '    except tarfile.TarError as error:\n        raise DataError(f"{path}: not',
         "tests/faults/test_data_fuzz.py",
     ),
     Mutation(
-        "decode images before their size is looked at",
+        "decode images before checking their size",
         "data/parquet_folder",
         "if size == shape else None",
         "",
         "tests/faults/test_data_fuzz.py",
     ),
     Mutation(
-        "take images of any size",
+        "accept images of any size",
         "data/parquet_folder",
         "if math.prod(shape) > MAX_PIXELS:",
         "if False:",
         "tests/faults/test_data_fuzz.py",
     ),
     Mutation(
-        "read a file of a zip whatever its size",
+        "read files of any size from a zip",
         "data/tiny_imagenet",
         "if self.size(name) <= MAX_FILE else None",
         "if self.size(name) >= 0 else None",
         "tests/data/test_tiny_imagenet.py",
     ),
     Mutation(
-        "admit unknown keys' values",
+        "accept a config with errors",
         "runs/config",
         "    if errors:\n        raise ConfigError",
         "    if False:\n        raise ConfigError",
         "tests/faults/test_config_fuzz.py",
     ),
     Mutation(
-        "let a key that is given twice win silently",
+        "accept a key that is given twice",
         "runs/config",
         "if key.value in seen:",
         "if False:",
@@ -327,23 +327,23 @@ MUTATIONS = (
         "tests/checks/test_checks.py",
     ),
     Mutation(
-        "forget that robust is at most clean",
+        "do not check that robust accuracy is at most clean accuracy",
         "checks/run_checks",
         '(test["n_robust"] <= test["n_correct"])',
         '(test["n_robust"] == test["n_robust"])',
         "tests/checks/test_checks.py",
     ),
     Mutation(
-        "call every cell of a study traced",
+        "count no differing cells in the audit of a study",
         "checks/study_audit",
-        "    return sum(int((~_same(one[key], other[key])).sum()) for key in one.columns)",
+        "    return sum(int((~_equal_cells(one[key], other[key])).sum()) for key in one.columns)",
         "    return 0",
         "tests/checks/test_checks.py",
     ),
     Mutation(
-        "call whatever a checkpoint names",
+        "call any function that a checkpoint names",
         "networks/user_defined",
-        "if not _makes_networks(found):",
+        "if not _makes_networks(target):",
         "if False:",
         "tests/networks/test_networks.py",
     ),
@@ -351,7 +351,7 @@ MUTATIONS = (
 
 
 def apply(mutation: Mutation, root: Path) -> None:
-    """Apply a fault to the tree at root; raises ValueError if its place is not found exactly once."""
+    """Apply a fault to the tree at root; raise ValueError if the code to replace is not found exactly once."""
     path = root / f"src/robreg/{mutation.module}.py"
     text = path.read_text()
     if text.count(mutation.old) != 1:
@@ -362,7 +362,7 @@ def apply(mutation: Mutation, root: Path) -> None:
 
 
 def caught_by(mutation: Mutation | None, tests: str, root: Path) -> str | None:
-    """Run tests in the tree at root, broken by the mutation; return the first test that fails, None if all pass."""
+    """Run tests in the tree at root after applying the mutation; return the first test that fails, or None."""
     if mutation is not None:
         apply(mutation, root)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", tests]

@@ -1,4 +1,4 @@
-"""Whatever is wrong in config.yaml is refused, in one sentence that names the key: drawn from the schema itself."""
+"""Random errors in config.yaml, generated from its schema, are refused in one sentence that names the key."""
 
 import copy
 import math
@@ -18,38 +18,38 @@ ROOT = Path(__file__).parents[2]
 SCHEMA_FILE = ROOT / "workflow/schemas/config.schema.yaml"
 SCHEMA = yaml.safe_load(SCHEMA_FILE.read_text())
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
-CASES = int(os.environ.get("ROBREG_CASES", "150"))  # of each kind
+CASES = int(os.environ.get("ROBREG_CASES", "150"))  # random cases of each kind
 SETTINGS = settings(max_examples=CASES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-tried = Counter()
+refusals = Counter()  # how many cases of each kind were refused
 
 
 def resolve(schema):
-    """Follow a reference; what stands beside it adds to it."""
+    """Follow a reference in a schema; keys next to the reference are added to its target."""
     if "$ref" in schema:
-        found = SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")]
-        return resolve({**found, **{key: value for key, value in schema.items() if key != "$ref"}})
+        target = SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+        return resolve({**target, **{key: value for key, value in schema.items() if key != "$ref"}})
     return schema
 
 
 def places(schema, tree, path=()):
-    """List where a value stands in the configuration, with what the schema says of it."""
+    """List the paths of all values in a configuration, each with the part of the schema that describes the value."""
     schema = resolve(schema)
-    found = [(path, schema)] if path else []
+    result = [(path, schema)] if path else []
     if isinstance(tree, dict):
         for key, value in tree.items():
             inner = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
             if isinstance(inner, dict):
-                found += places(inner, value, (*path, key))
+                result += places(inner, value, (*path, key))
     elif isinstance(tree, list) and "items" in schema:
         for index, value in enumerate(tree):
-            found += places(schema["items"], value, (*path, index))
-    return found
+            result += places(schema["items"], value, (*path, index))
+    return result
 
 
 PLACES = places(SCHEMA, CONFIG)
-REQUIRED = [
-    (path, key) for path, schema in [((), SCHEMA), *PLACES] for key in schema.get("required", ())
-]  # of an object there, a key that must not be missing
+# The path of a mapping and one of its required keys.
+REQUIRED = [(path, key) for path, schema in [((), SCHEMA), *PLACES] for key in schema.get("required", ())]
+# The path of a mapping that allows no other keys, and one of its keys.
 CLOSED = [
     (path, key)
     for path, schema in [((), SCHEMA), *PLACES]
@@ -61,88 +61,91 @@ ANY = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.text(max_size=5),
 
 
 def at(tree, path):
+    """Return the value at a path."""
     for key in path:
         tree = tree[key]
     return tree
 
 
-def valid(value, schema):
+def is_allowed(value, schema):
+    """Return whether a value is allowed at a place with this schema."""
     finite = not isinstance(value, float) or math.isfinite(value)
     return finite and _Validator({**schema, "$defs": SCHEMA["$defs"]}).is_valid(value)
 
 
-def beyond(schema):
+def values_out_of_range(schema):
     """List values just outside the bounds that a schema sets."""
-    found = []
+    values = []
     if "minimum" in schema:
-        found.append(schema["minimum"] - 1)
+        values.append(schema["minimum"] - 1)
     if "maximum" in schema:
-        found.append(schema["maximum"] + 1)
+        values.append(schema["maximum"] + 1)
     if "exclusiveMinimum" in schema:
-        found += [schema["exclusiveMinimum"], -1]
+        values += [schema["exclusiveMinimum"], -1]
     if "exclusiveMaximum" in schema:
-        found.append(schema["exclusiveMaximum"])
+        values.append(schema["exclusiveMaximum"])
     if "enum" in schema:
-        found += [f"{one}x" for one in schema["enum"]]
+        values += [f"{choice}x" for choice in schema["enum"]]
     if schema.get("minItems"):
-        found.append([])
+        values.append([])
     if schema.get("minLength"):
-        found.append("")
-    return found
+        values.append("")
+    return values
 
 
-BOUNDED = [(path, value) for path, schema in PLACES for value in beyond(schema)]
+BOUNDED = [(path, value) for path, schema in PLACES for value in values_out_of_range(schema)]
 
 
-def refused(config, kind, *names):
-    """The configuration is refused in one sentence that has one of the names."""
+def assert_refused(config, kind, *names):
+    """Check that a configuration is refused in one sentence that contains one of the names; kind: for the count."""
     with pytest.raises(ConfigError) as error:
         validate(config, SCHEMA_FILE)
-    said = str(error.value)
-    assert said.startswith("config.yaml: ")
-    assert "\n" not in said
-    assert any(str(name) in said for name in names), said
-    tried[kind] += 1
+    message = str(error.value)
+    assert message.startswith("config.yaml: ")
+    assert "\n" not in message
+    assert any(str(name) in message for name in names), message
+    refusals[kind] += 1
 
 
 def put(path, value):
+    """Copy the configuration with another value at a path."""
     config = copy.deepcopy(CONFIG)
     at(config, path[:-1])[path[-1]] = value
     return config
 
 
-def key_of(path):
-    """The key that a path ends with; a place in a list is its list's."""
+def last_key(path):
+    """Return the last key of a path; an element of a list has the key of its list."""
     return next(key for key in reversed(path) if isinstance(key, str))
 
 
 @SETTINGS
 @given(st.sampled_from(PLACES), ANY)
-def test_a_wrong_value_is_refused_by_its_key(place, value):
+def test_a_wrong_value_is_refused_with_its_key(place, value):
     path, schema = place
-    assume(not valid(value, schema))
-    refused(put(path, value), "wrong value", key_of(path))
+    assume(not is_allowed(value, schema))
+    assert_refused(put(path, value), "wrong value", last_key(path))
 
 
 @SETTINGS
 @given(st.sampled_from(BOUNDED))
-def test_a_value_beyond_its_bounds_is_refused_by_its_key(place):
+def test_a_value_out_of_range_is_refused_with_its_key(place):
     path, value = place
-    refused(put(path, value), "out of range", key_of(path))
+    assert_refused(put(path, value), "out of range", last_key(path))
 
 
 @SETTINGS
 @given(st.sampled_from(REQUIRED))
-def test_a_missing_key_is_refused_by_its_name(place):
+def test_a_missing_key_is_refused_with_its_name(place):
     path, key = place
     config = copy.deepcopy(CONFIG)
     at(config, path).pop(key, None)
-    refused(config, "missing", key)
+    assert_refused(config, "missing", key)
 
 
 @SETTINGS
 @given(st.sampled_from(CLOSED), st.data())
-def test_a_misspelt_key_is_refused_by_its_name(place, data):
+def test_a_misspelled_key_is_refused_with_its_name(place, data):
     path, key = place
     index = data.draw(st.integers(0, len(key) - 1))
     wrong = data.draw(
@@ -154,11 +157,11 @@ def test_a_misspelt_key_is_refused_by_its_name(place, data):
     assume(wrong not in known)
     assume(isinstance(owner, dict))
     owner[wrong] = owner.pop(key, 1)
-    refused(config, "misspelt", repr(wrong), f"{wrong}:", f".{wrong}", key)
+    assert_refused(config, "misspelled", repr(wrong), f"{wrong}:", f".{wrong}", key)
 
 
 def test_five_hundred_cases_were_tried():
-    if len(tried) < 4:
+    if len(refusals) < 4:
         pytest.skip("only a part of this file was run")
-    assert sum(tried.values()) >= 500
-    assert min(tried.values()) >= 100
+    assert sum(refusals.values()) >= 500
+    assert min(refusals.values()) >= 100

@@ -1,4 +1,4 @@
-"""Data that were damaged anywhere are refused in one sentence that names the file, or are the same data still."""
+"""Data with random damage are refused in one sentence that names the file, or still give the same arrays."""
 
 import io
 import json
@@ -20,31 +20,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.data_sources import bless, cifar_members, python2_pickle, write_archive, write_folder, write_parquet
+from helpers.data_sources import (
+    cifar_members,
+    declare_official,
+    python2_pickle,
+    write_archive,
+    write_folder,
+    write_parquet,
+)
 from helpers.tiny_imagenet_source import layout, write_zip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from robreg.data import source, tiny_imagenet
-from robreg.data.cifar import _Array, _Dtype, _load_pickle
+from robreg.data.cifar import _ArrayStub, _DtypeStub, _load_pickle
 from robreg.data.dataset import ARRAYS, Dataset, hash_meta, load_dataset
 from robreg.data.preparation import prepare
 from robreg.data.source import DataError
 
-CASES = int(os.environ.get("ROBREG_CASES", "150"))  # of each kind
+CASES = int(os.environ.get("ROBREG_CASES", "150"))  # random cases of each kind
 SETTINGS = settings(max_examples=CASES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 ALL = {"max_train": None, "max_test": None, "subset_seed": 0, "name": "d"}
 CIFAR = ALL | {"kind": "cifar10"}
 TINY = ALL | {"kind": "tiny-imagenet", "incomplete": True, "crop": 56}
 PARQUET = ALL | {"kind": "parquet"}
-tried: Counter[str] = Counter()
+outcomes: Counter[str] = Counter()  # how many cases of each kind had each outcome
 Tensors = list[torch.Tensor]
 
 
 @st.composite
 def damage(draw: Callable[..., Any], content: bytes) -> bytes:
-    """Flip a bit, cut the end or a piece, repeat a piece, or overwrite one by noise."""
+    """Flip a bit, remove the end or a piece, repeat a piece, or overwrite one with noise."""
     start = draw(st.integers(0, len(content) - 1))
     stop = min(len(content), start + draw(st.sampled_from([1, 4, 64, 1024])))
     piece, noise = content[start:stop], draw(st.randoms(use_true_random=False)).randbytes(stop - start)
@@ -54,34 +61,40 @@ def damage(draw: Callable[..., Any], content: bytes) -> bytes:
 
 
 def tensors(folder: Path) -> Tensors:
-    found = load_dataset(folder)
-    return [getattr(found, name).clone() for name in ARRAYS]
+    """Load copies of the arrays of a prepared data set."""
+    data = load_dataset(folder)
+    return [getattr(data, name).clone() for name in ARRAYS]
 
 
-def facts(data: Dataset) -> list[Any]:
+def other_fields(data: Dataset) -> list[Any]:
+    """List the values of a data set's fields that are not arrays."""
     return [getattr(data, field.name) for field in fields(data) if field.name not in ARRAYS]
 
 
 def are_equal(some: Tensors, others: Tensors) -> bool:
+    """Return whether two lists of arrays are equal."""
     return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
-def try_it(chosen: dict[str, Any], root: Path, whole: Tensors) -> None:
-    """Prepare from a damaged source: the arrays of the whole one, or a refusal, and nothing half-written."""
-    out, said = root / "out", ""
+def try_damaged_source(chosen: dict[str, Any], root: Path, intact: Tensors) -> None:
+    """Prepare a damaged source, check that a refusal is clear and leaves no files, and count the outcome.
+
+    chosen: settings; intact: the arrays from the undamaged source.
+    """
+    out, message = root / "out", ""
     shutil.rmtree(out, ignore_errors=True)
     try:
         prepare(chosen, data_root=root, out=out)
     except DataError as error:
-        said = str(error)
-    if said:
-        assert "\n" not in said
-        assert str(root) in said or "datasets.d." in said
+        message = str(error)
+    if message:
+        assert "\n" not in message
+        assert str(root) in message or "datasets.d." in message
         assert not list(out.glob("*"))
-        found = "refused"
+        outcome = "refused"
     else:
-        found = "the same" if are_equal(tensors(out), whole) else "other pixels"  # the checksum is what sees them
-    tried[f"{chosen['kind']}: {found}"] += 1
+        outcome = "the same" if are_equal(tensors(out), intact) else "other pixels"  # only a checksum can detect these
+    outcomes[f"{chosen['kind']}: {outcome}"] += 1
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +102,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("root")
 
 
-# Archives whose checksum is right: the last line of defence
+# Damaged archives that the checksum does not detect
 
 
 @pytest.fixture(scope="module")
@@ -101,37 +114,37 @@ def members() -> dict[str, bytes]:
 def cifar(root: Path, members: dict[str, bytes]) -> Tensors:
     write_archive(root / "whole.tar.gz", members)
     with pytest.MonkeyPatch.context() as patch:
-        bless(patch, "cifar10", root / "whole.tar.gz")
+        declare_official(patch, "cifar10", root / "whole.tar.gz")
         prepare(CIFAR | {"source": "whole.tar.gz"}, data_root=root, out=root / "cifar")
     return tensors(root / "cifar")
 
 
 @SETTINGS
 @given(data=st.data())
-def test_a_damaged_archive(data: st.DataObject, root: Path, cifar: Tensors) -> None:
+def test_a_damaged_archive_is_refused_or_read(data: st.DataObject, root: Path, cifar: Tensors) -> None:
     (root / "c.tar.gz").write_bytes(data.draw(damage((root / "whole.tar.gz").read_bytes())))
     with pytest.MonkeyPatch.context() as patch:
-        bless(patch, "cifar10", root / "c.tar.gz")
-        try_it(CIFAR | {"source": "c.tar.gz"}, root, cifar)
+        declare_official(patch, "cifar10", root / "c.tar.gz")
+        try_damaged_source(CIFAR | {"source": "c.tar.gz"}, root, cifar)
 
 
 @SETTINGS
 @given(data=st.data())
 def test_a_damaged_pickle_holds_plain_values_or_is_refused(data: st.DataObject, members: dict[str, bytes]) -> None:
-    whole = st.sampled_from(sorted(members.values(), key=len))
-    content = data.draw(whole.flatmap(damage) | st.binary(max_size=200))
+    intact = st.sampled_from(sorted(members.values(), key=len))
+    content = data.draw(intact.flatmap(damage) | st.binary(max_size=200))
     try:
-        found = _load_pickle(io.BytesIO(content))
-    except Exception:  # whichever it is, open_archive turns it into a sentence
-        tried["pickle: refused"] += 1
+        loaded = _load_pickle(io.BytesIO(content))
+    except Exception:  # open_archive converts any error to a DataError
+        outcomes["pickle: refused"] += 1
     else:
-        plain = (str, bytes, int, float, list, tuple, dict, type(None), bool, _Array, _Dtype, set)
-        assert all(isinstance(value, plain) for value in found.values())
-        tried["pickle: plain"] += 1
+        plain = (str, bytes, int, float, list, tuple, dict, type(None), bool, _ArrayStub, _DtypeStub, set)
+        assert all(isinstance(value, plain) for value in loaded.values())
+        outcomes["pickle: plain"] += 1
 
 
 def calls(function: Callable[..., Any], *arguments: Any) -> Any:
-    """An object that an unrestricted unpickler calls a function for."""
+    """Make an object for which an unrestricted unpickler calls a function."""
     return type("Calls", (), {"__reduce__": lambda _: (function, arguments)})()
 
 
@@ -151,15 +164,15 @@ PAYLOADS = {
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_nothing_but_arrays_is_made_from_a_pickle(payload: str, protocol: int) -> None:
+def test_a_pickle_cannot_call_functions_or_make_other_objects(payload: str, protocol: int) -> None:
     content = pickle.dumps({"data": PAYLOADS[payload]}, protocol)
-    with pytest.raises(pickle.UnpicklingError, match="is not admitted"):
+    with pytest.raises(pickle.UnpicklingError, match="is not allowed"):
         _load_pickle(io.BytesIO(content))
-    tried["payload: refused"] += 1
+    outcomes["payload: refused"] += 1
 
 
 def reduced(dtype: Any, content: Any) -> Any:
-    """Something that is pickled like an array, of what one never is made."""
+    """Make an object that is pickled like an array, but with contents that no array has."""
     make = np.zeros(0).__reduce__()[0]
     return type(
         "Forged", (), {"__reduce__": lambda _: (make, (np.ndarray, (0,), b"b"), (1, (1,), dtype, False, content))}
@@ -178,18 +191,18 @@ def reduced(dtype: Any, content: Any) -> Any:
     ],
     ids=repr,
 )
-def test_no_array_but_of_bytes_is_made_from_a_pickle(array: Any) -> None:
-    """One of objects, made of bytes that are no pointers, ends the process once it is used."""
+def test_only_arrays_of_bytes_are_made_from_a_pickle(array: Any) -> None:
+    """An array of objects whose bytes are not pointers would crash the process when it is used."""
     if isinstance(array, str):
         array = reduced(np.dtype(object), bytes(range(8)))
     for protocol in range(3):
-        with pytest.raises(pickle.UnpicklingError, match="anything but bytes is not admitted"):
+        with pytest.raises(pickle.UnpicklingError, match="only arrays of bytes are allowed"):
             _load_pickle(io.BytesIO(pickle.dumps({"data": array}, protocol)))
-    tried["payload: refused"] += 1
+    outcomes["payload: refused"] += 1
 
 
-def test_a_pickle_takes_no_more_memory_than_it_has_bytes() -> None:
-    content = b"\x80\x02Nr\xff\xff\xff\x07."  # to remember a value at place 2^27
+def test_a_small_pickle_needs_little_memory() -> None:
+    content = b"\x80\x02Nr\xff\xff\xff\x07."  # stores a value at index 2^27 of the memo
     tracemalloc.start()
     try:
         with pytest.raises(pickle.UnpicklingError, match="not a dictionary"):
@@ -201,17 +214,17 @@ def test_a_pickle_takes_no_more_memory_than_it_has_bytes() -> None:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("protocol", range(3))
-def test_arrays_of_bytes_are_those_that_numpy_unpickles(order: Any, protocol: int) -> None:
+def test_arrays_of_bytes_equal_those_that_numpy_unpickles(order: Any, protocol: int) -> None:
     array = np.asarray(np.arange(200, dtype=np.uint8).reshape(8, 25), order=order)
     content = pickle.dumps({"data": array}, protocol)
     assert np.array_equal(_load_pickle(io.BytesIO(content))["data"].array, pickle.loads(content)["data"])
 
 
-# A zip that is said to be incomplete: nothing has its checksum
+# Zips that are marked as incomplete and therefore have no checksum
 
 
 @contextmanager
-def official_of_three() -> Iterator[None]:
+def small_official_set() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(source.OFFICIAL, "tiny-imagenet", source.Official(3, 12, 6, (3, 64, 64)))
         yield
@@ -220,37 +233,37 @@ def official_of_three() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def zipped(root: Path) -> Tensors:
     write_zip(root / "whole.zip", layout())
-    with official_of_three():
+    with small_official_set():
         prepare(TINY | {"source": "whole.zip"}, data_root=root, out=root / "tiny")
     return tensors(root / "tiny")
 
 
 @SETTINGS
 @given(data=st.data())
-def test_a_damaged_zip(data: st.DataObject, root: Path, zipped: Tensors) -> None:
+def test_a_damaged_zip_is_refused_or_read(data: st.DataObject, root: Path, zipped: Tensors) -> None:
     (root / "t.zip").write_bytes(data.draw(damage((root / "whole.zip").read_bytes())))
-    with official_of_three():
-        try_it(TINY | {"source": "t.zip"}, root, zipped)
+    with small_official_set():
+        try_damaged_source(TINY | {"source": "t.zip"}, root, zipped)
 
 
-def test_a_zip_s_names_lead_nowhere(tmp_path: Path) -> None:
-    """Nothing is unpacked; members that would lie elsewhere are no part of the layout."""
+def test_names_in_a_zip_cannot_write_elsewhere(tmp_path: Path) -> None:
+    """Nothing is unpacked, and members with paths outside the folder do not belong to the layout."""
     with zipfile.ZipFile(write_zip(tmp_path / "t.zip", layout()), "a") as file:
         for name in ("../../evil.JPEG", "/tmp/evil.JPEG", "..\\evil.JPEG"):
             file.writestr(name, b"x")
     before = sorted(tmp_path.iterdir())
-    with official_of_three():
+    with small_official_set():
         prepare(TINY | {"source": "t.zip"}, data_root=tmp_path, out=tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "out"])
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"meta.json", *(f"{one}.npy" for one in ARRAYS)}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"meta.json", *(f"{name}.npy" for name in ARRAYS)}
 
 
-def test_a_zip_bomb_is_refused_unread(tmp_path: Path) -> None:
+def test_a_zip_bomb_is_refused_without_unpacking_it(tmp_path: Path) -> None:
     files = layout()
     name = next(name for name in files if name.startswith("train") and name.endswith(".JPEG"))
     write_zip(tmp_path / "t.zip", files | {name: bytes(tiny_imagenet.MAX_FILE + 1)})
     assert (tmp_path / "t.zip").stat().st_size < tiny_imagenet.MAX_FILE / 10
-    with official_of_three(), pytest.raises(DataError, match=f"{name} has more than"):
+    with small_official_set(), pytest.raises(DataError, match=f"{name} has more than"):
         prepare(TINY | {"source": "t.zip"}, data_root=tmp_path, out=tmp_path / "out")
 
 
@@ -267,15 +280,15 @@ def folder(root: Path) -> Tensors:
 
 @SETTINGS
 @given(data=st.data())
-def test_a_damaged_parquet_file(data: st.DataObject, root: Path, folder: Tensors) -> None:
+def test_a_damaged_parquet_file_is_refused_or_read(data: st.DataObject, root: Path, folder: Tensors) -> None:
     shutil.copytree(root / "whole", root / "set", dirs_exist_ok=True)
     path = data.draw(st.sampled_from(sorted((root / "set").glob("*.parquet"))))
     path.write_bytes(data.draw(damage(path.read_bytes())))
-    try_it(PARQUET | {"source": "set"}, root, folder)
+    try_damaged_source(PARQUET | {"source": "set"}, root, folder)
 
 
-def claiming(side: int) -> bytes:
-    """A PNG of a few bytes whose header claims a size."""
+def png_of_stated_size(side: int) -> bytes:
+    """Make a PNG of a few bytes whose header states a width and height of `side`."""
     file = io.BytesIO()
     Image.new("RGB", (6, 6), (1, 2, 3)).save(file, "PNG")
     content = file.getvalue()
@@ -285,20 +298,20 @@ def claiming(side: int) -> bytes:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
-    ("side", "place", "said"),
+    ("side", "row", "message"),
     [
-        (13_000, 0, "row 0 has more than 4194304 pixels"),  # Pillow only warns of it
+        (13_000, 0, "row 0 has more than 4194304 pixels"),  # Pillow only warns about this size
         (13_000, 1, "row 1 is 13000x13000, not 6x6"),
         (60_000, 1, "row 1 cannot be decoded"),
     ],
 )
-def test_an_image_that_claims_to_be_huge_is_refused_undecoded(
-    side: int, place: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_image_with_a_huge_stated_size_is_refused_without_decoding(
+    side: int, row: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images: list[bytes | None] = [claiming(6), claiming(6)]
+    images: list[bytes | None] = [png_of_stated_size(6), png_of_stated_size(6)]
     for split in ("train", "test"):
         write_parquet(tmp_path / f"set/{split}.parquet", images, [0, 1])
-    images[place] = claiming(side)
+    images[row] = png_of_stated_size(side)
     write_parquet(tmp_path / "set/train.parquet", images, [0, 1])
     decode = Image.Image.convert
 
@@ -307,14 +320,14 @@ def test_an_image_that_claims_to_be_huge_is_refused_undecoded(
         return decode(image, mode)
 
     monkeypatch.setattr(Image.Image, "convert", convert)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         prepare(PARQUET | {"source": "set"}, data_root=tmp_path, out=tmp_path / "out")
 
 
-def test_an_image_that_a_file_repeats_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of 2 kB can hold the same long image any number of times."""
+def test_a_repeated_long_image_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 2 kB can contain the same long image any number of times."""
     monkeypatch.setattr("robreg.data.parquet_folder.BATCH_BYTES", 2**22)
-    image = claiming(6) + bytes(2**20)  # what follows a PNG's end is not looked at
+    image = png_of_stated_size(6) + bytes(2**20)  # bytes after the end of a PNG are ignored
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     images = pa.array(200 * [{"bytes": image, "path": None}], kind)
     for split in ("train", "test"):
@@ -333,33 +346,33 @@ def test_an_image_that_a_file_repeats_does_not_fill_the_memory(tmp_path: Path, m
     assert 2**20 < pool.max_memory() < 2**24
 
 
-def test_more_rows_than_any_set_has_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_too_many_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "set", np.zeros((20, 6, 6, 3), np.uint8), np.arange(20) % 4)
     monkeypatch.setattr("robreg.data.parquet_folder.MAX_ROWS", 9)
-    with pytest.raises(DataError, match=r"train\S*\.parquet: more than 9 rows; cut it into several files"):
+    with pytest.raises(DataError, match=r"train\S*\.parquet: it has more than 9 rows; split it into several files"):
         prepare(PARQUET | {"source": "set"}, data_root=tmp_path, out=tmp_path / "out")
 
 
-# What was prepared
+# Prepared arrays
 
 
 @SETTINGS
 @given(data=st.data())
-def test_damaged_prepared_data(data: st.DataObject, root: Path, folder: Tensors) -> None:
+def test_damaged_prepared_data_are_refused_or_unchanged(data: st.DataObject, root: Path, folder: Tensors) -> None:
     shutil.copytree(root / "prepared", root / "damaged", dirs_exist_ok=True)
-    path, said = data.draw(st.sampled_from(sorted((root / "damaged").iterdir()))), ""
+    path, message = data.draw(st.sampled_from(sorted((root / "damaged").iterdir()))), ""
     path.write_bytes(data.draw(damage(path.read_bytes())))
     try:
-        found = load_dataset(root / "damaged")
+        loaded = load_dataset(root / "damaged")
     except DataError as error:
-        said = str(error)
-    if said:
-        assert said.startswith(f"{root / 'damaged'}/")
-        assert "\n" not in said
+        message = str(error)
+    if message:
+        assert message.startswith(f"{root / 'damaged'}/")
+        assert "\n" not in message
     else:
-        assert are_equal([getattr(found, name) for name in ARRAYS], folder)
-        assert facts(found) == facts(load_dataset(root / "prepared"))
-    tried[f"prepared: {'refused' if said else 'the same'}"] += 1
+        assert are_equal([getattr(loaded, name) for name in ARRAYS], folder)
+        assert other_fields(loaded) == other_fields(load_dataset(root / "prepared"))
+    outcomes[f"prepared: {'refused' if message else 'the same'}"] += 1
 
 
 IMPOSSIBLE = [None, "x", -1, 0, [], [1], {}, True, 1e999, [float("nan")] * 3, ["a"] * 3, [[1]] * 3, 10**30]
@@ -367,11 +380,11 @@ IMPOSSIBLE = [None, "x", -1, 0, [], [1], {}, True, 1e999, [float("nan")] * 3, ["
 
 @pytest.mark.parametrize("value", IMPOSSIBLE, ids=repr)
 @pytest.mark.parametrize("name", ["n_train", "n_test", "classes", "shape", "mean", "std", "sha256", "crop"])
-def test_a_description_that_cannot_be_is_refused(
+def test_an_impossible_value_in_meta_json_is_refused(
     name: str, value: Any, root: Path, folder: Tensors, tmp_path: Path
 ) -> None:
     if name == "crop" and value is None:
-        value = 7  # none can be; more than the images' side cannot
+        value = 7  # null is possible, but a crop larger than the images is not
     shutil.copytree(root / "prepared", tmp_path / "d")
     meta = json.loads((tmp_path / "d/meta.json").read_text())
     meta[name] = value
@@ -379,12 +392,12 @@ def test_a_description_that_cannot_be_is_refused(
     with pytest.raises(DataError) as error:
         load_dataset(tmp_path / "d")
     assert str(error.value).startswith(f"{tmp_path / 'd'}/")
-    tried["description: refused"] += 1
+    outcomes["description: refused"] += 1
 
 
-def test_enough_was_tried() -> None:
-    if len({name.partition(":")[0] for name in tried}) < 7:
+def test_enough_cases_were_tried() -> None:
+    if len({name.partition(":")[0] for name in outcomes}) < 7:
         pytest.skip("only a part of this file was run")
-    print("\n" + "\n".join(f"{name} {count}" for name, count in sorted(tried.items())))
-    assert sum(tried.values()) >= 900
-    assert sum(count for name, count in tried.items() if name.endswith("refused")) >= 500
+    print("\n" + "\n".join(f"{name} {count}" for name, count in sorted(outcomes.items())))
+    assert sum(outcomes.values()) >= 900
+    assert sum(count for name, count in outcomes.items() if name.endswith("refused")) >= 500

@@ -1,4 +1,4 @@
-"""Figures show what the tables say: every series, its means and its bars; and the same bytes when drawn again."""
+"""Figures show the values of the tables, with correct means and error bars, and bit-identical when drawn again."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,9 @@ from robreg.runs.groups import group_by_setting
 from robreg.tables import parquet
 from robreg.tables.study_tables import gather
 
-NAMES = [name for name in FIGURES if name not in ("fig2", "fig7", "fig10", "fig11")]  # 7, 10, 11 are 3, 4, 5 of others
+NAMES = [
+    name for name in FIGURES if name not in ("fig2", "fig7", "fig10", "fig11")
+]  # 7, 10, 11 are 3, 4, 5 for other runs
 
 
 def axes_with(figure: Figure, label: str) -> list[Axes]:
@@ -35,7 +37,7 @@ def titled(figure: Figure, title: str) -> list[Axes]:
 
 
 def names(figure: Figure) -> set[str]:
-    """Everything that can name a setting: panels' titles, headings, legends."""
+    """Return all texts that can name a setting: titles of panels, headings and legends."""
     legends = [text.get_text() for one in figure.legends for text in (one.get_title(), *one.get_texts())]
     titles = [ax.get_title().removesuffix(", no bound") for ax in figure.axes]
     return {*titles, *(part.get_suptitle() for part in figure.subfigs), *legends}
@@ -46,7 +48,7 @@ def pick(name: str, runs: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def series(ax: Axes) -> list[Any]:
-    """The lines that carry data: neither error bars' caps nor the line at 0."""
+    """Return the lines that show data, without the caps of error bars and the line at 0."""
     return [
         line
         for line in ax.lines
@@ -55,7 +57,7 @@ def series(ax: Axes) -> list[Any]:
 
 
 def bars(ax: Axes) -> list[np.ndarray]:
-    """The half lengths of every error bar, per collection."""
+    """Return half the length of every error bar, per collection."""
     found = [collection for collection in ax.collections if isinstance(collection, LineCollection)]
     return [np.array([np.ptp(segment[:, 1]) / 2 for segment in one.get_segments()]) for one in found]
 
@@ -75,7 +77,7 @@ def test_gaps_are_means_and_stds_over_seeds(runs: list[dict[str, Any]]) -> None:
     (line,) = series(ax)
     np.testing.assert_array_equal(line.get_xdata(), STRENGTHS)
     np.testing.assert_allclose(line.get_ydata(), [0.11 - ar / 500 for ar in STRENGTHS])
-    np.testing.assert_allclose(bars(ax)[0], [0.01] * 4)  # of 0, 0.01, 0.02 with ddof 1
+    np.testing.assert_allclose(bars(ax)[0], [0.01] * 4)  # the std of 0, 0.01, 0.02 with ddof 1
 
 
 def test_error_is_100_minus_accuracy(runs: list[dict[str, Any]]) -> None:
@@ -109,14 +111,14 @@ def test_bars_stay_below_the_box_of_an_inset() -> None:
     ax = Figure().subplots()
     ax.stairs([90, 30, 5, 1], [0, 0.1, 0.3, 0.6, 1])
     ax.set(xlim=(0, 1), ylim=(0, 95))
-    panels.lower(ax, (0.2, 0.4, 0.7, 0.5), margin=0.08)  # the bar of 30 reaches under the box, that of 90 does not
+    panels.lower(ax, (0.2, 0.4, 0.7, 0.5), margin=0.08)  # the bar of 30 is below the box, that of 90 is not
     assert ax.get_ylim() == pytest.approx((0, 95))
-    panels.lower(ax, (0.15, 0.4, 0.7, 0.5), margin=0.08)  # now that of 90 does
+    panels.lower(ax, (0.15, 0.4, 0.7, 0.5), margin=0.08)  # now that of 90 is, too
     assert 90 / ax.get_ylim()[1] == pytest.approx(0.32)
     assert max(ax.get_yticks()) <= 95
 
 
-def test_histograms_are_percent_and_the_inset_is_a_part_of_them(runs: list[dict[str, Any]]) -> None:
+def test_histograms_are_in_percent_and_the_inset_shows_a_part_of_them(runs: list[dict[str, Any]]) -> None:
     for label, column in (("estimated probability of the label", "prob"), ("loss (nats)", "loss")):
         (ax,) = axes_with(compose("fig5", runs, COMPARE), label)
         (inset,) = ax.child_axes
@@ -140,14 +142,14 @@ def test_loss_variation_bars_are_std_over_examples_and_over_seeds(runs: list[dic
     np.testing.assert_allclose(bars(ax)[1], each.mean().groupby("ar").std(ddof=1), rtol=1e-6)
 
 
-def test_adversarial_accuracy_has_both_definitions(runs: list[dict[str, Any]]) -> None:
+def test_adversarial_accuracy_is_drawn_with_both_definitions(runs: list[dict[str, Any]]) -> None:
     left, right = compose("fig12", runs, COMPARE).axes
     np.testing.assert_allclose(series(left)[0].get_ydata(), [31 + ar for ar in STRENGTHS])
     np.testing.assert_allclose(series(right)[0].get_ydata(), [29 + ar for ar in STRENGTHS])
     assert left.get_ylim() == right.get_ylim() == (0, 100)
 
 
-def test_the_published_accuracy_stands_with_the_unconditional_one_of_its_data_set(
+def test_the_published_accuracy_is_drawn_with_the_unconditional_one_of_its_data_set(
     paper: list[dict[str, Any]],
 ) -> None:
     left, right = compose("fig12", pick("fig12", paper), COMPARE).axes
@@ -168,7 +170,7 @@ def test_a_null_accuracy_leaves_a_point_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(series(left)[0].get_xdata(), [0, 16, 32])
 
 
-def test_losses_belong_to_the_left_axis_and_errors_to_the_right_one(runs: list[dict[str, Any]]) -> None:
+def test_losses_are_on_the_left_axis_and_errors_on_the_right_one(runs: list[dict[str, Any]]) -> None:
     for name in ("fig3", "fig6", "fig7"):
         figure = compose(name, runs, COMPARE)
         for left, right in (("loss gap (nats)", "error gap (% points)"), ("loss (nats)", "error (%)")):
@@ -180,7 +182,7 @@ def test_losses_belong_to_the_left_axis_and_errors_to_the_right_one(runs: list[d
             assert error.yaxis.get_ticks_position() == "right"
 
 
-def test_bounds_fall_from_panel_to_panel_on_one_scale(paper: list[dict[str, Any]]) -> None:
+def test_bounds_decrease_from_panel_to_panel_on_one_scale(paper: list[dict[str, Any]]) -> None:
     figure = compose("fig6", pick("fig6", paper), COMPARE)
     titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
     assert titles == 2 * ["c10, resnet8, no bound", *(f"c10, resnet8, spectral norm ≤ {bound}" for bound in (5, 3, 1))]
@@ -197,11 +199,11 @@ def test_fgsm_figure_shows_the_loss_gap_and_both_errors(paper: list[dict[str, An
         assert [len(one.get_xdata()) for one in series(error)] == [3, 3]
 
 
-def test_layers_pass_on_mean_and_std_and_the_margin_stands_apart(runs: list[dict[str, Any]]) -> None:
+def test_spread_shows_mean_and_std_per_layer_and_the_margin_separately(runs: list[dict[str, Any]]) -> None:
     random, attacked, margin = compose("spread", runs, COMPARE).axes
     for ax, more in ((random, 0), (attacked, 1)):
         weak, weak_std, strong, strong_std = series(ax)
-        np.testing.assert_array_equal(weak.get_xdata(), [1, 2, 3])  # not 0, the margin
+        np.testing.assert_array_equal(weak.get_xdata(), [1, 2, 3])  # without 0, the margin
         for line in (weak, strong):
             np.testing.assert_allclose(line.get_ydata(), [2.1 + more, 3.1 + more, 4.1 + more])
         np.testing.assert_allclose(weak_std.get_ydata(), 0.42)
@@ -210,7 +212,7 @@ def test_layers_pass_on_mean_and_std_and_the_margin_stands_apart(runs: list[dict
     assert [ax.get_yscale() for ax in (random, attacked, margin)] == ["log"] * 3  # std is far smaller than the mean
     points = [line.get_ydata()[0] for line in margin.lines if line.get_marker() in "os"]
     np.testing.assert_allclose(points, [1.1, 0.42, 2.1, 0.42, 1.1, 0.18, 2.1, 0.18])
-    np.testing.assert_allclose(bars(margin)[0], [0.1])  # over seeds
+    np.testing.assert_allclose(bars(margin)[0], [0.1])  # std over seeds
 
 
 def test_a_setting_without_the_compared_strengths_shows_those_it_has(tmp_path: Path) -> None:
@@ -223,14 +225,16 @@ def test_a_setting_without_the_compared_strengths_shows_those_it_has(tmp_path: P
     assert len(series(compose("spread", runs, COMPARE).axes[3])) == 2
 
 
-def test_figure_2_is_the_illustration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fig2_is_drawn_by_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = Figure()
     monkeypatch.setattr("robreg.figures.figure2.fig2", lambda: drawn)
     assert compose("fig2", [], COMPARE) is drawn
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_papers_settings_are_named_and_everything_is_inside(name: str, paper: list[dict[str, Any]]) -> None:
+def test_the_papers_settings_are_named_and_everything_is_inside_the_figure(
+    name: str, paper: list[dict[str, Any]]
+) -> None:
     runs = pick(name, paper)
     figure = compose(name, runs, COMPARE)
     assert figure.get_figwidth() == style.WIDTH
@@ -245,7 +249,7 @@ def test_the_papers_settings_are_named_and_everything_is_inside(name: str, paper
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_written_twice_is_the_same(name: str, runs: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_writing_a_figure_twice_gives_identical_files(name: str, runs: list[dict[str, Any]], tmp_path: Path) -> None:
     for stem in ("a", "b"):
         draw(name, runs, compare=COMPARE, svg=tmp_path / f"{stem}.svg", png=tmp_path / f"{stem}.png")
     for suffix in ("svg", "png"):
@@ -258,7 +262,7 @@ def test_written_twice_is_the_same(name: str, runs: list[dict[str, Any]], tmp_pa
         assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
 
 
-def test_one_seed_no_standard_training_two_data_sets(tmp_path: Path) -> None:
+def test_one_seed_without_standard_training_and_two_data_sets_are_drawn(tmp_path: Path) -> None:
     runs = make_runs(tmp_path, [8, 32], [0]) + make_runs(tmp_path, [0, 8, 32], [0], dataset="c10")
     for name in NAMES:
         with np.errstate(all="raise"):
@@ -266,7 +270,7 @@ def test_one_seed_no_standard_training_two_data_sets(tmp_path: Path) -> None:
         assert {"digits, resnet8", "c10, resnet8"} <= names(figure)
 
 
-def test_data_sets_with_other_strengths_and_radii(tmp_path: Path) -> None:
+def test_data_sets_with_different_strengths_and_radii_share_their_axes(tmp_path: Path) -> None:
     runs = make_runs(tmp_path, seeds=[0]) + make_runs(tmp_path, [0, 4, 8, 32], [0], dataset="c10")
     for run in runs[len(STRENGTHS) :]:
         path = Path(run["folder"]) / "lossvar.parquet"
@@ -279,7 +283,7 @@ def test_data_sets_with_other_strengths_and_radii(tmp_path: Path) -> None:
     assert len(series(first)) == len(series(second)) == 2  # radii 4 and 16, and 1 and 4
 
 
-def test_a_setting_with_standard_training_alone_is_kept(tmp_path: Path) -> None:
+def test_a_setting_with_only_standard_training_is_kept(tmp_path: Path) -> None:
     runs = make_runs(tmp_path) + make_runs(tmp_path, [0], dataset="c10")
     groups = group_by_setting(runs)
     assert {name: len(members) for name, members in groups.items()} == {"digits, resnet8": 12, "c10, resnet8": 3}
@@ -306,7 +310,7 @@ def test_standard_training_belongs_to_every_attack(runs: list[dict[str, Any]]) -
     assert list(pd.DataFrame(groups["digits, resnet8, FGSM"])["train_attack"].unique()) == ["pgd", "fgsm"]
 
 
-def test_bytes_do_not_depend_on_the_last_bits_of_a_layout(tmp_path):
+def test_files_do_not_depend_on_the_last_bits_of_a_layout(tmp_path):
     for name, left in (("one", 0.1), ("other", 0.1 + 1e-14)):
         figure = Figure()
         figure.add_axes((left, 0.1, 0.8, 0.8)).plot([0, 1])
@@ -319,7 +323,7 @@ def test_bytes_do_not_depend_on_the_last_bits_of_a_layout(tmp_path):
 
 
 @pytest.mark.parametrize("label", ["$x^2$", r"$\frac$ 5 %", "</text><script>alert(1)</script>", "_own & 'other'"])
-def test_a_label_of_the_user_s_is_drawn_as_it_is_written(label, tmp_path):
+def test_a_user_s_label_is_drawn_literally(label, tmp_path):
     (run,) = make_runs(tmp_path, [8], [0], published=[{"label": label, "ar": 8, "robust_acc": 50}])
     draw("fig12", [run], compare=COMPARE, svg=tmp_path / "fig.svg", png=tmp_path / "fig.png")
     drawn = ElementTree.parse(tmp_path / "fig.svg")

@@ -1,4 +1,4 @@
-"""What every page must do in a browser."""
+"""Check a page in a browser."""
 
 from pathlib import Path
 
@@ -7,12 +7,16 @@ from playwright.sync_api import Page
 
 
 def assert_works_offline(page: Page, path: Path, *, width: int, figures: int) -> None:
-    """Open a report from disk: every figure shows, nothing is wider than the screen or loaded from outside."""
+    """Open a report from disk and check that it works offline.
+
+    Every figure must be shown, nothing may be wider than the screen (width, in pixels) or loaded from outside, and the
+    console must stay empty. figures: the number of figures in the page.
+    """
     requests: list[str] = []
-    complaints: list[str] = []
+    messages: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.set_viewport_size({"width": width, "height": 800})
     page.goto(path.as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
@@ -22,4 +26,4 @@ def assert_works_offline(page: Page, path: Path, *, width: int, figures: int) ->
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert path.as_uri() in requests
     assert {url.partition(":")[0] for url in requests} <= {"file", "data"}
-    assert complaints == []
+    assert messages == []

@@ -1,4 +1,4 @@
-"""Tables of networks that behave as the paper says, made without a network."""
+"""Make tables of networks that behave as the paper says, without any network."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ SIZES = {"train": 400, "test": 300}
 
 
 def make_tables(folder: Path, ar: int, seed: int, *, softness: float, skewed: bool) -> None:
-    """Tables of a network that behaves as the paper says; the softer, the more so. 16 is as soft as AR 16."""
+    """Write the tables of a network that behaves as the paper says.
+
+    softness: how strongly it does so; 16 is like AR 16. skewed: whether the training margins are skewed.
+    """
     draw = np.random.default_rng([ar, seed])
-    shared = np.random.default_rng(7)  # what the examples bring along, whatever the network
+    shared = np.random.default_rng(7)  # the part of the margins that all networks share
     margins: dict[str, list[Any]] = {name: [] for name in schemas.SCHEMAS["margins"].names}
     for split, n in SIZES.items():
         kind = shared.gamma(2.0, size=n) / 2 if skewed and split == "train" else shared.normal(1.0, 0.8, size=n)
@@ -37,6 +40,7 @@ def make_tables(folder: Path, ar: int, seed: int, *, softness: float, skewed: bo
 
 
 def make_layers(folder: Path, softness: float, draw: np.random.Generator) -> None:
+    """Write svstd.parquet and spread.parquet."""
     layers = 56
     std = np.linspace(0.8, 1.4, layers) - 0.015 * softness * np.where(np.arange(layers) % 8 == 4, -0.4, 1.0)
     rows: dict[str, Any] = {"layer": range(1, layers + 1), "name": [f"layer{index}" for index in range(layers)]}
@@ -56,17 +60,17 @@ def make_layers(folder: Path, softness: float, draw: np.random.Generator) -> Non
 
 
 def make(root: Path, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Make the tables of runs."""
+    """Write the tables of runs under root; return the runs with their folders."""
     for run in runs:
         folder = root / run["folder"]
-        softness = run["ar"] / 2 if run["paper"] == "c100" else run["ar"]  # c100 concentrates less
+        softness = run["ar"] / 2 if run["paper"] == "c100" else run["ar"]  # c100 concentrates less, as in the paper
         make_tables(folder, run["ar"], run["seed"], softness=softness, skewed=run["paper"] == "c10")
         run["folder"] = str(folder)
     return runs
 
 
 def run(dataset: str, ar: int, seed: int = 0, **more: Any) -> dict[str, Any]:
-    """A run of a data set that the paper does not have."""
+    """Return a run on a data set that the paper does not have."""
     plain = {"arch": "resnet8", "train_attack": "pgd", "space": "pixel", "spectral_norm": None, "paper": None}
     own = {**plain, "default_arch": "resnet8", **more, "dataset": dataset, "ar": ar, "seed": seed}
     parts = [own[key] for key in ("dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "seed")]

@@ -1,4 +1,4 @@
-"""Archives and folders in the formats that data sets come in, made for the tests."""
+"""Make small archives and folders in the formats of data sets, for the tests."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 
 
 class Python2Pickler(pickle._Pickler):
-    """Pickles text and bytes as Python 2 did, like the official archives: byte strings, and numpy's old name."""
+    """Pickles text and bytes as Python 2 did for the official archives, as byte strings."""
 
     dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
 
@@ -33,12 +33,14 @@ class Python2Pickler(pickle._Pickler):
 
 
 def python2_pickle(value: object) -> bytes:
+    """Pickle a value as Python 2 would, with numpy's module name of that time."""
     file = io.BytesIO()
     Python2Pickler(file, protocol=2).dump(value)
     return file.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
 
 
-def batch(kind: str, n: int, offset: int = 0) -> dict[str, Any]:
+def cifar_batch(kind: str, n: int, offset: int = 0) -> dict[str, Any]:
+    """Make the content of an archive member: n random images, with labels that count up from `offset`."""
     labels = [(i + offset) % source.OFFICIAL[kind].classes for i in range(n)]
     data = RNG.integers(0, 256, (n, 3072), np.uint8)
     if kind == "cifar10":
@@ -49,19 +51,22 @@ def batch(kind: str, n: int, offset: int = 0) -> dict[str, Any]:
 
 
 def cifar_members(kind: str) -> dict[str, Any]:
-    """Make the contents of a small archive: name of a member -> what it pickles."""
+    """Make the contents of a small archive: a dict from the name of a member to the value that it pickles."""
     if kind == "cifar10":
         names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-        members: dict[str, Any] = {f"cifar-10-batches-py/{name}": batch(kind, 8, 3 * i) for i, name in enumerate(names)}
+        members: dict[str, Any] = {
+            f"cifar-10-batches-py/{name}": cifar_batch(kind, 8, 3 * i) for i, name in enumerate(names)
+        }
         members["cifar-10-batches-py/batches.meta"] = {"label_names": [f"class{i}" for i in range(10)]}
     else:
-        members = {"cifar-100-python/train": batch(kind, 200), "cifar-100-python/test": batch(kind, 100)}
+        members = {"cifar-100-python/train": cifar_batch(kind, 200), "cifar-100-python/test": cifar_batch(kind, 100)}
         names = {"coarse_label_names": [f"group{i}" for i in range(20)]}
         members["cifar-100-python/meta"] = {"fine_label_names": [f"class{i}" for i in range(100)]} | names
     return members
 
 
 def write_archive(path: Path, members: dict[str, Any]) -> None:
+    """Write a .tar.gz; a member is written as it is if it is bytes or TarInfo, and pickled otherwise."""
     with tarfile.open(path, "w:gz") as tar:
         for name, value in {**members, "cifar/readme.html": "hello"}.items():
             content = value if isinstance(value, bytes) else python2_pickle(value)
@@ -70,25 +75,27 @@ def write_archive(path: Path, members: dict[str, Any]) -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
-def shrink(monkeypatch: pytest.MonkeyPatch, kind: str, train: int, test: int) -> None:
-    """Pretend that the official set has so few images."""
+def set_official_counts(monkeypatch: pytest.MonkeyPatch, kind: str, train: int, test: int) -> None:
+    """Pretend that the official data set has only these numbers of training and test images."""
     monkeypatch.setitem(source.OFFICIAL, kind, source.OFFICIAL[kind]._replace(train=train, test=test))
 
 
-def bless(monkeypatch: pytest.MonkeyPatch, kind: str, path: Path) -> None:
-    """Make the archive at `path` the official one, with counts as small as ours."""
+def declare_official(monkeypatch: pytest.MonkeyPatch, kind: str, path: Path) -> None:
+    """Make the archive at `path` count as the official one, with the small numbers of images of `cifar_members`."""
     official = getattr(torchvision.datasets, kind.upper())
     monkeypatch.setattr(official, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
-    shrink(monkeypatch, kind, *{"cifar10": (40, 8), "cifar100": (200, 100)}[kind])
+    set_official_counts(monkeypatch, kind, *{"cifar10": (40, 8), "cifar100": (200, 100)}[kind])
 
 
 def encode(pixels: np.ndarray, form: str = "PNG") -> bytes:
+    """Encode an image (H, W[, C]) in a format of Pillow."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, form)
     return file.getvalue()
 
 
 def write_parquet(path: Path, images: list[bytes | None], labels: list[int | None], **columns: list[int]) -> None:
+    """Write encoded images and labels as a Parquet file in Hugging Face's layout, with row groups of 7 rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = [{"bytes": image, "path": None} for image in images]
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -96,6 +103,6 @@ def write_parquet(path: Path, images: list[bytes | None], labels: list[int | Non
 
 
 def write_folder(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Write images (N, H, W[, C]) as both splits of a folder, PNG encoded."""
+    """Write images (N, H, W[, C]), encoded as PNG, as both splits of a folder."""
     for split in ("train", "test"):
         write_parquet(folder / f"{split}.parquet", [encode(image) for image in images], labels.tolist())

@@ -1,4 +1,4 @@
-"""Runs that figures are drawn from: small tables whose numbers follow from strength and seed."""
+"""Runs to draw figures from: small tables whose numbers follow from strength and seed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,15 @@ from robreg.tables import parquet, schemas
 
 STRENGTHS, SEEDS, COMPARE = (0, 8, 16, 32), (0, 1, 2), (8, 32)
 META = {"dataset": "digits", "variant": "ar8", "seed": 0, "version": "0", "settings_hash": "abcdef0123456789"}
-N = 40  # examples of a split
+N = 40  # examples per split
 
 
 def make_runs(
     folder: Path, strengths: Sequence[int] = STRENGTHS, seeds: Sequence[int] = SEEDS, **setting: Any
 ) -> list[dict[str, Any]]:
-    """Write the tables of every strength and seed below folder; their numbers follow from strength and seed.
+    """Write the tables of a run for every strength and seed below folder, and return the runs.
 
-    setting: what differs from a plain run on digits.
+    setting: the keys of the runs that differ from a run on digits, trained with PGD in pixel space without a bound.
     """
     runs = []
     for ar in strengths:
@@ -35,7 +35,7 @@ def make_runs(
 
 
 def of_paper(folder: Path) -> list[dict[str, Any]]:
-    """Runs in the paper's settings: data sets, a deeper network, bounds, FGSM; and normalised space at one strength."""
+    """Write runs in the paper's settings: data sets, a deeper network, bounds, FGSM, and one in normalised space."""
     c10 = {"dataset": "c10", "paper": "c10", "published": [{"label": "Madry et al. 2018", "ar": 8, "robust_acc": 50}]}
     settings: list[dict[str, Any]] = [
         c10,

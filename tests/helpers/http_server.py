@@ -1,4 +1,4 @@
-"""A web server on this machine, for tests of downloads."""
+"""Run a web server on this machine, for tests of downloads."""
 
 import threading
 from collections.abc import Iterator
@@ -23,9 +23,8 @@ class Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests += 1
-        with suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # torchvision hangs up on its first request, made to follow redirections
+        # torchvision closes the connection of its first request, which only follows redirections.
+        with suppress(BrokenPipeError, ConnectionResetError):
             super().do_GET()
 
     def log_message(self, *_: object) -> None:
@@ -34,13 +33,13 @@ class Handler(SimpleHTTPRequestHandler):
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
-    """Make a folder and serve it."""
+    """Create a folder and serve it while the context is open."""
     folder.mkdir()
     with Server(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as http:
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
             yield http
-        finally:  # a test that fails must end
+        finally:  # so that the thread also ends if the test fails
             http.shutdown()
             thread.join()

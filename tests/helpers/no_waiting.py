@@ -1,11 +1,11 @@
-"""A guard against operations that make the host wait for its device."""
+"""Detect operations that make the host wait for its device."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuse whatever makes the host wait for the device: numbers read from tensors, tensors whose size they decide."""
+    """Raise an error for operations that make the host wait: reading values, and results whose size depends on them."""
 
     WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
 
@@ -13,8 +13,9 @@ class NoWaiting(TorchDispatchMode):
         name = func.overloadpacket.__name__
         by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
         if name in self.WAITS or by_mask:
-            self.found(name)
+            self.waits(name)
         return func(*args, **(kwargs or {}))
 
-    def found(self, name):
+    def waits(self, name):
+        """Handle an operation that waits for the device."""
         raise AssertionError(name)

@@ -1,6 +1,7 @@
-"""A small network whose passes take as long as ROBREG_TEST_PAUSE says, to be interrupted at leisure, or that fails.
+"""A small network with slow forward passes, so that tests have time to interrupt it, or with passes that fail.
 
-A file `hurry` in the working folder ends the pauses.
+ROBREG_TEST_PAUSE holds the seconds of a pass, and ROBREG_TEST_FAIL the message of an error. A file `hurry` in the
+working folder ends the pauses.
 """
 
 import os
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Slow(nn.Module):
-    """One convolution and one linear layer for 8x8 images; the pause changes no bit."""
+    """One convolution and one linear layer for 8x8 images; the pauses do not change the results."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -20,7 +21,7 @@ class Slow(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if "ROBREG_TEST_FAIL" in os.environ and len(x) > 1:  # not the look at its layers
+        if "ROBREG_TEST_FAIL" in os.environ and len(x) > 1:  # training, not the search for layers with one image
             raise RuntimeError(os.environ["ROBREG_TEST_FAIL"])
         if not Path("hurry").exists():
             time.sleep(float(os.environ.get("ROBREG_TEST_PAUSE", "0")))

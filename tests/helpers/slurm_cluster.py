@@ -1,4 +1,4 @@
-"""A real SLURM of one node on this machine (munged, slurmctld, slurmd), without accounting, on loopback alone."""
+"""A real SLURM cluster of one node on this machine (munged, slurmctld, slurmd): no accounting, loopback only."""
 
 import os
 import shutil
@@ -13,9 +13,9 @@ import psutil
 
 PREFIX = "robreg-slurm-"
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
-DAEMONS = ("slurmd", "slurmctld", "munged")  # in the order of stopping
+DAEMONS = ("slurmd", "slurmctld", "munged")  # in the order in which they are stopped
 CGROUP = Path("/sys/fs/cgroup")
-LINK = Path("/etc/slurm/slurm.conf")  # the plugin drops SLURM_CONF from the environment of srun
+LINK = Path("/etc/slurm/slurm.conf")  # needed, because the plugin removes SLURM_CONF from the environment of srun
 
 CONFIG = """\
 ClusterName=robreg
@@ -65,17 +65,17 @@ AllowedSwapSpace=0
 
 
 def refusal():
-    """Say why no test cluster can run here, or None."""
+    """Return why no test cluster can run here, or None."""
     if os.geteuid() or shutil.which("apt-get") is None:
         return "the test cluster needs root on Debian: it installs and starts munge, slurmctld and slurmd"
-    ours = LINK.is_symlink() and LINK.readlink().parent.name.startswith(PREFIX)  # left by a test that was killed
+    ours = LINK.is_symlink() and LINK.readlink().parent.name.startswith(PREFIX)  # a killed test left it
     if LINK.exists() and not (ours and not alive_in(LINK.readlink().parent)):
-        return f"{LINK} exists: this machine has a SLURM of its own, which the test cluster would get in the way of"
+        return f"{LINK} exists: this machine has its own SLURM, which the test cluster would disturb"
     return None
 
 
 def install():
-    """Install Debian's packages, and keep their own services from starting."""
+    """Install Debian's packages, without starting their services."""
     listed = subprocess.run(
         ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *PACKAGES],
         capture_output=True,
@@ -101,7 +101,7 @@ def install():
 
 
 def alive(number, name):
-    """Say whether a process of this number is the daemon, and not one that ended and was not asked for yet."""
+    """Return whether the process with this id is the named daemon, and not a zombie."""
     try:
         process = psutil.Process(number)
         return process.name() == name and process.status() != psutil.STATUS_ZOMBIE
@@ -110,14 +110,14 @@ def alive(number, name):
 
 
 def alive_in(folder):
-    """Return the daemons of a cluster in this folder that run, by name."""
+    """Return the process ids of the running daemons of the cluster in this folder, by name."""
     files = {name: folder / f"{name}.pid" for name in DAEMONS}
     numbers = {name: int(file.read_text()) for name, file in files.items() if file.exists() and file.stat().st_size}
     return {name: number for name, number in numbers.items() if alive(number, name)}
 
 
 class Cluster:
-    """The running cluster; a context manager that leaves neither a process nor a file behind."""
+    """A running cluster: a context manager that leaves no process and no file behind."""
 
     def __init__(self, *, cpus, gpus=2):
         self.folder, self.cpus, self.gpus = Path(tempfile.mkdtemp(prefix=PREFIX)), cpus, gpus
@@ -162,7 +162,7 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        for gpu in range(self.gpus):  # device nodes that SLURM takes for GPUs
+        for gpu in range(self.gpus):  # SLURM treats these device nodes as GPUs
             os.mknod(self.folder / f"gpus/gpu{gpu}", 0o020666, os.makedev(1, 3))
         confined = self.confines_memory
         content = CONFIG.format(
@@ -181,13 +181,13 @@ class Cluster:
         (self.folder / "cgroup.conf").write_text(
             CGROUPS if confined else "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n"
         )
-        LINK.unlink(missing_ok=True)  # refusal() saw that nothing uses it
+        LINK.unlink(missing_ok=True)  # refusal() has checked that nothing uses it
         LINK.symlink_to(self.folder / "slurm.conf")
         devices = f"{self.folder}/gpus/gpu[0-{self.gpus - 1}]"
         (self.folder / "gres.conf").write_text(f"AutoDetect=off\nNodeName={self.host} Name=gpu File={devices}\n")
 
     def run(self, *command, check=True):
-        """Run one of SLURM's commands, and return what it prints."""
+        """Run one of SLURM's commands, and return its output."""
         done = subprocess.run(
             command, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
         )
@@ -199,26 +199,26 @@ class Cluster:
         return self.run("sinfo", "--noheader", "--format=%t", check=False).strip() in ("idle", "mix", "alloc")
 
     def busy(self):
-        """Say whether the node still has processes of a job."""
+        """Return whether processes of a job are still running on the node."""
         return any(process.info["name"] == "slurmstepd" for process in psutil.process_iter(["name"]))
 
     def jobs(self, *states):
-        """Return the ids of jobs in these states, or of all that have not ended."""
+        """Return the ids of the jobs in these states, or of all unfinished jobs."""
         chosen = [f"--states={','.join(states)}"] if states else []
         return self.run("squeue", "--noheader", "--format=%i", *chosen).split()
 
     def job(self, number):
-        """Return what SLURM knows of a job."""
+        """Return what SLURM knows about a job."""
         words = self.run("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def start_now(self, number):
-        """Start a requeued job without the two minutes that SLURM waits."""
+        """Start a requeued job at once; SLURM would wait for two minutes."""
         self.until(lambda: self.job(number)["JobState"] == "PENDING")
         self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def until(self, happened, *, seconds=200):
-        """Wait until something is true."""
+        """Wait until happened() is true, and return its value."""
         end = time.monotonic() + seconds
         while not (found := happened()):
             assert time.monotonic() < end, (
@@ -228,7 +228,7 @@ class Cluster:
         return found
 
     def stop(self):
-        """Cancel what is left and stop the daemons, by their process ids."""
+        """Cancel the remaining jobs, and stop the daemons by their process ids."""
         if self.run("scontrol", "ping", check=False).count("UP"):
             self.run("scancel", "--user=root", check=False)
             deadline = time.monotonic() + 30

@@ -1,4 +1,4 @@
-"""Run the workflow in a copy of the tree, and read what it planned."""
+"""Run the workflow in a copy of the repository, and read which jobs it plans."""
 
 import os
 import re
@@ -15,7 +15,7 @@ PARTS = ("Snakefile", "config.yaml", "slurm", "workflow", "src", "envs", "pyproj
 
 
 def copy_tree(folder, edit=None, *, tests=False):
-    """Copy what the workflow needs into folder, tests too if asked; edit changes the parsed config.yaml."""
+    """Copy the files of the workflow into folder, and optionally the tests; edit changes the parsed config.yaml."""
     folder.mkdir(exist_ok=True)
     for part in (*PARTS, "tests") if tests else PARTS:
         source = ROOT / part
@@ -31,7 +31,7 @@ def copy_tree(folder, edit=None, *, tests=False):
 
 
 def snakemake(folder, *arguments, check=True):
-    """Run Snakemake in folder; return its output, stdout and stderr together."""
+    """Run Snakemake in folder; return its stdout and stderr together. It must succeed, or fail if check is false."""
     command = [str(SNAKEMAKE), *arguments]
     environment = {**os.environ, "PATH": f"{SNAKEMAKE.parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A study's files as the workflow leaves them, with made-up numbers that follow from strength and seed."""
+"""The files of a study as the workflow makes them, with invented numbers that follow from strength and seed."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -48,10 +48,10 @@ CLAIMS = (  # id, claim, source, statistic, ci_over
 
 
 def make(name: str, title: str, *, seeds: Sequence[int] | None = None) -> tuple[dict[str, Any], Files]:
-    """Make the files of the study of this name below the working folder; its description as the rule has it."""
+    """Make the files of a study below the working folder; return its description, as in the rule, and its files."""
     runs = [dict(run) for run in config.study_runs(CONFIG, name) if seeds is None or run["seed"] in seeds]
     for run in runs:
-        _run(Path(run["folder"]), run)
+        _write_run(Path(run["folder"]), run)
     block, out = CONFIG["studies"][name], Path(f"results/studies/{name}")
     datasets = list(dict.fromkeys(run["dataset"] for run in runs))
     described = {"name": name, "title": title, "runs": runs, "compare": block["compare"]}
@@ -61,23 +61,23 @@ def make(name: str, title: str, *, seeds: Sequence[int] | None = None) -> tuple[
         for run in runs
     }
     files = Files(
-        figures=[_figure(out / f"figures/{one}.svg") for one in config.study_items(CONFIG, name, "figures")],
+        figures=[_draw_placeholder(out / f"figures/{one}.svg") for one in config.study_items(CONFIG, name, "figures")],
         tables=[
             path
             for one in config.study_items(CONFIG, name, "tables")
-            for path in _table(out, one, runs, block["compare"])
+            for path in _write_table(out, one, runs, block["compare"])
         ],
-        data=[_prepared(data) for data in datasets],
+        data=[_write_prepared(data) for data in datasets],
         claims=write_frame(out / "claims.parquet", claims(runs)),
         audit=write_frame(out / "audit.parquet", pd.DataFrame({"check": ["one", "two"]})),
         comparison=write_frame(out / "comparison.parquet", comparison(runs)),
-        plot=_figure(out / "figures/comparison.svg"),
+        plot=_draw_placeholder(out / "figures/comparison.svg"),
     )
     return described, files
 
 
 def page(name: str, title: str, *, seeds: Sequence[int] | None = None) -> Path:
-    """Make a study's files and its report, with captions of our own, below the working folder."""
+    """Make a study's files and its report, with invented captions, below the working folder; return its path."""
     described, files = make(name, title, seeds=seeds)
     out = Path(f"results/studies/{name}/report.html")
     write(out, described, files, template=template())
@@ -85,7 +85,7 @@ def page(name: str, title: str, *, seeds: Sequence[int] | None = None) -> Path:
 
 
 def template() -> Path:
-    """Copy the page's template and style, beside captions made up for all items."""
+    """Write the page's template and style, with invented captions for all items, and return the template's path."""
     folder = Path("pages")
     folder.mkdir(exist_ok=True)
     for part in ("report.html.j2", "report.css"):
@@ -97,7 +97,7 @@ def template() -> Path:
 
 
 def claims(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Judge CLAIMS in every setting of the paper: as the runs have it, or not run."""
+    """Make rows for CLAIMS in settings of the paper, with invented verdicts for networks that the runs have."""
     rows = []
     places = [("c10", "resnet56", "pgd", None), ("c100", "resnet110", "pgd", None), ("c10", "resnet56", "fgsm", None)]
     places += [("c10", "resnet56", "pgd", 1.0), ("digits", "resnet8", "pgd", None)]
@@ -122,7 +122,7 @@ def claims(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def comparison(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Hold numbers that are made up beside all that the paper prints, where a study has the network."""
+    """Make a comparison of all numbers of the paper, with invented numbers of ours where a study has the network."""
     keys = ["dataset", "arch", "train_attack", "spectral_norm", "ar"]
     have = {tuple(run[key] for key in keys) for run in runs if run["space"] == "pixel"}
     rows = []
@@ -136,8 +136,8 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)[SCHEMA.names].astype(dict.fromkeys(real, float))
 
 
-def _run(folder: Path, run: Mapping[str, Any]) -> None:
-    """All of a run's tables, by their schemas: a collapse of AR 16 trained with FGSM on c100."""
+def _write_run(folder: Path, run: Mapping[str, Any]) -> None:
+    """Write all tables of a run. The run on c100 that is trained with FGSM at AR 16 collapses."""
     meta = META | {key: run[key] for key in ("dataset", "variant", "seed")}
     for kind, rows in (_measures(run) | {"history": _EPOCHS}).items():
         columns = {key: [row[key] for row in rows] for key in schemas.SCHEMAS[kind].names}
@@ -157,30 +157,30 @@ def _measures(run: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     radii = (4, 8, 16) if run["dataset"] == "digits" else (1, 2, 4)
     attacks = [("pgd", "cross_entropy"), ("apgd", "cross_entropy"), ("apgd", "dlr"), ("apgd", "worst")]
     layers = [(1, "conv1", "conv"), (2, "conv2", "conv"), (3, "linear", "linear")]
-    changes = (-0.01, 0.002, 0.003)  # of the std of singular values, by layer and strength
+    changes = (-0.01, 0.002, 0.003)  # of the std of singular values, per layer and unit of strength
     return {
-        "metrics": [_full("metrics", **metrics)],
-        "theory": [_full("theory", first_term_lower=1 / (2 + ar + seed), w_min=1 / (3 + ar))],
+        "metrics": [_make_row("metrics", **metrics)],
+        "theory": [_make_row("theory", first_term_lower=1 / (2 + ar + seed), w_min=1 / (3 + ar))],
         "lossvar": [
-            _full("lossvar", eps=float(eps), index=i, variation=eps / (8 + ar + i)) for eps in radii for i in (0, 1)
+            _make_row("lossvar", eps=float(eps), index=i, variation=eps / (8 + ar + i)) for eps in radii for i in (0, 1)
         ],
         "attacks": [
-            _full("attacks", attack=attack, loss=loss, split="test", acc_robust=20.0 + ar + index)
+            _make_row("attacks", attack=attack, loss=loss, split="test", acc_robust=20.0 + ar + index)
             for index, (attack, loss) in enumerate(attacks)
         ],
         "svstd": [
-            _full("svstd", layer=layer, name=name, kind=kind, std=1 + seed / 10 + ar * change)
+            _make_row("svstd", layer=layer, name=name, kind=kind, std=1 + seed / 10 + ar * change)
             for (layer, name, kind), change in zip(layers, changes, strict=True)
         ],
         "padding": [
-            _full("padding", layer=layer, name=name, method="dense", std_zero=1 - 0.001 * ar)
+            _make_row("padding", layer=layer, name=name, method="dense", std_zero=1 - 0.001 * ar)
             for layer, name, _ in layers
         ],
     }
 
 
-def _full(kind: str, /, **values: Any) -> dict[str, Any]:
-    """Make a row of a run's table: the values given, and 1 or "made" elsewhere."""
+def _make_row(kind: str, /, **values: Any) -> dict[str, Any]:
+    """Make a row of a run's table: the given values, and 1, True or "made" in the other columns."""
     kinds = {field.name: field.type for field in schemas.SCHEMAS[kind]}
     assert values.keys() <= kinds.keys()
     made = {pa.string(): "made", pa.bool_(): True}
@@ -188,20 +188,20 @@ def _full(kind: str, /, **values: Any) -> dict[str, Any]:
 
 
 def write_masking(folder: Path, meta: Mapping[str, Any], **failed: bool) -> None:
-    """Write a masking.parquet of two checks, of which those named fail."""
-    rows = [_full("masking", check=check, passed=not failed.get(check)) for check in ("large_eps", "fgsm_collapse")]
+    """Write masking.parquet with two checks; failed: by name of a check, whether it failed."""
+    rows = [_make_row("masking", check=check, passed=not failed.get(check)) for check in ("large_eps", "fgsm_collapse")]
     columns = {key: [row[key] for row in rows] for key in schemas.SCHEMAS["masking"].names}
     parquet.write(folder / "masking.parquet", "masking", columns, meta)
 
 
-def _table(out: Path, name: str, runs: Sequence[Mapping[str, Any]], compare: Sequence[int]) -> list[Path]:
-    """Make a table and its summary as the workflow does."""
+def _write_table(out: Path, name: str, runs: Sequence[Mapping[str, Any]], compare: Sequence[int]) -> list[Path]:
+    """Write a table and its summary as the workflow does, and return their paths."""
     study_tables.record(name, select_runs(name, runs), compare=compare, folder=out / "tables", study="made")
     return [out / f"tables/{stem}.parquet" for stem in (name, f"{name}_summary")]
 
 
-def _figure(path: Path) -> Path:
-    """Draw something of the size of a figure, as SVG and PNG."""
+def _draw_placeholder(path: Path) -> Path:
+    """Draw a small plot of the size of a figure, as SVG and PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.hashsalt": "robreg"}):
         figure = Figure(figsize=(7.2, 2.4))
@@ -217,7 +217,7 @@ def write_frame(path: Path, frame: pd.DataFrame) -> Path:
     return path
 
 
-def _prepared(data: str) -> Path:
+def _write_prepared(data: str) -> Path:
     path = Path(f"data/prepared/{data}/meta.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     train, test, shape, classes = SHAPES[data]

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet's official layout with a few images, made for the tests."""
+"""Make Tiny-ImageNet's official layout with a few images, for the tests."""
 
 import io
 import zipfile
@@ -9,22 +9,16 @@ from PIL import Image
 
 from robreg.data import tiny_imagenet
 
-WNIDS = ["n30", "n10", "n20"]  # not in order
-
-
-NUMBERS = [10, 9, 0, 2]  # of the training images of a class
-
-
+WNIDS = ["n30", "n10", "n20"]  # classes in label order, which is not alphabetical
+NUMBERS = [10, 9, 0, 2]  # in the file names of a class's training images, not sorted
 BASE = tiny_imagenet.BASE
-
-
 RNG = np.random.default_rng(0)
-
 
 Files = dict[str, bytes]
 
 
 def jpeg(mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> bytes:
+    """Make a random JPEG; size: width and height in pixels."""
     channels = {"RGB": (3,), "L": (), "CMYK": (4,)}[mode]
     blocks = RNG.integers(0, 256, (8, 8, *channels), np.uint8)
     file = io.BytesIO()
@@ -33,7 +27,10 @@ def jpeg(mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> bytes:
 
 
 def layout(classes: int = 3) -> Files:
-    """Make the files of a small set: 4 training and 2 validation images of each of three classes."""
+    """Make the files of a small data set, with 4 training and 2 validation images in each of three classes.
+
+    classes: how many classes have training images.
+    """
     files = {"wnids.txt": "\n".join(WNIDS).encode() + b"\n", "test/images/test_0.JPEG": jpeg()}
     words = "".join(f"{wnid}\tthing {wnid}, a thing\n" for wnid in sorted([*WNIDS, "n00", "n99"]))
     files["words.txt"] = words.encode()
@@ -48,6 +45,7 @@ def layout(classes: int = 3) -> Files:
 
 
 def write_zip(path: Path, files: Files, base: str = BASE) -> Path:
+    """Write files as a zip, in the folder `base`, and return its path."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.mkdir(base or "empty/")
         for name, content in files.items():

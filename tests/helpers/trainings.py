@@ -1,4 +1,4 @@
-"""Trainings in small, which tests run, stop and compare."""
+"""Small training runs that tests start, stop and compare."""
 
 import multiprocessing
 import os
@@ -48,7 +48,7 @@ def assert_same(one, other):
 
 
 def child(event, count, settings, folders, number):
-    """Train, and send itself a signal at the count-th event."""
+    """Train in this process, which sends itself the signal `number` at the count-th event."""
     torch.set_num_threads(1)
     left = [count]
 
@@ -66,7 +66,7 @@ def child(event, count, settings, folders, number):
         TrainingStep.__call__ = counted(TrainingStep.__call__)
     elif event == "before write":
         torch.save = counted(torch.save)
-    elif event == "inside write":  # the temporary file is complete, the rename has not happened
+    elif event == "inside write":  # the temporary file is complete but not yet renamed
         os.fsync = counted(os.fsync)
     elif event == "after write":
         Path.replace = counted(Path.replace, after=True)
@@ -76,7 +76,7 @@ def child(event, count, settings, folders, number):
         os._exit(7)
 
 
-# Children are forked from a process that has imported torch and computed nothing: threads do not survive a fork.
+# Children are forked from a process that has imported torch but computed nothing: threads do not survive a fork.
 SERVER = multiprocessing.get_context("forkserver")
 
 

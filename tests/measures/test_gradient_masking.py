@@ -1,4 +1,4 @@
-"""Networks that hide their gradients are found out, in each way that they can, and flagged; honest ones are not."""
+"""Networks that hide their gradients, in each of several ways, are detected and flagged; other networks are not."""
 
 import math
 from pathlib import Path
@@ -38,7 +38,7 @@ def verdicts(rows):
 
 
 class Hidden(nn.Module):
-    """A network behind something that stops gradients: a staircase before it, or a scale after it."""
+    """A network whose gradients are hidden by a staircase before it or by a scale after it."""
 
     def __init__(self, model, levels=None, scale=1.0):
         super().__init__()
@@ -49,13 +49,13 @@ class Hidden(nn.Module):
         return self.scale * self.model(x if self.levels is None else (x * self.levels).round() / self.levels)
 
 
-def test_an_honest_network_passes(run):
+def test_a_network_that_hides_nothing_passes(run):
     rows = masking_checks(attacked(run.model, run))
     assert verdicts(rows) == dict.fromkeys([check for check in LIMITS if check != "other_loss"], True)
     assert {row["n"] for row in rows} == {40}
 
 
-def test_a_network_that_rounds_its_input_is_found_out(run):
+def test_a_network_that_rounds_its_input_is_detected(run):
     failed = {
         check
         for check, passed in verdicts(masking_checks(attacked(Hidden(run.model, levels=2).eval(), run))).items()
@@ -64,7 +64,7 @@ def test_a_network_that_rounds_its_input_is_found_out(run):
     assert failed >= {"zero_gradient", "large_eps"}
 
 
-def test_a_network_whose_loss_saturates_is_found_out(run):
+def test_a_network_whose_loss_saturates_is_detected(run):
     model = Hidden(run.model, scale=1e4).eval()
     one = attacked(model, run)
     assert not verdicts(masking_checks(one))["zero_gradient"]
@@ -85,23 +85,23 @@ def test_a_network_whose_loss_saturates_is_found_out(run):
 
 
 class Ditch(nn.Module):
-    """Right everywhere but in a ditch that one step of the whole radius leaps over, and that small steps find."""
+    """Correct everywhere except in a ditch, which a step of the whole radius skips and small steps find."""
 
     def __init__(self, low, high):
         super().__init__()
         self.low, self.high = low, high
         self.normalise = nn.Identity()
         self.normalise.std = torch.ones(1, 1, 1)
-        self.unused = nn.Parameter(torch.zeros(1))  # says on which device the network is
+        self.unused = nn.Parameter(torch.zeros(1))  # shows on which device the network is
 
     def forward(self, x: Tensor) -> Tensor:
-        way = (x - 0.5).flatten(1).mean(1)  # all pixels move together
-        inside = torch.minimum(way - self.low, self.high - way)  # > 0 in the ditch
-        margin = 0.02 - 1e-3 * way - torch.clamp(20 * inside, min=0)
+        shift = (x - 0.5).flatten(1).mean(1)  # all pixels move together
+        inside = torch.minimum(shift - self.low, self.high - shift)  # > 0 in the ditch
+        margin = 0.02 - 1e-3 * shift - torch.clamp(20 * inside, min=0)
         return torch.stack([margin, -margin, -margin - 1], 1)
 
 
-def test_one_step_that_leaps_over_what_small_steps_find(run):
+def test_a_network_that_only_small_steps_fool_is_detected(run):
     images, labels = torch.full((8, 1, 2, 2), 128, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64)
     model = Ditch(low=0.03, high=0.06)
     one = AttackedNetwork(model, images, labels, torch.ones(8, dtype=torch.bool), SPEC | {"strength": 32.0}, 8)
@@ -113,7 +113,7 @@ def test_one_step_that_leaps_over_what_small_steps_find(run):
     )
 
 
-ACCURACY = {  # by eps, steps, restarts: a network that hides nothing
+ACCURACY = {  # of a network that hides nothing, by (eps, steps, restarts)
     (32.0, 1, 1): 60.0,
     (32.0, 10, 1): 50.0,
     (32.0, 50, 1): 49.0,
@@ -140,7 +140,7 @@ def looked_up(found, eps, *, steps, restarts=1, space=None):
         ("fgsm_collapse", (16.0, 50, 1), 60.0, 59.9),
     ],
 )
-def test_each_check_fails_beyond_its_limit_alone(check, place, last, first, run, monkeypatch):
+def test_each_check_fails_only_beyond_its_limit(check, place, last, first, run, monkeypatch):
     for value, passes in ((last, True), (first, False)):
         found = ACCURACY | {place: value}
         monkeypatch.setattr(
@@ -155,15 +155,15 @@ def test_each_check_fails_beyond_its_limit_alone(check, place, last, first, run,
         assert row["limit"] == LIMITS[check]
 
 
-def test_growing_radii_are_in_pixel_space_whatever_the_run_s(run):
+def test_increasing_radii_are_in_pixel_space_whatever_the_space_of_the_run(run):
     one = attacked(run.model, run, space="normalised")
     pixel = attacked(run.model, run)
     assert one.accuracy(64.0, steps=10, space="pixel") == pixel.accuracy(64.0, steps=10)
     assert one.accuracy(64.0, steps=10) > pixel.accuracy(64.0, steps=10)
 
 
-def test_accuracy_is_the_evaluation_s(run):
-    """PGD with the evaluation's settings counts what the evaluation counts, on all images."""
+def test_accuracy_equals_that_of_the_evaluation_attack(run):
+    """PGD with the settings of the evaluation attack counts the same images, out of all images."""
     images, labels = run.data.test_images, run.data.test_labels
     spec = {"eps": 32.0, "step": 8.0, "steps": 10, "restarts": 2, "start": "random", "space": "pixel", "seed": 0}
     known = evaluation.evaluate(run.model, images, labels, spec, batch=16)
@@ -193,7 +193,7 @@ def flagged(folder):
     return runs
 
 
-def test_tables_count_what_failed(tmp_path):
+def test_tables_count_failed_checks(tmp_path):
     runs = flagged(tmp_path)
     for name, ar, means in (("table3", "ar", {8: 0.0, 16: 0.5, 32: 0.0}), ("b2", "ar_high", {16: 0.5})):
         study_tables.record(name, runs, compare=[8, 16], folder=tmp_path, study="made")
@@ -206,7 +206,7 @@ def test_tables_count_what_failed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fig1", "fig3", "fig4", "fig5", "fig8", "fig12", "spread"])
-def test_figures_name_what_failed_below_everything_else(name, tmp_path):
+def test_figures_name_failed_networks_below_everything_else(name, tmp_path):
     def warnings(figure):
         return [text for text in figure.texts if text.get_text().startswith("Adversarial accuracies say little")]
 
@@ -226,7 +226,7 @@ def test_figures_name_what_failed_below_everything_else(name, tmp_path):
 
 
 class Overflow(nn.Module):
-    """A network whose output, or whose gradient alone, is not finite where the image is bright."""
+    """A network whose output, or only whose gradient, is not finite."""
 
     def __init__(self, model, *, gradient: bool):
         super().__init__()
@@ -239,7 +239,7 @@ class Overflow(nn.Module):
 
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("measure", ["pgd", "apgd", "lossvar", "masking"])
-def test_what_is_not_finite_stops_an_attack_instead_of_counting_as_misclassified(measure, gradient, run):
+def test_values_that_are_not_finite_stop_an_attack_and_do_not_count_as_misclassified(measure, gradient, run):
     model = Overflow(run.model, gradient=gradient).eval()
     one = AttackedNetwork(
         model, run.data.test_images, attack_labels(run.model, run.data.test_images), torch.ones(40) > 0, SPEC, 16
@@ -252,13 +252,13 @@ def test_what_is_not_finite_stops_an_attack_instead_of_counting_as_misclassified
         "lossvar": lambda: loss_variation.measure(*whole, batch=16),
         "masking": lambda: masking_checks(one),
     }
-    # The checks are told who is correct, and so look at a gradient first.
-    said = (
+    # masking_checks gets the correct images as an argument, so it computes a gradient first.
+    message = (
         r"gradient is not finite"
         if gradient or measure in ("lossvar", "masking")
         else r"outputs are not finite on \d+ of"
     )
-    with pytest.raises(ValueError, match=f"{said}.*train it again"):
+    with pytest.raises(ValueError, match=f"{message}.*train it again"):
         measures[measure]()
 
 

@@ -1,4 +1,4 @@
-"""Loss variation against an attack that is written out here, example by example."""
+"""Compare the loss variation with an attack that is written out here, example by example."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ def examples() -> tuple[Tensor, Tensor]:
 
 
 def losses(model: nn.Module, image: Tensor, label: Tensor, number: int, spec: dict[str, Any]) -> list[float]:
-    """The loss at x, at the start and at every iterate."""
+    """Return the loss at x, at the start and at every iterate."""
     unit = torch.full((2, 1, 1), 255.0)
     if spec["space"] == "normalised":
         unit = unit / model.normalise.std
@@ -73,13 +73,15 @@ def test_an_iterate_in_the_middle_can_be_the_highest(
     model, spec = net(shape=(2, 8, 8)), SPEC | {"steps": 5, "step": 64.0, "eps": 64.0}
     every = [losses(model, *pair, number, spec) for number, pair in enumerate(zip(*examples, strict=True))]
     places = {row.index(max(row)) for row in every}
-    assert places & {2, 3, 4, 5}, "the comparison above never needs an iterate that is not the last"
+    assert places & {2, 3, 4, 5}, (
+        "no maximum is at an iterate before the last, so the comparison above does not test for one"
+    )
     last = torch.tensor([row[-1] for row in every])
     assert (loss_variation.measure(model, *examples, spec, batch=13)["loss_adv"] > last + 1e-3).any()
 
 
 class Tent(nn.Module):
-    """The loss of label 0 is highest at the grey level 128/255 and falls on all sides."""
+    """A network whose loss for label 0 is highest at the grey level 128/255 and falls on all sides."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +94,7 @@ class Tent(nn.Module):
         return torch.stack([self.weight * distance, torch.zeros_like(distance)], 1)
 
 
-def test_x_itself_counts_where_every_iterate_has_a_lower_loss() -> None:
+def test_x_itself_counts_if_every_iterate_has_a_lower_loss() -> None:
     images, labels = torch.full((5, 1, 2, 2), 128, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64)
     spec = SPEC | {"step": 4.0}
     found = loss_variation.measure(Tent(), images, labels, spec, batch=5)
@@ -103,12 +105,12 @@ def test_x_itself_counts_where_every_iterate_has_a_lower_loss() -> None:
     assert (functional.cross_entropy(start, labels, reduction="none") < found["loss_clean"]).all()
 
 
-def test_eps_0_varies_nothing(net: Callable[..., nn.Module], examples: tuple[Tensor, Tensor]) -> None:
+def test_the_variation_is_0_for_eps_0(net: Callable[..., nn.Module], examples: tuple[Tensor, Tensor]) -> None:
     found = loss_variation.measure(net(shape=(2, 8, 8)), *examples, SPEC | {"eps": 0.0, "step": 0.0}, batch=4)
     assert found["variation"].tolist() == [0.0] * 13
 
 
-def test_the_model_is_left_as_found(net: Callable[..., nn.Module], examples: tuple[Tensor, Tensor]) -> None:
+def test_the_model_is_left_unchanged(net: Callable[..., nn.Module], examples: tuple[Tensor, Tensor]) -> None:
     model = net(shape=(2, 8, 8)).train()
     loss_variation.measure(model, *examples, SPEC, batch=4)
     assert all(module.training for module in model.modules())
@@ -139,4 +141,4 @@ def test_known_losses_are_not_computed_again(net: Callable[..., nn.Module], exam
     passes = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
     loss_variation.measure(model, *examples, SPEC, batch=len(examples[1]), losses=known)
-    assert len(passes) == SPEC["steps"] + 1  # each iterate's, none of the images themselves
+    assert len(passes) == SPEC["steps"] + 1  # one for each iterate and none for the images themselves

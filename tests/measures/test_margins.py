@@ -1,4 +1,4 @@
-"""Margins, probabilities and losses against loops over examples and classes."""
+"""Compare margins, probabilities and losses with loops over examples and classes."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from robreg.measures.margins import margins, measure, read_clean, record
 from robreg.tables import parquet
 
 
-def test_the_margin_is_the_label_minus_the_best_other() -> None:
+def test_the_margin_is_the_logit_of_the_label_minus_the_best_other() -> None:
     logits = torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.0], [1.0, 5.0, 3.0], [-1.0, -4.0, -2.0]])
     assert margins(logits, torch.tensor([1, 2, 0, 0])).tolist() == [2.0, -2.0, -4.0, 1.0]
 
@@ -22,7 +22,7 @@ def test_the_margin_of_a_tie_is_exactly_0() -> None:
     assert margins(logits, torch.tensor([0, 1, 2, 1])).tolist() == [0.0, 0.0, -1.0, 0.0]
 
 
-def test_the_margin_is_a_loop_over_the_other_classes() -> None:
+def test_the_margin_equals_a_loop_over_the_other_classes() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, y = torch.randn(50, 7, generator=generator), torch.randint(7, (50,), generator=generator)
     expected = [
@@ -35,7 +35,7 @@ def test_the_margin_is_a_loop_over_the_other_classes() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 7, 20, 64])
-def test_measure_is_a_loop_over_examples(net: Callable[..., nn.Module], batch: int) -> None:
+def test_measure_equals_a_loop_over_examples(net: Callable[..., nn.Module], batch: int) -> None:
     model = net(shape=(2, 8, 8))
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (20, 2, 8, 8), generator=generator, dtype=torch.uint8)
@@ -59,7 +59,7 @@ def test_measure_is_a_loop_over_examples(net: Callable[..., nn.Module], batch: i
 
 
 class Giant(nn.Module):
-    """Logits so large that exp overflows."""
+    """A network whose logits are so large that exp overflows."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A run's numbers from tables that are worked out by hand."""
+"""Compute the metrics of a run from tables whose results are worked out by hand."""
 
 import math
 from pathlib import Path
@@ -49,7 +49,9 @@ def test_the_order_of_rows_does_not_matter() -> None:
 
 
 def test_losses_are_averaged_in_double_precision() -> None:
-    above = float(np.nextafter(np.float32(1), np.float32(2)))  # the mean of 1 and this is no number of single precision
+    above = float(
+        np.nextafter(np.float32(1), np.float32(2))
+    )  # the mean of 1 and this number does not exist in single precision
     frame = pd.DataFrame({"split": ["train", "train", "test"], "label": 0, "prediction": 0, "loss": [1.0, above, 1.0]})
     found = metrics.compute_metrics(frame.astype({"loss": "float32"}), ATTACKS, svstd(1.0))
     assert found["train_loss"] == (1 + above) / 2
@@ -71,7 +73,7 @@ def test_spectral_complexity_is_the_product_of_the_spectral_norms() -> None:
 
 
 @pytest.mark.parametrize("norm", [1e10, 1e-10])
-def test_a_product_beyond_a_float_is_none_and_its_log_is_there(norm: float) -> None:
+def test_a_product_outside_the_range_of_a_float_is_none_but_has_a_logarithm(norm: float) -> None:
     found = metrics.compute_metrics(MARGINS, ATTACKS, svstd(*[norm] * 40))
     assert found["spectral_complexity"] is None
     assert found["log10_spectral_complexity"] == pytest.approx(400 * math.copysign(1, math.log(norm)))

@@ -1,4 +1,4 @@
-"""The spread of perturbations against a plain loop over examples, and against layers whose ratios are known."""
+"""Compare the spread of perturbations with a loop over examples and with layers whose ratios are known."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +33,7 @@ def plain(*network: nn.Module) -> Classifier:
 
 
 def moved(model: Classifier, image: Tensor, label: Tensor, number: int, spec: dict[str, Any]) -> dict[str, Tensor]:
-    """Both perturbations of one example, the ball's radius written out."""
+    """Return both perturbations of one example, with the radius of the ball written out."""
     unit = 255 if spec["space"] == "pixel" else 255 / model.normalise.std
     eps, step = spec["eps"] / unit, spec["step"] / unit
     noise = uniform_noise(torch.tensor([number]), tuple(image.shape), seed=spec["seed"])
@@ -44,7 +44,7 @@ def moved(model: Classifier, image: Tensor, label: Tensor, number: int, spec: di
 
 @torch.no_grad()
 def passing(model: Classifier, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The input and output of a layer in a forward pass of its own."""
+    """Return the input and output of a layer in a separate forward pass."""
     kept = []
     hook = model.get_submodule(name).register_forward_hook(lambda _, args, out: kept.extend([args[0], out]))
     model(x)
@@ -60,7 +60,7 @@ def logit_margin(model: Classifier, x: Tensor, label: Tensor) -> float:
 
 @pytest.mark.parametrize("batch", [1, 4, 100])
 @pytest.mark.parametrize("spec", [SPEC, SPEC | {"space": "normalised", "eps": 32.0}])
-def test_every_ratio_is_a_plain_loops(
+def test_every_ratio_equals_that_of_a_plain_loop(
     net: Callable[..., Classifier], examples: tuple[Tensor, Tensor], spec: dict[str, Any], batch: int
 ) -> None:
     model = net(shape=(2, 8, 8))
@@ -106,13 +106,15 @@ def test_ratios_lie_between_the_zero_padded_operators_singular_values(examples: 
         assert float(ratios["network.0"].std(correction=0)) > 0
 
 
-def test_a_convolution_with_one_singular_value_zero_shows_it(examples: tuple[Tensor, Tensor]) -> None:
+def test_a_convolution_with_a_zero_singular_value_has_smaller_ratios(examples: tuple[Tensor, Tensor]) -> None:
     model = plain(nn.Conv2d(2, 1, 1), nn.Flatten(), nn.Linear(64, 10))
     with torch.no_grad():
         model.network[0].weight.copy_(torch.tensor([3.0, 4.0]).view(1, 2, 1, 1))  # singular values 5 and 0
     ratios = perturbation_spread.measure(model, *examples, SPEC, batch=5)["random"]["network.0"]
     assert float(ratios.max()) <= 5
-    assert float(ratios.square().mean()) == pytest.approx(25 / 2, rel=0.1)  # of independent noise: their mean square
+    assert float(ratios.square().mean()) == pytest.approx(
+        25 / 2, rel=0.1
+    )  # for independent noise: the mean square of the singular values
 
 
 def test_examples_whose_perturbation_does_not_reach_a_layer_are_left_out(examples: tuple[Tensor, Tensor]) -> None:
@@ -134,7 +136,7 @@ def test_pgd_moves_the_margin_more_than_noise(net: Callable[..., Classifier], ex
     assert float(found["pgd"]["margin"].mean()) > 3 * float(found["random"]["margin"].mean())
 
 
-def test_batch_statistics_and_training_mode_are_left_alone(examples: tuple[Tensor, Tensor]) -> None:
+def test_batch_statistics_and_training_mode_are_left_unchanged(examples: tuple[Tensor, Tensor]) -> None:
     model = plain(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 10)).train()
     perturbation_spread.measure(model, *examples, SPEC, batch=4)
     assert model.training

@@ -1,4 +1,4 @@
-"""Theorem 3.1's quantities against analytic cases; Lemma 3.1 against regions found without it, and what must fail."""
+"""Compare Theorem 3.1's quantities with analytic cases and Lemma 3.1 with regions found in another way."""
 
 import math
 import sys
@@ -25,7 +25,7 @@ SPEC |= {"pairs": 2, "pieces": 20000, "seed": 0}
 
 
 def plain(*weights: list[list[float]] | Tensor) -> Classifier:
-    """A ReLU net without biases, eq. (2), on images of one row; pixels are not normalised."""
+    """Return a ReLU net without biases, eq. (2), for images of one row, without normalisation."""
     stack: list[nn.Module] = [nn.Flatten()]
     for weight in weights:
         matrix = torch.as_tensor(weight, dtype=torch.float32)
@@ -54,7 +54,7 @@ def test_ramp_loss_is_the_papers_piecewise_one() -> None:
     assert theorem.ramp(r, 2.0).tolist() == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1, 1])
 
 
-def test_ramp_risk_is_the_mean_over_minus_the_margins() -> None:
+def test_ramp_risk_is_the_mean_ramp_loss_of_the_negative_margins() -> None:
     logits = torch.tensor([[3.0, 0.0, 1.0], [1.0, 1.5, 0.0], [0.0, 0.0, 5.0]])
     margins = margins_(logits, torch.tensor([0, 1, 0]))
     assert margins.tolist() == [2.0, 0.5, -5.0]
@@ -70,7 +70,7 @@ def test_second_term_is_the_printed_formula() -> None:
     assert theorem.log10_second_term(constants, 1000) == pytest.approx(math.log10(printed), abs=1e-12)
 
 
-def test_second_term_is_finite_where_the_covering_number_is_not() -> None:
+def test_second_term_is_finite_even_if_the_covering_number_overflows() -> None:
     constants = {"c_x": 1.0, "k": 3072.0, "eps": 8 / 255, "eta": 0.05}
     assert theorem.log10_second_term(constants, 50000) == pytest.approx(1536 * math.log10(255 / 8) - 2.278, abs=1e-3)
 
@@ -113,7 +113,7 @@ def test_a_net_that_does_not_end_in_a_linear_layer_has_no_w_min() -> None:
     assert found["first_term_lower"] is None
 
 
-def test_distance_is_that_of_a_linear_classifier() -> None:
+def test_distance_is_exact_for_a_linear_classifier() -> None:
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(4, 30, generator=generator)
     images = torch.randint(100, 156, (25, 1, 5, 6), generator=generator, dtype=torch.uint8)
@@ -122,7 +122,7 @@ def test_distance_is_that_of_a_linear_classifier() -> None:
     model = plain(weight)
     logits = x @ weight.double().T
     labels = logits.argmax(1)
-    labels[:5] = (labels[:5] + 1) % 4  # wrong ones are not counted
+    labels[:5] = (labels[:5] + 1) % 4  # misclassified images are not counted
     gaps = logits.max(1).values[:, None] - logits
     apart = (weight[:, None] - weight).double().norm(dim=2)
     distance = gaps / apart[logits.argmax(1)]  # 0 / 0 for the class itself
@@ -130,17 +130,17 @@ def test_distance_is_that_of_a_linear_classifier() -> None:
     found, n = theorem.smallest_distance(model, images, labels, steps=100)
     assert n == 20
     assert found is not None
-    # Never below, but for the rounding of two logits, which the network computes in float32.
+    # Never below the exact distance, except for the rounding of two logits, which the network computes in float32.
     rounding = (model(x.float().view(25, 1, 5, 6)).double() - logits).abs().max()
     assert exact <= found + 2 * rounding / apart[apart > 0].min()
     assert found == pytest.approx(float(exact), rel=0.01)
 
 
-def test_no_adversarial_example_is_null_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    model = plain([[1.0, 1.0], [0.0, 0.0]])  # class 0 everywhere but at the origin
+def test_a_missing_adversarial_example_gives_none_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    model = plain([[1.0, 1.0], [0.0, 0.0]])  # class 0 everywhere except at the origin
     images = torch.full((3, 1, 1, 2), 200, dtype=torch.uint8)
     assert theorem.smallest_distance(model, images, torch.ones(3, dtype=torch.int64), steps=5) == (None, 0)
-    assert "none is correct and has an adversarial one" in caplog.text
+    assert "none of 3 training images is correct and has an adversarial example" in caplog.text
 
 
 def test_without_foolbox_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,11 +151,11 @@ def test_without_foolbox_the_error_names_the_extra(monkeypatch: pytest.MonkeyPat
         theorem.smallest_distance(plain([[1.0, 1.0], [0.0, 0.0]]), images, torch.tensor([0]), steps=5)
 
 
-# The bound as a bound, on plain ReLU nets
+# The bound on plain ReLU nets
 
 
 def trained(run: Any) -> tuple[Classifier, Tensor, Tensor]:
-    """A small plain ReLU net, every layer narrower than the one before, that has learnt the run's digits."""
+    """Train a small plain ReLU net, with every layer narrower than the one before, on the run's digits."""
     torch.manual_seed(0)
     model = plain(*(torch.randn(n, m) * (2 / m) ** 0.5 for m, n in ((64, 24), (24, 16), (16, 10))))
     x, y = run.data.train_images / 255, run.data.train_labels
@@ -177,7 +177,7 @@ def test_u_min_is_below_every_margin_of_a_trained_plain_net(run: Any) -> None:
     assert 0 < 10 ** found["log10_u_min_upper"] < float(margins.min())
 
 
-def test_u_min_is_the_margin_where_all_units_are_on_and_the_layer_stretches_evenly() -> None:
+def test_u_min_is_the_margin_if_all_units_are_on_and_the_layer_stretches_evenly() -> None:
     model = plain([[0.0, 2.0], [2.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]])
     x = torch.tensor([[[[0.6, 0.4]]]])
     distance = 0.2 / math.sqrt(2)  # to the diagonal
@@ -185,7 +185,7 @@ def test_u_min_is_the_margin_where_all_units_are_on_and_the_layer_stretches_even
     assert margins_(model(x), torch.tensor([1])).item() == pytest.approx(10 ** found["log10_u_min_upper"])
 
 
-def test_u_min_is_not_a_bound_where_a_unit_that_matters_is_off() -> None:
+def test_u_min_is_not_a_bound_if_a_unit_that_matters_is_off() -> None:
     model = plain(torch.diag(torch.tensor([1.0, 1.0, -1.0])), [[1.0, -1.0, 1.0], [0.0, 0.0, 0.0]])
     images, label = torch.tensor([230, 102, 255], dtype=torch.uint8).view(1, 1, 1, 3), torch.tensor([0])
     own = margins_(model(images / 255), label).item()
@@ -199,7 +199,7 @@ def test_u_min_is_not_a_bound_where_a_unit_that_matters_is_off() -> None:
 
 
 class Mixed(nn.Module):
-    """Calls ReLU in every way there is, has batch normalisation, and adds in place."""
+    """A network that calls ReLU in every possible way, has batch normalisation, and adds in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,19 +230,19 @@ def segment(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def residual(model: nn.Module, x: Tensor, target: Tensor, pieces: lemma.Pieces) -> float:
-    """How far the identity is from true, relative."""
+    """Return the relative error of the identity."""
     before, after = model(torch.stack([x, x + pieces.share * (target - x)])).detach()
     return float((after - before - pieces.difference()).norm() / (after - before).norm())
 
 
 def by_reverse_mode(model: nn.Module, x: Tensor, direction: Tensor, t: Tensor) -> Tensor:
-    """The Jacobian times direction at the points t, in another mode of differentiation than the one under test."""
+    """Return the Jacobian times direction at the points t, in reverse mode; the tested code uses forward mode."""
     jacobian = torch.func.vmap(torch.func.jacrev(lambda point: model(point[None])[0]))
     points = x + t[:, None, None, None] * direction
     return jacobian(points).flatten(2) @ direction.flatten()
 
 
-def test_edges_of_one_hidden_layer_are_where_its_units_cross_0() -> None:
+def test_edges_of_one_hidden_layer_are_at_the_zeros_of_its_units() -> None:
     weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(2))
     model = plain(weight, torch.eye(3, 40)).double()
     x, target = segment()
@@ -255,7 +255,7 @@ def test_edges_of_one_hidden_layer_are_where_its_units_cross_0() -> None:
 
 
 class Between(nn.Module):
-    """Two linear layers and a function between them."""
+    """Two linear layers with a function between them."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ class Between(nn.Module):
     [nn.ReLU(), nn.ReLU(inplace=True), functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_],
     ids=str,
 )
-def test_relu_is_seen_however_it_is_called(function: Callable[[Tensor], Tensor]) -> None:
+def test_relu_is_detected_however_it_is_called(function: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     model = Between(function).double().eval()
     plainly = Between(lambda z: functional.relu(input=z)).double().eval()
@@ -334,7 +334,7 @@ def test_the_identity_fails_for_a_wrong_edge_a_merged_piece_and_a_missing_relu(
     assert residual(model, x, target, blind) > 1e-6
 
 
-def test_the_printed_equality_holds_only_where_all_pieces_are_parallel() -> None:
+def test_the_printed_equality_holds_only_if_all_pieces_are_parallel() -> None:
     even = plain([[1.0, 1.0], [-1.0, -1.0]], [[1.0, -1.0], [0.0, 0.0]]).double()
     ends = torch.tensor([[[[0.0, 0.0]]], [[[1.0, 0.5]]]], dtype=torch.float64)
     found = lemma.verify(even, ends[0], ends[1], pieces=10)
@@ -342,12 +342,12 @@ def test_the_printed_equality_holds_only_where_all_pieces_are_parallel() -> None
     assert found["slack"] == pytest.approx(0, abs=1e-12)
     bent = plain([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]).double()
     found = lemma.verify(bent, torch.tensor([[[-1.0, 1.0]]]), torch.tensor([[[2.0, -2.0]]]), pieces=10)
-    assert found is not None  # from (0, 1) by (0, 0) to (2, 0)
+    assert found is not None  # from (0, 1) through (0, 0) to (2, 0)
     assert found["count"] == 2
     assert found["slack"] == pytest.approx(3 / math.sqrt(5) - 1)
 
 
-def test_where_a_segment_has_too_many_pieces_its_end_comes_nearer(
+def test_a_segment_with_too_many_pieces_is_shortened(
     net: Callable[..., Classifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = net(dtype=torch.float64)
@@ -359,12 +359,12 @@ def test_where_a_segment_has_too_many_pieces_its_end_comes_nearer(
     assert found.share in {1 / 2**k for k in range(1, 11)}
     assert found.count <= whole.count // 2
     assert residual(model, x, target, found) < 1e-10
-    monkeypatch.setattr(lemma, "_FIRST", 0.5)
+    monkeypatch.setattr(lemma, "_FIRST_SHARE", 0.5)
     shorter = lemma.trace(model, x, target, pieces=whole.count // 4)
     assert shorter is not None
     assert shorter.share < 0.5
     assert residual(model, x, target, shorter) < 1e-10
-    monkeypatch.setattr(lemma, "_LEAST", 0.6)
+    monkeypatch.setattr(lemma, "_SMALLEST_SHARE", 0.6)
     assert lemma.trace(model, x, target, pieces=whole.count // 4) is None
 
 
@@ -401,7 +401,7 @@ def record(run: Any, tables: Path, out: Path, **spec: Any) -> dict[str, Any]:
     return row
 
 
-def test_record_writes_one_row_that_says_whose_it_is(
+def test_record_writes_one_row_that_identifies_its_run(
     run: Any, tables: Path, tmp_path: Path, identity: Mapping[str, Any]
 ) -> None:
     row = record(run, tables, tmp_path / "theory.parquet")

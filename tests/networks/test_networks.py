@@ -1,4 +1,4 @@
-"""Networks: the paper's facts, the initialisation, the block against another implementation, checkpoints."""
+"""Tests of the networks: the paper's numbers, initialisation, blocks against another implementation, checkpoints."""
 
 import math
 import pickle
@@ -35,7 +35,9 @@ def make(arch: str, *, classes: int = 10, width: int = 16, shape: tuple[int, ...
         ("resnet8", 10, 7, 74_160, 650),
     ],
 )
-def test_the_papers_counts(arch: str, classes: int, convolutions: int, conv_weights: int, linear: int) -> None:
+def test_the_numbers_of_layers_and_weights_are_the_papers(
+    arch: str, classes: int, convolutions: int, conv_weights: int, linear: int
+) -> None:
     model = make(arch, classes=classes)
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -43,10 +45,12 @@ def test_the_papers_counts(arch: str, classes: int, convolutions: int, conv_weig
     assert sum(conv.weight.numel() for conv in convs) == conv_weights
     assert len(linears) == 1
     assert sum(parameter.numel() for parameter in linears[0].parameters()) == linear
-    assert sum(parameter.numel() for parameter in model.parameters()) == conv_weights + linear  # and nothing else
+    assert (
+        sum(parameter.numel() for parameter in model.parameters()) == conv_weights + linear
+    )  # there are no other parameters
 
 
-def test_no_batch_normalisation_no_dropout_and_no_bias_but_the_last() -> None:
+def test_there_is_no_batch_normalisation_no_dropout_and_only_the_last_layer_has_a_bias() -> None:
     model = make("resnet56")
     found = {type(module) for module in model.modules()}
     assert found == {Classifier, Normalise, FixupResNet, ResidualBlock, nn.Sequential, nn.Conv2d, nn.Linear}
@@ -65,8 +69,8 @@ def test_all_logits_are_exactly_0_at_initialisation(arch: str) -> None:
 
 
 @pytest.mark.parametrize("depth", [2, 7, 9, 55, 57, 0, -4])
-def test_another_depth_than_6n_plus_2_is_refused(depth: int) -> None:
-    with pytest.raises(ValueError, match=f"6n.2.*not {depth}"):
+def test_a_depth_other_than_6n_plus_2_is_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match=f"must be 6n.2 with n >= 1, not {depth}"):
         FixupResNet(depth, 3, 10)
 
 
@@ -87,7 +91,7 @@ def test_the_stages_have_width_2_width_and_4_width_channels(width: int) -> None:
     assert model.linear.in_features == 4 * width
 
 
-def test_the_initialisation_is_fixups() -> None:
+def test_the_initialisation_is_that_of_fixup() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = make("resnet56").network
@@ -103,7 +107,7 @@ def test_the_initialisation_is_fixups() -> None:
     assert not model.linear.bias.any()
 
 
-def test_without_fixups_biases_the_channels_that_a_stage_adds_never_live() -> None:
+def test_without_fixups_biases_the_channels_that_a_stage_adds_stay_zero() -> None:
     torch.manual_seed(0)
     model = make("resnet8", width=4, shape=(3, 8, 8))
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -113,7 +117,7 @@ def test_without_fixups_biases_the_channels_that_a_stage_adds_never_live() -> No
         functional.cross_entropy(model(x), y).backward()
         sgd.step()
     dead = [int((stage[0].conv2.weight.flatten(1) == 0).all(1).sum()) for stage in model.network.stages]
-    assert dead == [0, 4, 12]  # of 4, 8 and 16: a ReLU's gradient at exactly 0 is 0
+    assert dead == [0, 4, 12]  # of 4, 8 and 16 channels, because a ReLU's gradient at exactly 0 is 0
     assert int((model.network.linear.weight == 0).all(0).sum()) == 12
 
 
@@ -124,11 +128,11 @@ def test_the_stem_keeps_pytorchs_initialisation() -> None:
         torch.manual_seed(0)
         expected = nn.Conv2d(3, 64, 3, padding=1, bias=False).weight
     assert torch.equal(stem, expected)
-    assert 0.99 / math.sqrt(27) < stem.abs().max() <= 1 / math.sqrt(27)  # uniform, one over the root of the fan-in
+    assert 0.99 / math.sqrt(27) < stem.abs().max() <= 1 / math.sqrt(27)  # uniform in +-1 / sqrt(fan-in)
 
 
 def reference_block(block: ResidualBlock, x: Tensor, stride: int) -> Tensor:
-    """The Fixup authors' block, without its scalars."""
+    """Compute the Fixup authors' block, without its scalars."""
     out = functional.conv2d(x, block.conv1.weight, stride=stride, padding=1)
     out = functional.conv2d(out.relu(), block.conv2.weight, padding=1)
     identity = nn.AvgPool2d(1, stride=stride)(x)
@@ -139,7 +143,7 @@ def reference_block(block: ResidualBlock, x: Tensor, stride: int) -> Tensor:
 
 @pytest.mark.parametrize(("c_in", "c_out", "stride"), [(4, 4, 1), (4, 8, 2), (3, 4, 1), (4, 4, 2)])
 @pytest.mark.parametrize("size", [(8, 8), (6, 10), (7, 5)])
-def test_a_block_is_the_fixup_authors(c_in: int, c_out: int, stride: int, size: tuple[int, int]) -> None:
+def test_a_block_equals_that_of_the_fixup_authors(c_in: int, c_out: int, stride: int, size: tuple[int, int]) -> None:
     block = ResidualBlock(c_in, c_out, stride).double()
     x = torch.randn(2, c_in, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(block(x), reference_block(block, x, stride))
@@ -149,7 +153,7 @@ def test_a_block_is_the_fixup_authors(c_in: int, c_out: int, stride: int, size: 
     assert not shortcut[:, c_in:].any()
 
 
-def test_the_network_is_its_blocks_in_order(net: Callable[..., Classifier]) -> None:
+def test_the_network_applies_its_blocks_in_order(net: Callable[..., Classifier]) -> None:
     model = net(shape=(3, 16, 16), dtype=torch.float64)
     x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     features = functional.conv2d(model.normalise(x), model.network.stem.weight, padding=1).relu()
@@ -160,7 +164,7 @@ def test_the_network_is_its_blocks_in_order(net: Callable[..., Classifier]) -> N
     torch.testing.assert_close(model(x), model.network.linear(pooled))
 
 
-def test_normalise_is_torchvisions() -> None:
+def test_normalise_equals_torchvisions() -> None:
     mean, std = [0.1, 0.5, 0.7], [0.2, 0.25, 0.3]
     x = torch.rand(2, 3, 5, 4)
     torch.testing.assert_close(Normalise(mean, std)(x), normalize(x, mean, std))
@@ -172,7 +176,7 @@ def test_normalise_refuses_what_it_cannot_divide_by(mean: list[float], std: list
         Normalise(mean, std)
 
 
-def test_training_and_evaluation_mode_are_the_same_function(net: Callable[..., Classifier]) -> None:
+def test_training_and_eval_mode_give_the_same_outputs(net: Callable[..., Classifier]) -> None:
     model, x = net(), torch.rand(3, 1, 8, 8)
     evaluated = model.eval()(x)
     assert torch.equal(model.train()(x), evaluated)
@@ -195,7 +199,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint.pt"
 
 
-def test_a_checkpoint_comes_back_in_eval_mode(content: dict[str, Any], path: Path, net: Callable[..., Any]) -> None:
+def test_a_loaded_checkpoint_is_in_eval_mode_and_complete(
+    content: dict[str, Any], path: Path, net: Callable[..., Any]
+) -> None:
     torch.save(content, path)
     model, meta = load_network(path)
     assert meta == META
@@ -242,7 +248,7 @@ def test_garbage_is_refused_by_name(path: Path, garbage: bytes) -> None:
         {"variant": ["ar8"]},
     ],
 )
-def test_weights_that_do_not_fit_the_meta_data_are_refused_by_the_files_name(
+def test_weights_that_do_not_match_the_metadata_are_refused_by_the_files_name(
     content: dict[str, Any], path: Path, change: dict[str, Any]
 ) -> None:
     content["meta"] |= change
@@ -251,7 +257,7 @@ def test_weights_that_do_not_fit_the_meta_data_are_refused_by_the_files_name(
 
 
 @pytest.mark.parametrize("lost", ["arch", "width", "std", "threads", "data_sha256", "settings_hash", "dataset"])
-def test_meta_data_without_a_key_are_refused(content: dict[str, Any], path: Path, lost: str) -> None:
+def test_metadata_without_a_key_are_refused(content: dict[str, Any], path: Path, lost: str) -> None:
     del content["meta"][lost]
     torch.save(content, path)
     refused(path)
@@ -269,7 +275,7 @@ def test_a_bare_state_dict_is_refused(content: dict[str, Any], path: Path) -> No
 
 
 @pytest.mark.parametrize("lost", ["network.stem.weight", "normalise.mean", "network.linear.bias"])
-def test_a_missing_or_a_foreign_weight_is_refused(content: dict[str, Any], path: Path, lost: str) -> None:
+def test_a_missing_or_an_unknown_weight_is_refused(content: dict[str, Any], path: Path, lost: str) -> None:
     content["model"][lost + "_old"] = content["model"].pop(lost)
     torch.save(content, path)
     refused(path)
@@ -279,7 +285,7 @@ def test_a_missing_or_a_foreign_weight_is_refused(content: dict[str, Any], path:
 def test_weights_of_another_type_are_refused_not_converted(content: dict[str, Any], path: Path, kind: Any) -> None:
     content["model"]["network.stem.weight"] = content["model"]["network.stem.weight"].to(kind)
     torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"checkpoint\.pt .*network\.stem\.weight is of {kind}, and"):
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt .*network\.stem\.weight has type {kind}, but"):
         load_network(path)
 
 
@@ -304,10 +310,10 @@ def test_nothing_in_a_checkpoint_is_executed(content: dict[str, Any], path: Path
     assert not (tmp_path / "pwned").exists()
     if how == "pickle":
         pickle.loads(path.read_bytes())
-        assert (tmp_path / "pwned").exists(), "the payload does nothing: the test says nothing"
+        assert (tmp_path / "pwned").exists(), "the payload does nothing, so the test shows nothing"
 
 
-def test_a_checkpoint_that_is_not_there_is_missed_by_name(path: Path) -> None:
+def test_a_missing_checkpoint_is_named(path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"checkpoint\.pt"):
         load_network(path)
 
@@ -317,7 +323,7 @@ def refused(path: Path) -> None:
         load_network(path)
 
 
-def test_the_wide_bottleneck_is_torchvisions_but_for_its_entrance_and_its_initialisation() -> None:
+def test_the_wide_resnet_is_torchvisions_except_for_its_stem_and_initialisation() -> None:
     with torch.device("meta"):
         ours, theirs = wide_resnet50(3, 200, 64), wide_resnet50_2(num_classes=200)
     shapes = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
@@ -331,7 +337,7 @@ def test_the_wide_bottleneck_is_torchvisions_but_for_its_entrance_and_its_initia
     assert sum(isinstance(module, nn.BatchNorm2d) for module in ours.modules()) == 53
 
 
-def test_the_wide_bottleneck_keeps_the_size_up_to_its_second_stage() -> None:
+def test_the_wide_resnet_keeps_the_image_size_up_to_its_second_stage() -> None:
     model = make("wrn50", classes=5, width=4, shape=(3, 24, 24)).eval()
     sizes = []
     for stage in (model.network.layer1, model.network.layer4):
@@ -340,7 +346,7 @@ def test_the_wide_bottleneck_keeps_the_size_up_to_its_second_stage() -> None:
     assert sizes == [(24, 24), (3, 3)]
 
 
-def test_its_convolutions_are_xavier_uniform() -> None:
+def test_the_wide_resnets_convolutions_are_xavier_uniform() -> None:
     torch.manual_seed(0)
     for module in wide_resnet50(3, 10, 32).modules():
         if isinstance(module, nn.Conv2d):
@@ -350,7 +356,7 @@ def test_its_convolutions_are_xavier_uniform() -> None:
             assert float(module.weight.detach().std()) == pytest.approx(limit / math.sqrt(3), rel=0.1)
 
 
-def test_a_network_of_one_s_own_is_built_by_name_and_comes_back_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_user_defined_network_is_built_by_name_and_loaded_from_its_checkpoint(tmp_path: Path) -> None:
     factory = {"callable": "torchvision.models:squeezenet1_1", "arguments": {"dropout": 0.0}}
     facts = {"width": 1, "shape": [3, 32, 32], "classes": 7, "mean": [0.5] * 3, "std": [0.2] * 3, "factory": factory}
     model = build_network("squeeze", **facts).eval()
@@ -361,7 +367,7 @@ def test_a_network_of_one_s_own_is_built_by_name_and_comes_back_from_its_checkpo
     assert torch.equal(back(x), model(x))
 
 
-def liar(num_classes: int) -> nn.Module:
+def wrongly_annotated(num_classes: int) -> nn.Module:
     return {"classes": num_classes}  # type: ignore[return-value]
 
 
@@ -372,16 +378,26 @@ def liar(num_classes: int) -> nn.Module:
         ("torch.nn:NoSuch", {}, "'torch.nn:NoSuch' cannot be imported"),
         ("torch.nn:Linear", {}, "'torch.nn:Linear' cannot be called .*must take num_classes"),
         ("torchvision.models:vgg11", {"depth": 3}, "'torchvision.models:vgg11' cannot be called .*depth"),
-        ("builtins:dict", {}, "'builtins:dict' does not say that it makes an nn.Module; name a class of nn.Module, or"),
-        (f"{__name__}:liar", {}, f"'{__name__}:liar' returned a dict, not an nn.Module"),
+        (
+            "builtins:dict",
+            {},
+            "'builtins:dict' is not declared to return an nn.Module; name a subclass of nn.Module, or annotate",
+        ),
+        (
+            f"{__name__}:wrongly_annotated",
+            {},
+            f"'{__name__}:wrongly_annotated' returned a dict, not an nn.Module; use a callable that does",
+        ),
     ],
 )
-def test_what_is_no_network_of_one_s_own_is_refused_by_name(path: str, arguments: dict[str, Any], message: str) -> None:
+def test_a_callable_that_gives_no_network_is_refused_by_name(
+    path: str, arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=f"architectures: callable {message}"):
         build_user_network({"callable": path, "arguments": arguments}, 10)
 
 
-def test_a_checkpoint_whose_network_is_not_installed_is_not_called_damaged(tmp_path: Path) -> None:
+def test_a_checkpoint_whose_architecture_is_not_installed_is_not_reported_as_damaged(tmp_path: Path) -> None:
     facts = {"width": 1, "shape": [3, 32, 32], "classes": 7, "mean": [0.5] * 3, "std": [0.2] * 3}
     meta = {"arch": "far", **facts, "factory": {"callable": "no.such:thing", "arguments": {}}}
     torch.save({"model": {}, "meta": meta}, tmp_path / "checkpoint.pt")
@@ -400,11 +416,11 @@ def test_a_checkpoint_whose_network_is_not_installed_is_not_called_damaged(tmp_p
         ("snakemake.shell:shell", {"cmd": "touch CALLED"}),
     ],
 )
-def test_a_checkpoint_cannot_have_anything_called_but_networks(path, arguments, tmp_path, monkeypatch):
+def test_a_checkpoint_cannot_make_anything_but_networks_be_called(path, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     facts = {key: value for key, value in META.items() if key not in ("arch", "factory")}
     meta = {"arch": "evil", **facts, "factory": {"callable": path, "arguments": arguments}}
     torch.save({"model": {}, "meta": meta}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match=r"does not say that it makes an nn\.Module"):
+    with pytest.raises(ValueError, match=r"is not declared to return an nn\.Module"):
         load_network(tmp_path / "checkpoint.pt")
     assert not (tmp_path / "CALLED").exists()

@@ -1,7 +1,7 @@
-"""No connection to another machine: Python imports this when it starts, where PYTHONPATH names its folder.
+"""Refuse connections to other machines. Python imports this module at start if PYTHONPATH contains its folder.
 
-A connection, or the look-up of a name, is noted in the file that CONNECTIONS names, for it may be tried and forgiven
-far from a test's eyes, and raises PermissionError.
+A connection or the look-up of a name raises PermissionError. It is also recorded in the file that CONNECTIONS names,
+because the error may be caught where no test sees it.
 """
 
 import os
@@ -13,10 +13,10 @@ _HERE = ("", "localhost", "::1", "0.0.0.0", "::")
 
 
 def refuse(event, arguments):
-    """Refuse an audited event of module socket unless it stays on this machine."""
+    """Raise PermissionError for an audit event of the socket module that concerns another machine."""
     if event in _CONNECTIONS:
         address = arguments[1]
-        host = address[0] if isinstance(address, tuple) else ""  # a file's name is no host
+        host = address[0] if isinstance(address, tuple) else ""  # the address of a Unix socket is a file name
     elif event in _NAMES:
         host = arguments[0] or ""
     else:

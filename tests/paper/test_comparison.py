@@ -1,4 +1,4 @@
-"""The paper's numbers beside a study's: made runs that have exactly the paper's numbers, or near ones."""
+"""Comparison with the paper: invented runs that have exactly the paper's numbers, or similar ones."""
 
 import re
 from pathlib import Path
@@ -15,14 +15,25 @@ from robreg.runs import config
 from robreg.tables import parquet, schemas
 
 ROOT = Path(__file__).parents[2]
-CONTRACT = ["table", "dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "metric", "paper", "ours_mean"]
-CONTRACT += ["ours_std", "n_seeds", "difference", "status", "note"]
+EXPECTED_COLUMNS = [
+    "table",
+    "dataset",
+    "arch",
+    "train_attack",
+    "space",
+    "spectral_norm",
+    "ar",
+    "metric",
+    "paper",
+    "ours_mean",
+]
+EXPECTED_COLUMNS += ["ours_std", "n_seeds", "difference", "status", "note"]
 NUMBERS = 264
-STDS = {4: 1.0, 16: 0.8}  # of the singular values of every layer but the first; AR: std
+STDS = {4: 1.0, 16: 0.8}  # of the singular values of every layer except the first, by AR
 
 
 def make(root: Path, run: dict[str, Any], *, factor: float = 1.0) -> dict[str, Any]:
-    """A run with the paper's numbers times factor; what the paper does not print is 7."""
+    """Write a run with the paper's numbers times factor; numbers that the paper does not print are 7."""
     paper = reference.read()
     keys = ["arch", "train_attack", "spectral_norm", "ar"]
     same = paper[keys].fillna(0) == [run[key] or 0 for key in keys]
@@ -60,7 +71,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [make(root, run) for run in study("paper")]
 
 
-def test_the_paper_s_study_stands_beside_every_number(paper):
+def test_the_paper_s_study_is_compared_with_every_number(paper):
     frame = compared(paper)
     assert len(frame) == NUMBERS
     assert frame["status"].value_counts().to_dict() == {"compared": NUMBERS - 1, "suspected misprint": 1}
@@ -86,7 +97,7 @@ def test_a_study_without_the_paper_s_networks_lists_every_number_as_not_run(tmp_
     assert frame[["run_dataset", "space", "ours_mean", "ours_std", "n_seeds", "difference"]].isna().all(axis=None)
 
 
-def test_both_spaces_and_data_sets_of_other_names_have_rows_of_their_own(tmp_path):
+def test_both_spaces_and_data_sets_with_other_names_have_separate_rows(tmp_path):
     runs = study("conventions")
     frame = compared([make(tmp_path, run) for run in runs])
     table3 = frame[(frame["table"] == "3") & (frame["arch"] == "resnet56") & (frame["metric"] == "test_acc")]
@@ -100,7 +111,7 @@ def test_both_spaces_and_data_sets_of_other_names_have_rows_of_their_own(tmp_pat
     assert set(frame[frame["spectral_norm"] == 3]["status"]) == {"not run"}
 
 
-def test_seeds_give_mean_and_std_with_ddof_1_and_a_single_one_no_std(tmp_path):
+def test_seeds_give_mean_and_std_with_ddof_1_and_one_seed_gives_no_std(tmp_path):
     first = next(run for run in study("paper") if (run["dataset"], run["variant"]) == ("c10", "ar8"))
     seeds = [
         make(tmp_path, {**first, "seed": seed, "folder": f"s{seed}"}, factor=factor)
@@ -114,7 +125,7 @@ def test_seeds_give_mean_and_std_with_ddof_1_and_a_single_one_no_std(tmp_path):
     assert np.isnan(alone["ours_std"])
 
 
-def test_an_adversarial_accuracy_of_nothing_right_has_no_value(tmp_path):
+def test_an_adversarial_accuracy_of_no_correct_examples_has_no_value(tmp_path):
     run = make(tmp_path, next(run for run in study("paper") if run["variant"] == "ar8"))
     path = Path(run["folder"]) / "metrics.parquet"
     parquet.write(path, "metrics", {**parquet.read(path).to_pydict(), "pgd_acc": [None]}, {})
@@ -123,7 +134,7 @@ def test_an_adversarial_accuracy_of_nothing_right_has_no_value(tmp_path):
     assert row["status"] == "compared"
 
 
-def test_it_says_which_space_comes_nearer_on_the_numbers_that_both_have(tmp_path):
+def test_the_closer_space_is_found_on_the_numbers_that_both_have(tmp_path):
     runs = [run for run in study("paper") if run["dataset"] == "c10"]
     pixel = [make(tmp_path, run, factor=1.3) for run in runs]
     other = [
@@ -136,7 +147,7 @@ def test_it_says_which_space_comes_nearer_on_the_numbers_that_both_have(tmp_path
     assert (found["run_dataset"] == "c10").all()
     assert found.loc[("3", "pixel"), "median_relative_difference"] == pytest.approx(0.3)
     assert found.loc[("3", "normalised"), "median_relative_difference"] == pytest.approx(0.1)
-    assert found.loc["3", "n"].tolist() == [7, 7]  # of AR 8 only
+    assert found.loc["3", "n"].tolist() == [7, 7]  # only those of AR 8
     assert found.loc["3", "nearest"].to_dict() == {"pixel": False, "normalised": True}
     assert "Table 3, c10: normalised space 10 %, pixel space 30 % (of 7 numbers)." in agreement.nearer(frame)
     assert agreement.nearer(compared(pixel)) == ""
@@ -152,7 +163,7 @@ def test_a_suspected_misprint_and_a_zero_do_not_count_in_the_agreement(paper):
 # The paper's numbers.
 
 
-def test_the_project_carries_the_paper_s_numbers_and_marks_the_misprint():
+def test_all_of_the_paper_s_numbers_are_read_and_the_misprint_is_marked():
     frame = reference.read()
     assert len(frame) == NUMBERS
     odd = frame[frame["status"].notna()]
@@ -164,30 +175,28 @@ def test_the_project_carries_the_paper_s_numbers_and_marks_the_misprint():
     assert adversarial["table"].tolist() == ["3", "6"]
 
 
-def test_the_notes_on_rounding_are_on_the_gaps_that_differ_from_their_losses_and_on_no_others():
+def test_exactly_the_gaps_that_differ_from_their_losses_have_a_note_on_rounding():
     frame = reference.read()
     keys = ["table", "dataset", "arch", "train_attack", "spectral_norm", "ar"]
     wide = frame.pivot_table(index=keys, columns="metric", values="paper", dropna=False).reset_index()
 
-    def of(rows):
+    def sorted_keys(rows):
         return sorted(map(tuple, rows[keys].astype(str).to_numpy()))
 
     off = wide[(wide["test_loss"] - wide["train_loss"] - wide["loss_gap"]).abs() > 5e-4]
     noted = frame[frame["note"].str.contains("rounding")]
-    assert sorted(map(tuple, off[keys].astype(str).to_numpy())) == sorted(
-        map(tuple, noted[keys].astype(str).to_numpy())
-    )
+    assert sorted_keys(off) == sorted_keys(noted)
     assert len(noted) == 3
 
 
-def test_a_damaged_file_is_refused_by_name(tmp_path):
+def test_the_error_for_a_damaged_file_names_it(tmp_path):
     lines = reference.FILE.read_text().splitlines(keepends=True)
-    spoilt = {
+    damaged = {
         "columns": [lines[0].replace("value", "number"), *lines[1:]],
-        "missing or stands twice": [*lines, lines[5]],
+        "missing or listed twice": [*lines, lines[5]],
         "which has a note": [line for line in lines if "svstd_increase_sum" not in line],
     }
-    for words, content in spoilt.items():
+    for words, content in damaged.items():
         (tmp_path / "reference.csv").write_text("".join(content))
         with pytest.raises(ValueError, match=rf"reference\.csv: .*{words}"):
             reference.read(tmp_path / "reference.csv")
@@ -196,12 +205,12 @@ def test_a_damaged_file_is_refused_by_name(tmp_path):
 # Files.
 
 
-def test_the_record_has_the_contract_s_columns_and_is_the_same_when_made_again(paper, tmp_path):
+def test_the_record_has_the_expected_columns_and_is_identical_when_made_again(paper, tmp_path):
     for name in ("one", "two"):
         files = {kind: tmp_path / f"{name}.{kind}" for kind in ("parquet", "csv", "svg", "png")}
         comparison_plot.record(paper, study="paper", **files)
     columns = parquet.read(tmp_path / "one.parquet").column_names
-    assert [name for name in columns if name in CONTRACT] == CONTRACT
+    assert [name for name in columns if name in EXPECTED_COLUMNS] == EXPECTED_COLUMNS
     for kind in ("parquet", "csv", "svg", "png"):
         assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()
     text = (tmp_path / "one.svg").read_text()
@@ -209,7 +218,7 @@ def test_the_record_has_the_contract_s_columns_and_is_the_same_when_made_again(p
     assert "suspected misprint" in text
 
 
-def test_a_plot_of_nothing_says_so_in_one_sentence(tmp_path):
+def test_a_plot_without_any_numbers_says_so(tmp_path):
     files = {kind: tmp_path / f"none.{kind}" for kind in ("parquet", "csv", "svg", "png")}
     comparison_plot.record(study("demo"), study="demo", **files)
     assert comparison_plot.NOTHING in files["svg"].read_text()
@@ -218,12 +227,12 @@ def test_a_plot_of_nothing_says_so_in_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("last", "scale"), [(comparison_plot.SPAN - 0.1, "linear"), (comparison_plot.SPAN + 0.1, "log")]
 )
-def test_axes_of_losses_are_logarithmic_where_the_numbers_span_as_much_as_the_caption_says(paper, last, scale):
+def test_axes_of_losses_are_logarithmic_if_the_numbers_span_more_than_the_caption_says(paper, last, scale):
     frame = compared(paper[:3]).query("ours_mean == ours_mean and metric == 'test_loss'").head(2)
     frame = frame.assign(paper=[1.0, last], ours_mean=[1.0, last])
     assert comparison_plot.draw_comparison(frame).axes[0].get_xscale() == scale
     caption = (ROOT / "workflow/report/comparison.rst").read_text()
-    assert f"logarithmic where the numbers span more than a factor of {comparison_plot.SPAN}." in caption
+    assert f"logarithmic if the numbers span more than a factor of {comparison_plot.SPAN}." in caption
 
 
 def test_snakemake_s_report_has_the_claims_and_the_comparison():
@@ -232,6 +241,6 @@ def test_snakemake_s_report_has_the_claims_and_the_comparison():
         assert re.search(rf'report\(\s*"results/studies/{{study}}/{file}"', rules)
 
 
-def test_every_metric_of_the_paper_has_its_panel():
+def test_every_metric_of_the_paper_has_a_panel():
     prefixes = tuple(name for metrics, _, _ in comparison_plot.PANELS.values() for name in metrics)
     assert reference.read()["metric"].str.startswith(prefixes).all()

@@ -1,4 +1,4 @@
-"""The report: right numbers, every claim and its verdict, hostile text made harmless, a page that opens offline."""
+"""Test the report: correct numbers, every claim with its verdict, escaped hostile text, a page that opens offline."""
 
 import re
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ HOSTILE = "<script>alert(1)</script> \"quoted\" & 'more' {{ 7 * 7 }}"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder to work in, with the reports of the studies demo, whose title is hostile, and paper."""
+    """Create a working folder with the reports of the studies demo, whose title is hostile, and paper."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("report"))
         for rule, run, seconds in (("train", "digits/ar8", 125.2), ("sv", "digits/ar8", 5), ("figure", "demo/fig1", 3)):
@@ -87,7 +87,7 @@ def test_hostile_claims_are_escaped(here: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "paper"])
-def test_nothing_is_loaded_from_elsewhere(name: str, folder: Path) -> None:
+def test_page_loads_nothing_from_outside_and_its_links_exist(name: str, folder: Path) -> None:
     path = folder / f"results/studies/{name}/report.html"
     page = text(path)
     assert not re.search(r"https?://|src=\"(?!data:)|@import|url\((?!#)", page)
@@ -106,7 +106,7 @@ def test_figures_and_tables_are_in_the_papers_order(paper: Path) -> None:
     assert found == [*first, *then, "comparison-plot"]
 
 
-def test_what_no_section_names_comes_last() -> None:
+def test_items_without_a_section_come_last() -> None:
     drawn = {name: name for name in ("new", *FIGURES)}
     assert [section["title"] for section in sections(drawn, {})][-1] == "Further results"
     named = {name for _, figures, tables in SECTIONS for name in (*figures, *tables)}
@@ -120,13 +120,14 @@ def test_numbers_come_from_the_tables(demo: Path) -> None:
     assert "15 networks on handwritten digits (8x8), trained" in page
 
 
-def test_settings_are_told_in_words(demo: Path, paper: Path) -> None:
+def test_settings_are_described_in_words(demo: Path, paper: Path) -> None:
     for words in (
-        "PGD, random start, 10 steps of 1/4 of the strength; FGSM, from the clean image, 1 step of 16/255 (none at",
+        "PGD, random start, 10 steps of 1/4 of the strength; FGSM, start at the clean image, 1 step of 16/255 (none at",
         "at most 1 in every layer, projected after every epoch: rounds of clipping and cropping, then a rescaling",
-        "every radius and step is multiplied by the channel&#39;s standard deviation",
+        "in runs named normspace, every radius and step is multiplied by the channel&#39;s standard deviation",
         "PGD, radius 32/255, 10 steps of 8/255, random start",
-        "APGD with cross entropy and with the difference of logits ratio, radius 32/255, 50 steps, 1 restart each",
+        "APGD with cross entropy and with the difference of logits ratio (DLR), radius 32/255, 50 steps, "
+        "1 restart each",
     ):
         assert words in text(demo)
     for words in ("random resized crop", "with batch normalisation: attacks use its running statistics"):
@@ -137,7 +138,7 @@ def test_settings_are_told_in_words(demo: Path, paper: Path) -> None:
 def test_times_come_from_histories_and_benchmarks(demo: Path) -> None:
     page = text(demo)
     assert (
-        "15 networks were trained in 52 s of epochs; all 3 jobs together took 2 min 13 s (4 min 26 s of CPU time)"
+        "The training epochs of the 15 networks took 52 s; all 3 jobs together took 2 min 13 s (4 min 26 s of CPU time)"
         in page
     )
     assert "<td>512 MB</td>" in page
@@ -148,7 +149,7 @@ def test_one_seed_has_no_std(here: Path) -> None:
     write(here / "one.html", described, files, template=study_files.template())
     page = re.sub(r"base64,[^\"]*", "", text(here / "one.html"))
     assert "±" not in page
-    assert "one seed per setting" in page
+    assert "There is only one seed per setting" in page
     assert not re.search(r">\s*(nan|None|inf)\s*<", page)
 
 
@@ -161,16 +162,16 @@ def test_equal_input_gives_equal_bytes(here: Path, demo: Path) -> None:
 # Size
 
 
-def test_a_page_that_is_too_large_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_page_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     described, files = study_files.make("demo", "large")
     monkeypatch.setattr(page_module, "LIMIT", 1000)
-    with pytest.raises(ValueError, match="list fewer figures"):
+    with pytest.raises(ValueError, match="but the limit is 1,000; list fewer figures"):
         write(here / "large.html", described, files, template=study_files.template())
     assert not (here / "large.html").exists()
 
 
 @pytest.mark.parametrize(("large", "budget"), [(100, 10_000), (10_000, 500)], ids=["one", "all together"])
-def test_a_large_svg_gives_way_to_its_png(
+def test_too_large_svg_is_replaced_by_its_png(
     large: int, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, size in (("small", 60), ("wide", 400)):
@@ -214,12 +215,12 @@ def test_claims_are_grouped_and_counted(here: Path) -> None:
     rows = [one for group in groups for claim in group.claims for one in claim.judged]
     assert len(rows) == (frame["verdict"] != NOT_RUN).sum()
     assert (
-        "5 claims of the paper, 5 were tested. Counted in every setting: 7 hold, 7 fail"
+        "5 claims of the paper, 5 were tested. Counting each claim once per setting: 7 hold, 7 fail"
         in claims_section.headline(frame)[0]
     )
 
 
-def test_what_the_paper_does_not_claim_is_counted_apart() -> None:
+def test_claims_beyond_the_paper_are_counted_separately() -> None:
     rows = [
         {"id": name, "claim": name, "source": source, "dataset": "c10", "verdict": verdict}
         for name, source, verdict in (
@@ -229,13 +230,14 @@ def test_what_the_paper_does_not_claim_is_counted_apart() -> None:
         )
     ]
     assert claims_section.headline(pd.DataFrame(rows))[:2] == [
-        "Of 1 claim of the paper, 1 was tested. Counted in every setting: 1 holds, 0 fail, 0 are undecided.",
-        "Beyond the paper (our own claims, and its claims on networks that it does not show): of 2 claims, "
-        "1 was tested. Counted in every setting: 0 hold, 1 fails, 0 are undecided, 1 was not run.",
+        "Of 1 claim of the paper, 1 was tested. Counting each claim once per setting: 1 holds, 0 fail, "
+        "0 are undecided.",
+        "Of 2 claims beyond the paper (our own claims, and the paper's claims on networks that it does not show), "
+        "1 was tested. Counting each claim once per setting: 0 hold, 1 fails, 0 are undecided, 1 was not run.",
     ]
 
 
-def test_an_effect_has_the_decimals_of_its_interval() -> None:
+def test_decimals_of_an_effect_follow_from_the_width_of_its_interval() -> None:
     row = {"id": "svstd", "claim": "c", "source": "s", "dataset": "c10", "statistic": "t", "ci_over": "seeds"}
     row |= {"n_seeds": 2, "verdict": "holds", "effect": -0.12345, "ci_low": -0.1334, "ci_high": -0.1134}
     frame = pd.DataFrame([row, row | {"effect": 41.0, "ci_low": None, "ci_high": None, "verdict": "undecided"}])
@@ -246,12 +248,12 @@ def test_an_effect_has_the_decimals_of_its_interval() -> None:
     assert (second.effect, second.interval, second.n_seeds) == ("41", "", "2")
     row |= {"effect": -0.0001, "ci_low": -0.5, "ci_high": 0.5}
     assert claims_section.grouped(pd.DataFrame([row]))[0].claims[0].judged[0].effect == "0.0"
-    row |= {"effect": -0.0239, "ci_low": -0.0476, "ci_high": -0.00023}  # without 0, and looking like it
+    row |= {"effect": -0.0239, "ci_low": -0.0476, "ci_high": -0.00023}  # excludes 0, also after rounding
     interval = claims_section.grouped(pd.DataFrame([row]))[0].claims[0].judged[0].interval
     assert interval == f"{minus}0.0476 to {minus}0.0002"
 
 
-def test_claims_without_any_run_are_folded(demo: Path) -> None:
+def test_claims_that_were_not_run_are_collapsed(demo: Path) -> None:
     page = text(demo)
     (part,) = re.findall(r"<section id=\"claims-6\"> <h3>ResNet-110</h3>.*?</section>", page)
     assert "<table" not in part
@@ -266,16 +268,21 @@ def test_unknown_verdicts_are_refused() -> None:
 # Cautions
 
 
-def test_failed_trainings_are_named(paper: Path, demo: Path) -> None:
-    assert "c100/ar16-fgsm has collapsed: trained with FGSM, it withstands no PGD (0.5 %)" in text(paper)
+def test_failed_trainings_and_hidden_gradients_are_named(paper: Path, demo: Path) -> None:
+    assert (
+        "c100/ar16-fgsm has collapsed: after training with FGSM, it does not withstand PGD (adversarial accuracy 0.5 %)"
+        in text(paper)
+    )
     assert "collapsed" not in text(demo)
     row = {"dataset": "d", "variant": "ar64", "train_attack": "pgd", "ar": 64, "train_acc": 10.2, "pgd_acc": None}
     row |= {"masked": []}
-    assert cautions([row], {"d": 10}) == ["d/ar64 hardly learnt: 10.2 % of its training images, guessing 10.0 %."]
+    assert cautions([row], {"d": 10}) == [
+        "d/ar64 has hardly learned anything: its training accuracy is 10.2 %, and guessing gives 10.0 %."
+    ]
     assert cautions([row | {"train_acc": 90.0}], {"d": 10}) == []
     (hidden,) = cautions([row | {"train_acc": 90.0, "masked": ["large_eps", "one_step"]}], {"d": 10})
     assert hidden.startswith("d/ar64 hides its gradients")
-    assert "large_eps, one_step failed" in hidden
+    assert hidden.endswith("Failed checks (masking.parquet): large_eps, one_step.")
     assert "c100/ar16-fgsm hides its gradients" in text(paper)
     assert "hides its gradients" not in text(demo)
 
@@ -283,8 +290,8 @@ def test_failed_trainings_are_named(paper: Path, demo: Path) -> None:
 # Deviations and limits
 
 
-def kind_of_run(dataset: str, variant: str, **changes: Any) -> dict[str, Any]:
-    """A run's settings, as deviations and limits have them."""
+def settings_of_run(dataset: str, variant: str, **changes: Any) -> dict[str, Any]:
+    """Return the settings of a run, in the form that deviations and limits expect."""
     resolved = run_settings(study_files.CONFIG, dataset, variant)
     return resolved | {"paper": study_files.CONFIG["datasets"][dataset].get("paper")} | changes
 
@@ -309,11 +316,11 @@ def kind_of_run(dataset: str, variant: str, **changes: Any) -> dict[str, Any]:
         ("tin", "ar8", (), ("Batch normalisation under attack",)),
     ],
 )
-def test_deviations_follow_from_the_kind_of_run(
+def test_deviations_follow_from_the_settings_of_run(
     dataset: str, variant: str, tables: tuple[str, ...], more: tuple[str, ...]
 ) -> None:
-    plain = {one.point for one in deviations([kind_of_run("digits", "ar8")], ())}
-    found = {one.point for one in deviations([kind_of_run(dataset, variant)], tables)}
+    plain = {one.point for one in deviations([settings_of_run("digits", "ar8")], ())}
+    found = {one.point for one in deviations([settings_of_run(dataset, variant)], tables)}
     fixup = {"Channels that a stage adds"}
     assert found - plain == set(more)
     assert plain - fixup <= found
@@ -331,44 +338,44 @@ def test_deviations_follow_from_the_kind_of_run(
         ("b2", "B.2 over the convolutions"),
     ],
 )
-def test_a_table_is_spoken_of_only_where_the_study_lists_it(shown: str, words: str) -> None:
-    def said(tables: tuple[str, ...]) -> str:
-        one = kind_of_run("c10", "ar8")
+def test_texts_mention_a_table_only_if_the_study_lists_it(shown: str, words: str) -> None:
+    def texts(tables: tuple[str, ...]) -> str:
+        one = settings_of_run("c10", "ar8")
         parts = limits([one], {"c10": "CIFAR-10"}, counts=[1], tables=tables)
         return " ".join([*parts, *(found.decision for found in deviations([one], tables))])
 
-    assert words in said((shown,))
-    assert words not in said(())
+    assert words in texts((shown,))
+    assert words not in texts(())
 
 
 def test_limits_follow_from_the_data(demo: Path) -> None:
-    def said(dataset: str, **changes: Any) -> str:
-        one = kind_of_run(dataset, "ar8", **changes)
+    def texts(dataset: str, **changes: Any) -> str:
+        one = settings_of_run(dataset, "ar8", **changes)
         return " ".join(limits([one], {dataset: "These"}, counts=[1], tables=()))
 
-    foreign, other = (
-        "These is not data of the paper",
-        "These stands for the paper's CIFAR-10: the same images from other",
-    )
+    foreign = "The paper does not use These; it uses"
+    other = "These stands for the paper's CIFAR-10: it has the same images, but from other files"
     part = "These is only a part of the paper's CIFAR-10"
-    found = {name: [words in said(name) for words in (foreign, part, other)] for name in ("c10", "c10jpeg", "c10small")}
+    found = {
+        name: [words in texts(name) for words in (foreign, part, other)] for name in ("c10", "c10jpeg", "c10small")
+    }
     assert found == {"c10": [False] * 3, "c10jpeg": [False, False, True], "c10small": [True, False, False]}
-    assert part in said("c10", data=kind_of_run("c10", "ar8")["data"] | {"max_train": 100})
-    assert ("only directions are" in said("c10jpeg"), "only directions are" in said("c10small")) == (False, True)
-    assert "Handwritten digits (8x8) is not data of the paper" in text(demo)
+    assert part in texts("c10", data=settings_of_run("c10", "ar8")["data"] | {"max_train": 100})
+    not_comparable = "only the directions of changes can be"
+    assert (not_comparable in texts("c10jpeg"), not_comparable in texts("c10small")) == (False, True)
+    assert "The paper does not use handwritten digits (8x8)" in text(demo)
 
 
 # Comparison
 
 
-def test_every_number_of_the_paper_stands_in_the_page(paper: Path, demo: Path, here: Path) -> None:
+def test_every_number_of_the_paper_is_in_the_page(paper: Path, demo: Path, here: Path) -> None:
     frame = study_files.comparison(study_files.make("paper", "t")[0]["runs"])
     found = comparison_section.blocks(frame)
     assert sum(block.cells for block in found) == len(frame)
-    assert f"{(frame['status'] != NOT_RUN).sum()} of the {len(frame)} numbers that the paper prints stand" in text(
-        paper
-    )
-    assert "Of these, 6 are marked as odd in the paper itself" in text(paper)
+    compared = (frame["status"] != NOT_RUN).sum()
+    assert f"{compared} of the {len(frame)} numbers that the paper prints are compared with a number" in text(paper)
+    assert "Of these, 6 are marked as doubtful in the paper itself" in text(paper)
     assert frame["note"].notna().sum() == 6
     assert '<span class="paper">0.4372†</span>' in text(paper)
     assert "† repeats CIFAR-10&#39;s sum" in text(paper)
@@ -378,18 +385,18 @@ def test_every_number_of_the_paper_stands_in_the_page(paper: Path, demo: Path, h
     assert f"<summary>{len(frame)} numbers of the paper whose networks are not in this study" in text(demo)
 
 
-def test_only_oddities_beside_a_number_of_ours_are_counted(here: Path) -> None:
+def test_only_doubtful_numbers_that_are_compared_are_counted(here: Path) -> None:
     frame = study_files.comparison(study_files.make("paper", "t")[0]["runs"]).head(3)
     frame = frame.assign(note="odd", ours_mean=[1.0, None, None])
     assert comparison_section.counted(frame) == (
-        "1 of the 3 numbers that the paper prints stands beside one of this study's. "
-        "Of these, 1 is marked as odd in the paper itself: probable misprints, or rounding."
+        "1 of the 3 numbers that the paper prints is compared with a number of this study. "
+        "Of these, 1 is marked as doubtful in the paper itself, probably because of misprints or rounding."
     )
-    said = comparison_section.counted(frame.assign(ours_mean=[1.0, 1.0, None]))
-    assert "Of these, 2 are marked" in said
+    sentences = comparison_section.counted(frame.assign(ours_mean=[1.0, 1.0, None]))
+    assert "Of these, 2 are marked as doubtful" in sentences
 
 
-def test_a_number_beside_two_of_ours_counts_once_and_the_nearer_is_named(here: Path) -> None:
+def test_number_compared_in_two_spaces_counts_once_and_the_nearer_space_is_named(here: Path) -> None:
     described, files = study_files.make("paper", "t")
     frame = study_files.comparison(described["runs"])
     both = pd.concat([frame, frame.assign(space="normalised", ours_mean=frame["paper"], difference=0.0)])
@@ -401,12 +408,12 @@ def test_a_number_beside_two_of_ours_counts_once_and_the_nearer_is_named(here: P
     assert "c10, resnet56, normalised space" in text(here / "both.html")
 
 
-def test_a_pair_shows_ours_the_papers_and_the_difference() -> None:
+def test_pair_shows_our_number_the_papers_and_the_difference() -> None:
     row = {"table": "B.2", "dataset": "c10", "run_dataset": "c10wd", "arch": "resnet56", "train_attack": "pgd"}
     row |= {"space": "pixel", "spectral_norm": None, "ar": 4, "ar_high": 16, "metric": "test_acc", "paper": 80.0}
     row |= {"ours_mean": 81.25, "ours_std": 0.5, "n_seeds": 2, "difference": 1.25, "status": "", "note": None}
     (block,) = comparison_section.blocks(pd.DataFrame([row]))
-    assert block.setting == "c10, resnet56; ours: c10wd"
+    assert block.setting == "c10, resnet56 (in this study: c10wd)"
     assert (block.strengths, block.n_seeds, block.run) == (("4 → 16",), (2,), True)
     assert block.rows[0][1] == (comparison_section.Pair("81.25", "0.50", "80.00", "+1.25", ""),)
 
@@ -422,16 +429,16 @@ def test_table_blocks_follow_settings(here: Path) -> None:
     assert found["digits, resnet8"]["columns"] == ["0", "8", "16", "32"]
     assert {run["ar"] for run in runs} == {0, 8, 16, 32}
     rows = found["digits, resnet8"]["rows"]
-    assert [row["quantity"].label for row in rows][:3] == ["train accuracy", "test accuracy", "error gap"]
+    assert [row["quantity"].label for row in rows][:3] == ["training accuracy", "test accuracy", "error gap"]
     assert found["digits, resnet8, normalised space"]["rows"][0]["cells"][0].std == ""
 
 
-def test_columns_tell_rows_of_one_strength_apart(here: Path) -> None:
+def test_column_names_distinguish_rows_of_the_same_strength(here: Path) -> None:
     summary = parquet.read(Path("results/studies/demo/tables/b2_summary.parquet")).to_pandas()
     assert blocks(summary)[0]["columns"] == ["8 → 32, convolutions", "8 → 32, all"]
 
 
-def test_what_is_equal_everywhere_stands_apart() -> None:
+def test_constants_are_separated_from_a_table() -> None:
     keys = {"dataset": "d", "arch": "a", "train_attack": "pgd", "space": "pixel", "spectral_norm": None, "n_seeds": 1}
     values = {"eta_mean": 0.05, "eta_std": None, "w_min_std": None}
     summary = pd.DataFrame([keys | values | {"ar": ar, "w_min_mean": ar} for ar in (4, 8)])
@@ -452,19 +459,21 @@ def test_cells_and_durations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
-    [(None, "not recorded"), ("0123", "older code"), (provenance.code_hash(), "today's code")],
+    ("recorded", "description"),
+    [(None, "not recorded"), ("0123", "older code"), (provenance.code_hash(), "current code")],
     ids=["none", "old", "new"],
 )
-def test_code_of_the_training(found: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_the_training(
+    recorded: str | None, description: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     run = study_files.make("demo", "t", seeds=(0,))[0]["runs"][1]
     path = Path(run["folder"]) / "history.parquet"
-    meta = study_files.META | ({"code_hash": found, "torch": "2.14.0", "device": "cpu"} if found else {})
+    meta = study_files.META | ({"code_hash": recorded, "torch": "2.14.0", "device": "cpu"} if recorded else {})
     parquet.write(path, "history", parquet.read(path).to_pydict(), meta)
     (account,) = run_accounts([run])
-    assert account.code == said
-    assert account.torch == ("2.14.0" if found else "not recorded")
+    assert account.code == description
+    assert account.torch == ("2.14.0" if recorded else "not recorded")
     assert (account.epochs, account.epochs_s, account.train_s) == (2, 3.5, None)
 
 
@@ -475,7 +484,7 @@ def test_costs_are_sums_over_jobs(here: Path) -> None:
     assert costs["train"] == RuleCost("train", 1, 125.2, 125.2, 250.4, 512.0)
 
 
-def test_the_drawn_rules_are_the_workflows(tmp_path: Path) -> None:
+def test_drawn_rules_are_those_of_the_workflow(tmp_path: Path) -> None:
     dot = snakemake(copy_tree(tmp_path / "tree"), "--rulegraph", "dot", "--", "demo")
     names = dict(re.findall(r'(\d+)\[label = "(\w+)"', dot))
     real: dict[str, set[str]] = {name: set() for name in names.values()}
@@ -489,10 +498,11 @@ def test_the_drawn_rules_are_the_workflows(tmp_path: Path) -> None:
 
 
 def _above(graph: dict[str, set[str]], rule: str) -> set[str]:
+    """Return all rules on which a rule depends, directly or not."""
     return graph[rule] | {one for source in graph[rule] for one in _above(graph, source)}
 
 
-def test_settings_in_common_are_common() -> None:
+def test_common_and_differing_settings_are_separated() -> None:
     settings = {"a": {"ar": 0, "attack": None}, "b": {"ar": 8, "attack": {"steps": 10, "eps": 8.0}}}
     found = shared_settings({run: {"width": 16, "variant": run, **one} for run, one in settings.items()})
     assert found.common == {"width": "16"}
@@ -503,7 +513,7 @@ def test_settings_in_common_are_common() -> None:
 # Captions
 
 
-def test_captions_are_prose_with_and_without_variables() -> None:
+def test_captions_are_valid_with_and_without_variables() -> None:
     captions = sorted(study_files.PAGES.glob("*.rst"))
     assert {f"{name}.rst" for name in (*FIGURES, *study_tables.MAKERS, "b2", "comparison")} <= {
         path.name for path in captions
@@ -515,14 +525,15 @@ def test_captions_are_prose_with_and_without_variables() -> None:
             docutils.core.publish_string("\n\n".join(lines), settings_overrides={"halt_level": Reporter.WARNING_LEVEL})
 
 
-def test_snakemake_s_own_report_finds_its_captions() -> None:
+def test_captions_of_snakemakes_own_report_exist() -> None:
     rules = study_files.ROOT / "workflow/rules"
     captions = [path for file in rules.glob("*.smk") for path in re.findall(r'caption="([^"]+)"', file.read_text())]
     assert len(captions) >= 3
-    assert [path for path in captions if not (rules / path).exists()] == []  # Snakemake fills no wildcards in there
+    # Snakemake does not fill in wildcards in these paths, so each must exist as it is written.
+    assert [path for path in captions if not (rules / path).exists()] == []
 
 
-def test_an_empty_caption_is_refused(tmp_path: Path) -> None:
+def test_empty_caption_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "fig1.rst"
     path.write_text("{% if n_seeds is defined %}{% endif %}\n")
     with pytest.raises(ValueError, match=r"fig1\.rst: the caption is empty"):
@@ -541,7 +552,7 @@ def test_page_works_offline(page: Page, name: str, width: int, folder: Path) -> 
     assert page.title() == {"demo": HOSTILE, "paper": "The paper"}[name]
 
 
-TEXTS = (  # of the user's: markup, templates and mathematics, each of which stays the text that it is
+TEXTS = (  # texts of a user with markup, templates or mathematics; the page must show them unchanged
     "<script>window.hit = 1</script>",
     "\"><img src=x onerror='window.hit = 1'>",
     "</title></style></textarea><svg onload=window.hit=1>",
@@ -555,7 +566,7 @@ WATCH = "window.broken = []; addEventListener('securitypolicyviolation', one => 
 
 @pytest.fixture
 def watched(page: Page) -> Iterator[Page]:
-    """A page that notes what its policy stops."""
+    """Open a browser page that records what its content security policy blocks."""
     own = page.context.browser.new_page()
     own.add_init_script(WATCH)
     yield own
@@ -564,7 +575,7 @@ def watched(page: Page) -> Iterator[Page]:
 
 @pytest.mark.parametrize("policy", [True, False])
 @pytest.mark.parametrize("hostile", TEXTS)
-def test_the_user_s_texts_show_as_they_are_written_and_nothing_runs(
+def test_texts_of_the_user_are_shown_unchanged_and_run_nothing(
     hostile: str, policy: bool, here: Path, watched: Page
 ) -> None:
     described, files = study_files.make("demo", hostile)
@@ -574,7 +585,7 @@ def test_the_user_s_texts_show_as_they_are_written_and_nothing_runs(
     study_files.write_frame(files.claims, study_files.claims(described["runs"]).assign(claim=hostile, source=hostile))
     out = here / "texts.html"
     write(out, described, files, template=study_files.template())
-    if not policy:  # escaping does not lean on it
+    if not policy:  # escaping alone must be enough
         out.write_text(POLICY.sub("", out.read_text(encoding="utf-8")), encoding="utf-8")
     watched.goto(out.as_uri())
     watched.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
@@ -586,7 +597,9 @@ def test_the_user_s_texts_show_as_they_are_written_and_nothing_runs(
 
 
 @pytest.mark.parametrize("policy", [True, False])
-def test_the_policy_admits_nothing_from_outside(policy: bool, here: Path, demo: Path, watched: Page) -> None:
+def test_content_security_policy_blocks_everything_from_outside(
+    policy: bool, here: Path, demo: Path, watched: Page
+) -> None:
     page = demo.read_text(encoding="utf-8")
     with serving(here / f"outside{policy}") as outside:
         (here / f"outside{policy}/x.js").write_text("window.hit = 1")

@@ -1,4 +1,4 @@
-"""config.yaml: what is shipped is valid and says what the paper does; every wrong key is refused by its name."""
+"""config.yaml: the file in the repository is valid and agrees with the paper, and wrong keys are refused by name."""
 
 import copy
 from datetime import date
@@ -12,8 +12,8 @@ from robreg.runs.config import refuse_unreadable, run_names, study_runs, validat
 from robreg.runs.settings import ConfigError
 
 ROOT = Path(__file__).parents[2]
-ENDLESS = {}
-ENDLESS["x"] = [ENDLESS]
+SELF_CONTAINING = {}
+SELF_CONTAINING["x"] = [SELF_CONTAINING]
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 
 
@@ -23,13 +23,14 @@ def config():
 
 
 def put(tree, path, value):
+    """Set the value at a dotted path of nested dicts and lists."""
     *parents, last = path.split(".")
     for key in parents:
         tree = tree[int(key) if key.isdigit() else key]
     tree[last] = value
 
 
-def test_the_shipped_config_is_valid(config):
+def test_the_config_in_the_repository_is_valid(config):
     validate(config, SCHEMA)
 
 
@@ -52,7 +53,7 @@ def test_the_schema_describes_every_key():
         "minItems",
         "uniqueItems",
         "items",
-    }  # a name's data sets
+    }  # the list of data sets that a figure or table shows
 
 
 @pytest.mark.parametrize(
@@ -80,21 +81,37 @@ def test_the_schema_describes_every_key():
         ("studies.demo.figures", ["fig13"], r"studies\.demo\.figures: unknown figure 'fig13': did you mean 'fig3'"),
         ("studies.demo.tables", [3], r"studies\.demo\.tables\.0: 3 is not of type 'string', 'object'"),
         ("studies.demo.figures", ["fig7"], r"studies\.demo\.figures: the study has no run for fig7"),
-        ("studies.demo.tables", [{"table3": ["c10"]}], r"studies\.demo\.tables: table3 names \['c10'\], of which"),
+        (
+            "studies.demo.tables",
+            [{"table3": ["c10"]}],
+            r"studies\.demo\.tables: table3 names \['c10'\], which have no run in this study",
+        ),
         ("studies.demo.runs.0.arch", ["resnet9"], r"studies\.demo\.runs: .*unknown architecture 'resnet9'"),
         (
             "studies.demo.runs.0.spectral_norm",
             [0],
             r"runs\.0\.spectral_norm\.0: 0 is less than the minimum of 1e-06",
         ),
-        ("architectures", {"s1": {"callable": "a:b"}}, r"architectures\.s1: this name is taken by the grammar"),
+        (
+            "architectures",
+            {"s1": {"callable": "a:b"}},
+            r"architectures\.s1: this name is reserved by the grammar of run names",
+        ),
         (
             "architectures",
             {"net": {"callable": "torch.nn"}},
             r"net\.callable: 'torch\.nn' does not match",
         ),
-        ("datasets.digits.crop", 6, r"datasets\.digits: .*resized-crop-flip and the data set's crop, .* go together"),
-        ("datasets.tin.crop", None, r"datasets\.tin: .*resized-crop-flip and the data set's crop, .* go together"),
+        (
+            "datasets.digits.crop",
+            6,
+            r"datasets\.digits: .*resized-crop-flip and the data set's crop, .* be given together",
+        ),
+        (
+            "datasets.tin.crop",
+            None,
+            r"datasets\.tin: .*resized-crop-flip and the data set's crop, .* be given together",
+        ),
         ("datasets.digits.incomplete", True, r"datasets\.digits\.incomplete: only kind tiny-imagenet"),
         (
             "datasets.digits.training.clip_rounds",
@@ -102,8 +119,8 @@ def test_the_schema_describes_every_key():
             r"training\.clip_rounds: 0 is less than the minimum of 1",
         ),
         ("studies.demo.compare", [32, 8], r"studies\.demo\.compare: .*the lower one first"),
-        ("studies.demo.compare", [8, 64], r"studies\.demo\.compare: .*two strengths of one of digits, resnet8"),
-        ("runs", {"digits/ar08": {"training": {"epochs": 2}}}, r"runs: digits/ar08: 'ar08' is spelt 'ar8'"),
+        ("studies.demo.compare", [8, 64], r"studies\.demo\.compare: .*together in one of these: digits, resnet8"),
+        ("runs", {"digits/ar08": {"training": {"epochs": 2}}}, r"runs: digits/ar08: 'ar08' must be written 'ar8'"),
         ("runs", {"digit/ar8": {"training": {"epochs": 2}}}, r"runs: unknown data set 'digit'"),
         ("runs", {"digits/ar8": {"training": {"epoch": 2}}}, r"runs\.digits/ar8\.training\.epoch: unknown key"),
         ("runs", {"digits/ar8": {"max_train": 2}}, r"runs\.digits/ar8\.max_train: unknown key"),
@@ -119,32 +136,68 @@ def test_the_schema_describes_every_key():
         ("runs", {"digits/ar0": {"training_attack": {"steps": 3}}}, r"ar0\.training_attack: standard training has no"),
         ("runs", {"digits/ar8-fgsm": {"training_attack": {"start": "random"}}}, r"fgsm\.training_attack: FGSM is one"),
         ("runs", {"digits/ar8": {"training_attack": {"fgsm": "plain"}}}, r"ar8\.training_attack\.fgsm: .* with PGD"),
-        ("runs", {"tin/ar4": {"training": {"augmentation": "none"}}}, r"runs: tin/ar4: .* crop, its size, go together"),
-        ("runs", {"c10/ar8": {"training": {"augmentation": "resized-crop-flip"}}}, r"runs: c10/ar8: .* go together"),
+        (
+            "runs",
+            {"tin/ar4": {"training": {"augmentation": "none"}}},
+            r"runs: tin/ar4: .* crop, which is its size, must be given together",
+        ),
+        (
+            "runs",
+            {"c10/ar8": {"training": {"augmentation": "resized-crop-flip"}}},
+            r"runs: c10/ar8: .* be given together",
+        ),
         ("runs", {"digits/ar8": {"training": {"clip_rounds": 1}}}, r"ar8\.training\.clip_rounds: .* no bound"),
-        ("datasets.c10.source", None, r"datasets\.c10\.source: kind cifar10 does not come from None: give download"),
+        ("datasets.c10.source", None, r"datasets\.c10\.source: kind cifar10 cannot be read from None: give download"),
         ("datasets.c10.source", "", r"datasets\.c10\.source: '' should be non-empty"),
-        ("datasets.digits.source", "download", r"datasets\.digits\.source: .* scikit-learn has them; give null"),
-        ("datasets.c10jpeg.source", "download", r"datasets\.c10jpeg\.source: .* not downloaded; give their folder"),
-        ("datasets.digits.training.pad", 4, r"digits/ar0: training\.pad: augmentation none pads nothing; give 0"),
+        ("datasets.digits.source", "download", r"datasets\.digits\.source: .* come with scikit-learn; give null"),
+        (
+            "datasets.c10jpeg.source",
+            "download",
+            r"datasets\.c10jpeg\.source: .* cannot be downloaded; give their folder",
+        ),
+        ("datasets.digits.training.pad", 4, r"digits/ar0: training\.pad: augmentation none does not pad; give 0"),
         ("datasets.c10.training.lr_drops", [100, 100], r"training\.lr_drops: .* non-unique"),
-        ("datasets.digits.evaluation.step", 0, r"evaluation\.step: an attack with steps of 0 stays where it is"),
-        ("datasets.digits.training_attack.step", 0, r"training_attack\.step: an attack with steps of 0 stays"),
-        ("datasets.digits.masking.more_steps", 10, r"masking\.more_steps must be more than masking\.steps"),
+        (
+            "datasets.digits.evaluation.step",
+            0,
+            r"evaluation\.step: an attack with steps of 0 does not move; give a larger step",
+        ),
+        ("datasets.digits.training_attack.step", 0, r"training_attack\.step: an attack with steps of 0 does not move"),
+        ("datasets.digits.masking.more_steps", 10, r"masking\.more_steps must be greater than masking\.steps"),
         ("datasets.digits.masking.eps", [8, 64], r"digits\.masking\.eps: .* at least 128, where any image"),
-        ("studies.demo.title", "two\nlines", r"studies\.demo\.title: '\\n' is no character of a text; take it out"),
-        ("datasets.digits.title", "a\x01", r"datasets\.digits\.title: '\\x01' is no character"),
-        ("datasets.c10.published.0.label", "\ud800", r"c10\.published\.0\.label: '\\ud800' is no character"),
-        ("architectures", {"net": {"callable": "a:b", "arguments": {"\x00": 1}}}, r"net\.arguments: '\\x00' is no"),
+        (
+            "studies.demo.title",
+            "two\nlines",
+            r"studies\.demo\.title: the character '\\n' is not allowed in text; remove it",
+        ),
+        ("datasets.digits.title", "a\x01", r"datasets\.digits\.title: the character '\\x01' is not allowed"),
+        (
+            "datasets.c10.published.0.label",
+            "\ud800",
+            r"c10\.published\.0\.label: the character '\\ud800' is not allowed",
+        ),
+        (
+            "architectures",
+            {"net": {"callable": "a:b", "arguments": {"\x00": 1}}},
+            r"net\.arguments: the character '\\x00' is not",
+        ),
         ("devise", "cpu", r"devise: unknown key 'devise': did you mean 'device'"),
-        ("datasets.digits.training.lr", 10**400, r"training\.lr: a whole number of 64 bits or more; write a smaller"),
+        (
+            "datasets.digits.training.lr",
+            10**400,
+            r"training\.lr: this whole number has 64 bits or more; write a smaller",
+        ),
         ("datasets.digits.evaluation.step", f"eps/{'9' * 5000}", r"evaluation\.step: 'eps/9"),
         ("datasets.digits.spread.eps", 0, r"digits\.spread\.eps: 0 is less than or equal to the minimum of 0"),
-        ("datasets.digits.spread.step", 0, r"spread\.step: an attack with steps of 0 stays"),
+        ("datasets.digits.spread.step", 0, r"spread\.step: an attack with steps of 0 does not move"),
         (f"datasets.{'d' * 256}", {}, r"datasets: 'd+' does not match .* at most 64"),
         ("architectures", {"n" * 256: {"callable": "a:b"}}, r"architectures: 'n+' is too long \(at most 64"),
         ("studies", {"s" * 256: {}}, r"studies: 's+' does not match .* at most 64"),
-        ("studies.demo.figures", ["fig3", {"fig3": ["digits"]}], r"demo\.figures: fig3 is listed twice; remove one"),
+        (
+            "studies.demo.figures",
+            ["fig3", {"fig3": ["digits"]}],
+            r"demo\.figures: fig3 is listed twice; remove one entry",
+        ),
         ("studies.demo.tables", [{"table1": ["digits", "digits"]}], r"demo\.tables\.0\.table1: .* non-unique"),
         (
             "architectures",
@@ -154,16 +207,16 @@ def test_the_schema_describes_every_key():
         (
             "architectures",
             {"net": {"callable": "a:b", "arguments": {"x": [b"1"]}}},
-            r"x\.0: b'1' is a bytes; write text, in quotes",
+            r"x\.0: b'1' is a bytes; write text in quotes",
         ),
         (
             "architectures",
-            {"net": {"callable": "a:b", "arguments": ENDLESS}},
-            r"config\.yaml: something in it contains",
+            {"net": {"callable": "a:b", "arguments": SELF_CONTAINING}},
+            r"config\.yaml: a value contains itself",
         ),
     ],
 )
-def test_a_bad_key_is_named(config, path, value, message):
+def test_the_message_for_a_wrong_key_names_it(config, path, value, message):
     put(config, path, value)
     with pytest.raises(ConfigError, match=message):
         validate(config, SCHEMA)
@@ -172,13 +225,16 @@ def test_a_bad_key_is_named(config, path, value, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3\n", r"own\.yaml: a is given twice, again in line 3; remove one"),
-        ("a:\n  - {b: 1}\n  - {b: 1, c: 2, b: 1}\n", r"own\.yaml: a\.1\.b is given twice, again in line 3"),
+        ("a: 1\nb: 2\na: 3\n", r"own\.yaml: a is given twice, the second time in line 3; remove one"),
+        ("a:\n  - {b: 1}\n  - {b: 1, c: 2, b: 1}\n", r"own\.yaml: a\.1\.b is given twice, the second time in line 3"),
         ("a: [1\n", r"own\.yaml cannot be read as YAML: .* line 2"),
         ("a: \udcff", r"own\.yaml cannot be read as YAML: .* invalid start byte"),
         ("a: 2020-13-45", r"own\.yaml cannot be read as YAML: month must be in 1\.\.12; correct it"),
         (f"a: {'1' * 5000}", r"own\.yaml cannot be read as YAML: .* 5000 digits"),
-        (f"a: {'[' * 3000}{']' * 3000}", r"own\.yaml cannot be read as YAML: .* nested too deeply; write it out"),
+        (
+            f"a: {'[' * 3000}{']' * 3000}",
+            r"own\.yaml cannot be read as YAML: .* nested too deeply; write it without aliases",
+        ),
         ("? [a]\n: 1", r"own\.yaml cannot be read as YAML: .* unhashable key .*; correct it"),
         ("a: !!bool foo", r"own\.yaml cannot be read as YAML: 'foo'; correct it"),
         ("a: !!int", r"own\.yaml cannot be read as YAML: .*; correct it"),
@@ -186,20 +242,20 @@ def test_a_bad_key_is_named(config, path, value, message):
         ("a: !!python/name:os.system", r"own\.yaml cannot be read as YAML: could not determine a constructor"),
     ],
 )
-def test_a_file_that_says_no_one_thing_is_refused(text, message, tmp_path):
+def test_ambiguous_or_unreadable_yaml_is_refused(text, message, tmp_path):
     (tmp_path / "own.yaml").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConfigError, match=message) as error:
         refuse_unreadable(tmp_path / "own.yaml")
     assert "\n" not in str(error.value)
 
 
-def test_what_is_said_twice_by_an_alias_is_said_once(tmp_path):
+def test_a_key_repeated_through_an_alias_is_allowed(tmp_path):
     for text in ("a: &x {b: 1}\nc: {<<: *x, b: 2}\nd: *x\n", "a: &x [1, *x]\n", (ROOT / "config.yaml").read_text(), ""):
         (tmp_path / "own.yaml").write_text(text)
         refuse_unreadable(tmp_path / "own.yaml")
 
 
-def test_names_that_belong_to_the_workflow_are_refused(config):
+def test_names_reserved_by_the_workflow_are_refused(config):
     with pytest.raises(ConfigError, match=r"studies\.train: a rule of the workflow has this name"):
         validate({**config, "studies": {"train": config["studies"]["demo"]}}, SCHEMA, reserved=["train"])
     put(config, "datasets.studies", config["datasets"]["digits"])
@@ -207,7 +263,7 @@ def test_names_that_belong_to_the_workflow_are_refused(config):
         validate(config, SCHEMA)
 
 
-def test_the_paper_schedule_is_the_paper_s(config):
+def test_the_schedule_of_the_paper_study_is_that_of_the_paper(config):
     run = settings.run_settings(config, "c10", "ar16")
     assert run["arch"] == "resnet56"
     assert run["train_attack"] == {"attack": "pgd", "eps": 16.0, "step": 2.0, "steps": 10, "start": "random"}
@@ -227,7 +283,7 @@ def test_the_paper_schedule_is_the_paper_s(config):
     assert (run["evaluation"]["eps"], run["evaluation"]["step"], run["evaluation"]["steps"]) == (8.0, 2.0, 10)
 
 
-def test_variants_change_what_they_name_and_nothing_else(config):
+def test_variants_change_only_what_they_name(config):
     plain = settings.run_settings(config, "digits", "ar16")
     assert settings.run_settings(config, "digits", "ar0")["train_attack"] is None
     assert plain["train_attack"]["step"] == 4.0
@@ -241,7 +297,7 @@ def test_variants_change_what_they_name_and_nothing_else(config):
     assert {key for key in plain if plain[key] != other_seed[key]} == {"variant", "seed"}
 
 
-def test_the_reference_s_precision_is_left_out_so_that_older_networks_keep_their_settings(config):
+def test_default_precision_is_left_out_so_that_older_networks_keep_their_settings(config):
     spec = config["datasets"]["digits"]["training"]
     resolved = settings.run_settings(config, "digits", "ar8")
     assert (spec.pop("precision"), spec.pop("compile")) == ("fp32", False)
@@ -253,7 +309,7 @@ def test_the_reference_s_precision_is_left_out_so_that_older_networks_keep_their
         assert settings.run_settings(config, "digits", "ar8")["training"] == {**resolved["training"], key: value}
 
 
-def test_an_override_changes_its_run_alone(config):
+def test_an_override_changes_only_its_run(config):
     before = {variant: settings.run_settings(config, "digits", variant) for variant in ("ar8", "ar16")}
     config["runs"] = {"digits/ar8": {"training": {"epochs": 3}}}
     after = {variant: settings.run_settings(config, "digits", variant) for variant in ("ar8", "ar16")}
@@ -261,7 +317,7 @@ def test_an_override_changes_its_run_alone(config):
     assert after["ar8"]["training"] == {**before["ar8"]["training"], "epochs": 3}
 
 
-def test_equal_settings_have_equal_text_and_hash_whatever_their_spelling(config):
+def test_equal_settings_have_equal_text_and_hash_however_they_are_written(config):
     resolved = settings.run_settings(config, "digits", "ar8")
     other = copy.deepcopy(config)
     training = other["datasets"]["digits"]["training"]
@@ -277,14 +333,14 @@ def test_equal_settings_have_equal_text_and_hash_whatever_their_spelling(config)
     assert settings.hash_settings(settings.run_settings(config, "digits", "ar8")) != settings.hash_settings(resolved)
 
 
-def test_how_a_network_is_measured_does_not_identify_it(config):
+def test_training_settings_do_not_depend_on_how_the_network_is_measured(config):
     before = settings.training_settings(settings.run_settings(config, "digits", "ar8"))
     config["datasets"]["digits"]["evaluation"]["eps"] = 16
     config["datasets"]["digits"]["loss_variation"]["eps"] = [1]
     assert settings.training_settings(settings.run_settings(config, "digits", "ar8")) == before
 
 
-def test_a_study_lists_its_runs_in_order_and_once(config):
+def test_a_study_lists_each_run_once_and_in_order(config):
     config["studies"]["demo"]["runs"] = [
         {"dataset": "digits", "ar": [8, 0], "seeds": [1, 0]},
         {"dataset": "digits", "ar": [0], "arch": ["resnet56"]},
@@ -299,7 +355,7 @@ def test_a_study_lists_its_runs_in_order_and_once(config):
     ]
 
 
-def test_a_study_can_name_every_kind_of_run(config):
+def test_a_study_can_contain_every_kind_of_run(config):
     grid = {"dataset": "digits", "ar": [0, 8], "attack": ["pgd", "fgsm"], "space": ["pixel", "normalised"]}
     config["studies"]["demo"] |= {"runs": [grid], "compare": [0, 8], "figures": ["fig3"], "tables": []}
     validate(config, SCHEMA)
@@ -310,12 +366,14 @@ def test_a_study_can_name_every_kind_of_run(config):
     assert first[-1] == {"train_attack": "fgsm", "space": "normalised"}
 
 
-def test_the_strengths_to_compare_are_found_in_one_setting(config):
+def test_the_strengths_to_compare_must_occur_together(config):
     config["studies"]["demo"]["runs"].append({"dataset": "c10", "ar": [4, 8]})
-    validate(config, SCHEMA)  # digits have them
+    validate(config, SCHEMA)  # the runs on digits have both strengths
     config["studies"]["demo"]["runs"] = [{"dataset": "c10", "ar": [8]}, {"dataset": "digits", "ar": [32]}]
     config["studies"]["demo"] |= {"figures": ["fig3"], "tables": []}
-    with pytest.raises(ConfigError, match=r"\[8, 32\] must be two strengths of one of c10, resnet56 \[8\]; dig"):
+    with pytest.raises(
+        ConfigError, match=r"\[8, 32\] must be two strengths, .* one of these: c10, resnet56 \[8\]; dig"
+    ):
         validate(config, SCHEMA)
 
 
@@ -324,7 +382,7 @@ def test_an_unknown_study_is_refused_with_the_known_ones(config):
         run_names(config, "papre")
 
 
-def test_the_paper_s_study_is_its_31_runs(config):
+def test_the_paper_study_has_the_31_runs_of_the_paper(config):
     def names(dataset, *parts):
         return {(dataset, f"ar{ar}{part}") for part in parts for ar in (4, 8, 16)}
 
@@ -338,7 +396,7 @@ def test_the_paper_s_study_is_its_31_runs(config):
     assert {run["arch"] for run in study_runs(config, "paper") if run["dataset"] == "tin"} == {"wrn50"}
 
 
-def test_the_conventions_are_runs_of_their_own_names(config):
+def test_the_conventions_study_adds_seven_runs(config):
     found = set(run_names(config, "conventions")) - set(run_names(config, "paper"))
     assert len(found) == 7
     resolved = [settings.run_settings(config, *run) for run in found]
@@ -346,26 +404,26 @@ def test_the_conventions_are_runs_of_their_own_names(config):
     assert [one["variant"] for one in resolved if one["training"]["weight_decay"] == 1e-4] == ["ar8"]
     assert {one["variant"] for one in resolved if one["clip_rounds"] == 1} == {"ar4-sn1", "ar8-sn1", "ar16-sn1"}
     others = [settings.run_settings(config, "c10", one["variant"]) for one in resolved]
-    for one, paper in zip(resolved, others, strict=True):  # and nothing else differs from the paper's data set
+    for one, paper in zip(resolved, others, strict=True):  # all other settings equal those of the paper's data set
         differs = {key for key in one if one[key] != paper[key]}
         assert differs <= {"dataset", "training", "clip_rounds"}
         assert {key for key, value in one["training"].items() if paper["training"][key] != value} <= {"weight_decay"}
 
 
-def test_a_bound_is_projected_exactly_unless_told_otherwise(config):
+def test_a_bound_is_projected_exactly_by_default(config):
     assert settings.run_settings(config, "c10", "ar8-sn3")["clip_rounds"] == "exact"
     assert settings.run_settings(config, "c10", "ar8")["clip_rounds"] is None
     config["runs"] = {"c10/ar8-sn3": {"training": {"clip_rounds": 2}}}
     assert settings.run_settings(config, "c10", "ar8-sn3")["clip_rounds"] == 2
 
 
-def test_fgsm_with_a_random_start_steps_farther(config):
+def test_fgsm_with_a_random_start_takes_a_larger_step(config):
     config["runs"] = {"c10/ar8-fgsm": {"training_attack": {"fgsm": "random-start"}}}
     found = settings.run_settings(config, "c10", "ar8-fgsm")["train_attack"]
     assert found == {"attack": "fgsm", "eps": 8.0, "step": 10.0, "steps": 1, "start": "random"}
 
 
-def test_an_architecture_of_one_s_own_is_part_of_the_settings(config):
+def test_a_user_defined_architecture_is_part_of_the_settings(config):
     config["architectures"] = {"vgg": {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}}
     validate(config, SCHEMA)
     found = settings.run_settings(config, "c10", "ar8-vgg")

@@ -1,4 +1,4 @@
-"""The grammar of run names: one spelling per run, and a refusal that names it."""
+"""Run names: every run has one name, and any other text is refused with the correct name."""
 
 import re
 
@@ -21,7 +21,7 @@ VARIANTS = st.builds(
 
 @example(Variant(8, "resnet8", bound=3.0000000000000004), "resnet8")
 @given(VARIANTS, st.sampled_from(ARCHITECTURES))
-def test_every_run_is_read_back_from_its_name(variant, default):
+def test_parsing_a_name_returns_its_run(variant, default):
     assert parse(variant.name(default), default) == variant
 
 
@@ -38,13 +38,13 @@ def test_two_runs_never_share_a_name(one, other):
         ("ar8-fgsm-sn0.5-normspace-s2", Variant(8, "resnet56", fgsm=True, bound=0.5, normspace=True, seed=2)),
     ],
 )
-def test_names_of_the_contract(name, variant):
+def test_documented_names(name, variant):
     assert variant.name("resnet56") == name
     assert parse(name, "resnet56") == variant
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right"),
+    ("wrong", "correct"),
     [
         ("ar08", "ar8"),
         ("ar8-s0", "ar8"),
@@ -58,8 +58,8 @@ def test_names_of_the_contract(name, variant):
         ("ar8-normspace-fgsm", "ar8-fgsm-normspace"),
     ],
 )
-def test_another_spelling_is_refused_with_the_right_one(wrong, right):
-    with pytest.raises(VariantError, match=f"is spelt '{right}'"):
+def test_another_spelling_is_refused_with_the_correct_name(wrong, correct):
+    with pytest.raises(VariantError, match=f"must be written '{correct}'"):
         parse(wrong, "resnet8")
 
 
@@ -87,15 +87,15 @@ PIECES += [
 
 @settings(max_examples=2000, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(PIECES), max_size=5).map("".join) | st.text(max_size=12))
-def test_a_name_is_either_the_run_s_own_or_refused_in_one_sentence(text):
+def test_a_text_is_either_the_name_of_a_run_or_refused_in_one_sentence(text):
     try:
-        name, said = parse(text, "resnet8").name("resnet8"), ""
+        name, message = parse(text, "resnet8").name("resnet8"), ""
     except VariantError as error:
-        name, said = text, str(error)
+        name, message = text, str(error)
     assert name == text
-    assert "\n" not in said
-    if right := re.search(r"is spelt '(\S+)'", said):
-        assert parse(right[1], "resnet8").name("resnet8") == right[1] != text
+    assert "\n" not in message
+    if correct := re.search(r"must be written '(\S+)'", message):
+        assert parse(correct[1], "resnet8").name("resnet8") == correct[1] != text
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_name_is_either_the_run_s_own_or_refused_in_one_sentence(text):
     ["", "8", "ar", "ar-8", "ar8-", "ar8-foo", "ar8.5", "ar8-sn-1", "ar8-s-1", "AR8", "ar8 "]
     + [f"{head}{'9' * 5000}" for head in ("ar", "ar8-s", "ar8-sn", "ar8-sn0.")],
 )
-def test_what_is_no_name_is_refused_with_the_grammar(text):
+def test_a_text_that_is_not_a_name_is_refused_with_the_grammar(text):
     with pytest.raises(VariantError, match=r"ar\{strength\}"):
         parse(text, "resnet8")
 
@@ -113,12 +113,12 @@ def test_what_is_no_name_is_refused_with_the_grammar(text):
     [("ar8-s1-s2", "seed twice"), ("ar8-resnet9", "unknown architecture 'resnet9'"), ("ar256", "at most 255")]
     + [(f"ar8-sn{bound}", r"use 0\.000001 to 1000000") for bound in ("0.0000001", "1000001", "9" * 30)],
 )
-def test_a_contradiction_is_refused_with_its_reason(text, reason):
+def test_an_impossible_run_is_refused_with_the_reason(text, reason):
     with pytest.raises(VariantError, match=reason):
         parse(text, "resnet8")
 
 
-def test_an_architecture_of_one_s_own_is_read_where_it_is_known():
+def test_a_user_defined_architecture_is_parsed_if_it_is_known():
     variant = Variant(8, "smallvgg", bound=2.0)
     assert parse(variant.name("resnet8"), "resnet8", ["smallvgg"]) == variant
     assert parse("ar8", "smallvgg", ["smallvgg"]).arch == "smallvgg"
@@ -145,7 +145,7 @@ def test_an_architecture_of_one_s_own_is_read_where_it_is_known():
         "sn" + 70 * "1",
     ],
 )
-def test_names_that_the_grammar_needs_are_not_free(name):
+def test_names_reserved_by_the_grammar_are_not_free(name):
     assert not is_free(name)
 
 

@@ -1,4 +1,4 @@
-"""The projection onto a bound of the spectral norm: a fact for every shape, small steps, the paper's single round."""
+"""Tests of the projection onto a bound on the spectral norm: the bound holds, the change is small, single rounds."""
 
 import math
 
@@ -15,14 +15,14 @@ from robreg.spectra import projection
 from robreg.spectra.layers import Layer, list_layers
 from robreg.spectra.singular_values import circular_singular_values
 
-SHAPES = [  # c_out, c_in, k, input size, stride: every kind of layer in the networks, channels divided
+SHAPES = [  # c_out, c_in, k, input size, stride: every kind of layer in the networks, with fewer channels
     (16, 3, 3, 32, 1),
     (16, 16, 3, 32, 1),
     (32, 16, 3, 32, 2),
     (32, 32, 3, 16, 1),
     (16, 1, 3, 8, 1),
     (64, 32, 3, 4, 2),
-    (64, 64, 3, 2, 1),  # the kernel wraps round
+    (64, 64, 3, 2, 1),  # the kernel wraps around
     (8, 3, 3, 56, 1),
     (16, 8, 1, 14, 1),
     (16, 8, 1, 14, 2),
@@ -46,7 +46,7 @@ def norm(weight: torch.Tensor, size: int, stride: int) -> float:
 
 
 def dense(weight: torch.Tensor, size: int, stride: int) -> np.ndarray:
-    """Build the circular operator as a matrix, tap by tap, by nothing but index arithmetic."""
+    """Return the matrix of the circular operator, built tap by tap with index arithmetic only."""
     c_out, c_in, k, _ = weight.shape
     out = size // stride
     matrix = np.zeros((c_out, out, out, c_in, size, size))
@@ -67,10 +67,10 @@ def test_the_norm_is_at_most_the_bound_for_every_shape(shape, seed, share, magni
     after = norm(one.kernel, size, stride)
     assert after <= share * before * (1 + 1e-12)
     assert reported == pytest.approx(after, rel=1e-9)
-    if share > 1:  # at 1 the last digit of the norm decides
+    if share > 1:  # at exactly 1, the last digit of the norm would decide
         assert torch.equal(one.kernel, weight)
     else:
-        assert after >= 0.97 * share * before  # not simply shrunk
+        assert after >= 0.97 * share * before  # the kernel is not simply scaled down
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 3, 4, 2), (2, 3, 3, 5, 1), (4, 4, 3, 2, 1), (3, 2, 1, 4, 2)])
@@ -90,11 +90,11 @@ def test_one_round_is_clip_and_crop_of_the_dense_operator(size):
     bound = 0.6 * norm(weight, size, 1)
     u, sigma, v = np.linalg.svd(dense(weight, size, 1), full_matrices=False)
     clipped = ((u * np.minimum(sigma, bound)) @ v).reshape(4, size, size, 3, size, size)
-    torus = torch.from_numpy(clipped[:, 0, 0])  # (c_out, c_in, size, size): what reaches the first output
+    torus = torch.from_numpy(clipped[:, 0, 0])  # (c_out, c_in, size, size): the weights of the first output position
     expected = weight.double().clone()
     whole = torch.from_numpy(dense(weight, size, 1).reshape(clipped.shape)[:, 0, 0])
     taps = [(i % size, j % size) for i in range(3) for j in range(3)]
-    for i, j in np.ndindex(3, 3):  # taps that meet where the kernel wraps share the change
+    for i, j in np.ndindex(3, 3):  # taps at the same position, where the kernel wraps, share the change
         place = (i % size, j % size)
         expected[:, :, i, j] += (torus - whole)[:, :, place[0], place[1]] / taps.count(place)
     one = layer(weight, size, 1)
@@ -103,7 +103,7 @@ def test_one_round_is_clip_and_crop_of_the_dense_operator(size):
     assert reported == pytest.approx(norm(one.kernel, size, 1), rel=1e-9)
 
 
-def test_a_single_round_leaves_what_the_literature_says():
+def test_a_single_round_leaves_an_excess_of_the_size_that_the_literature_reports():
     weight = torch.randn(16, 16, 3, 3, generator=torch.Generator().manual_seed(0))
     bound = 0.6 * norm(weight, 32, 1)
     one = layer(weight, 32, 1)
@@ -114,7 +114,7 @@ def test_a_single_round_leaves_what_the_literature_says():
     assert 1 < later / bound < 1.04
 
 
-def test_the_step_is_nearly_the_shortest():
+def test_the_projection_moves_the_kernel_little_more_than_the_nearest_one_within_the_bound():
     """Dykstra's algorithm on the same two convex sets converges to the nearest kernel within the bound."""
     weight = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(3))
     bound = 0.7 * norm(weight, 6, 1)
@@ -131,16 +131,18 @@ def test_the_step_is_nearly_the_shortest():
     projection.project([one], bound, "exact")
     ours = np.linalg.norm(dense(one.kernel, 6, 1) - dense(weight, 6, 1))
     assert nearest * 0.999 <= ours <= 1.25 * nearest
-    assert ours < 0.75 * 0.3 * np.linalg.norm(dense(weight, 6, 1))  # and less than a rescale's, which is 0.3 of it
+    assert ours < 0.75 * 0.3 * np.linalg.norm(
+        dense(weight, 6, 1)
+    )  # and less than by rescaling, which changes 0.3 of it
     assert operator.norm(one.kernel.double()) <= bound
 
 
 @pytest.mark.parametrize("arch", ["resnet8", "wrn50"])
-def test_every_layer_of_a_network_obeys_and_nothing_else_changes(arch):
+def test_every_layer_of_a_network_meets_the_bound_and_nothing_else_changes(arch):
     torch.manual_seed(0)
     shape = (3, 16, 16)
     model: Classifier = build_network(arch, width=8, shape=shape, classes=10, mean=[0.5] * 3, std=[0.2] * 3)
-    if arch == "wrn50":  # its wide layers take minutes: two blocks are enough
+    if arch == "wrn50":  # its wide layers would take minutes
         model.network.layer2 = model.network.layer3 = model.network.layer4 = nn.Identity()
         model.network.fc = nn.Linear(256, 10)
     with torch.no_grad():
@@ -159,7 +161,7 @@ def test_every_layer_of_a_network_obeys_and_nothing_else_changes(arch):
     assert changed == weights
 
 
-def test_weights_that_are_not_finite_are_refused_by_the_layer_s_name():
+def test_weights_that_are_not_finite_are_refused_by_the_layers_name():
     weight = torch.ones(2, 2, 3, 3)
     weight[0, 0, 0, 0] = math.nan
     with pytest.raises(ArithmeticError, match="layer one: weights are not finite"):

@@ -1,4 +1,4 @@
-"""Singular values against the dense operator, made by convolving unit vectors, and against facts about any operator."""
+"""Tests of singular values: against the dense operator, and against known properties of any operator."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def kernel(*shape: int, seed: int = 0) -> Tensor:
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Convolve on the torus: tile the image so often that the kernel never meets an edge, and keep one period."""
+    """Convolve circularly: repeat the image until the kernel never reaches an edge, and keep one period."""
     height, width = x.shape[2:]
     kh, kw = weight.shape[2:]
     tiled = x.repeat(1, 1, kh // height + 3, kw // width + 3)
@@ -38,7 +38,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def dense(weight: Tensor, height: int, width: int, stride: int) -> Matrix:
-    """The operator's matrix: one column per unit vector."""
+    """Return the operator's matrix, with one column per convolved unit vector."""
     c_in = weight.shape[1]
     units = torch.eye(c_in * height * width, dtype=torch.float64).view(-1, c_in, height, width)
     return convolve(units, weight, stride).flatten(1).T.numpy()
@@ -55,7 +55,7 @@ SIZES = [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (8, 8), (2, 6), (6, 4),
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("k", [(1, 1), (3, 3), (5, 5), (2, 2), (3, 1)])
-def test_the_spectrum_is_the_dense_operators(k: tuple[int, int], stride: int) -> None:
+def test_the_spectrum_is_that_of_the_dense_operator(k: tuple[int, int], stride: int) -> None:
     sizes = [size for size in SIZES if size[0] % stride == size[1] % stride == 0]
     assert len(sizes) >= 4
     for (c_out, c_in), (height, width) in product(CHANNELS, sizes):
@@ -67,15 +67,15 @@ def test_the_spectrum_is_the_dense_operators(k: tuple[int, int], stride: int) ->
 
 
 @pytest.mark.parametrize(("size", "stride"), [(2, 1), (2, 2), (1, 1)])
-def test_a_3x3_kernel_on_2x2_or_1x1_wraps_round(size: int, stride: int) -> None:
+def test_a_3x3_kernel_on_a_2x2_or_1x1_input_wraps_around(size: int, stride: int) -> None:
     weight = kernel(3, 4, 3, 3)
     expected = np.linalg.svd(dense(weight, size, size, stride), compute_uv=False)
     np.testing.assert_allclose(repeated(circular_singular_values(weight, size, size, stride)), expected, atol=1e-10)
-    cropped = weight[:, :, :size, :size]  # what an FFT of that size would take
+    cropped = weight[:, :, :size, :size]  # the part that an FFT of that size would use
     assert abs(np.linalg.svd(dense(cropped, size, size, stride), compute_uv=False) - expected).max() > 0.1
 
 
-def test_on_one_pixel_the_operator_is_the_sum_of_the_taps() -> None:
+def test_on_an_input_of_one_pixel_the_operator_is_the_sum_of_the_taps() -> None:
     weight = kernel(3, 3, 3, 3)
     expected = np.linalg.svd(weight.sum((2, 3)).numpy(), compute_uv=False)
     np.testing.assert_allclose(circular_singular_values(weight, 1, 1)[0], expected, atol=1e-12)
@@ -83,7 +83,7 @@ def test_on_one_pixel_the_operator_is_the_sum_of_the_taps() -> None:
 
 @pytest.mark.parametrize("budget", [1, 1000, 2**14])
 @pytest.mark.parametrize(("weight", "size", "stride"), [((3, 5, 3, 3), (8, 6), 2), ((4, 3, 7, 7), (5, 4), 1)])
-def test_few_frequencies_at_a_time_or_many_give_the_same_values(
+def test_the_values_do_not_depend_on_the_number_of_frequencies_at_a_time(
     monkeypatch: pytest.MonkeyPatch, weight: tuple[int, ...], size: tuple[int, int], stride: int, budget: int
 ) -> None:
     monkeypatch.setattr(singular_values, "_CHUNK", budget)
@@ -91,18 +91,18 @@ def test_few_frequencies_at_a_time_or_many_give_the_same_values(
     np.testing.assert_allclose(repeated(circular_singular_values(kernel(*weight), *size, stride)), expected, atol=1e-10)
 
 
-def test_blocks_are_made_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_blocks_in_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     svdvals = torch.linalg.svdvals
     monkeypatch.setattr(torch.linalg, "svdvals", lambda blocks: seen.append(blocks) or svdvals(blocks))
-    monkeypatch.setattr(singular_values, "_CHUNK", 3 * 16 * 4 * 5)  # three blocks of 4 x 5 complex numbers
+    monkeypatch.setattr(singular_values, "_CHUNK", 3 * 16 * 4 * 5)  # bytes of three blocks of 4 x 5 complex numbers
     sigma, _ = circular_singular_values(kernel(4, 5, 3, 3), 8, 8)
     assert max(len(blocks) for blocks in seen) == 3
     assert sum(len(blocks) for blocks in seen) == len(sigma) / 4 == 4 + 30
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_1x1_convolution_costs_one_decomposition(monkeypatch: pytest.MonkeyPatch, stride: int) -> None:
+def test_a_1x1_convolution_needs_a_single_decomposition(monkeypatch: pytest.MonkeyPatch, stride: int) -> None:
     seen: list[tuple[int, ...]] = []
     svdvals = torch.linalg.svdvals
     monkeypatch.setattr(torch.linalg, "svdvals", lambda blocks: seen.append(tuple(blocks.shape)) or svdvals(blocks))
@@ -111,7 +111,7 @@ def test_a_1x1_convolution_costs_one_decomposition(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_every_decomposition_has_one_thread_and_torchs_number_is_left_as_found(
+def test_every_decomposition_uses_one_thread_and_torchs_number_of_threads_is_restored(
     monkeypatch: pytest.MonkeyPatch, k: int
 ) -> None:
     seen: list[int] = []
@@ -125,7 +125,7 @@ def test_every_decomposition_has_one_thread_and_torchs_number_is_left_as_found(
 
 @pytest.mark.parametrize("budget", [singular_values._CHUNK, 2 * 16 * 7 * 5])
 @pytest.mark.parametrize("shape", [(16, 16, 3, 3), (7, 5, 3, 3), (6, 4, 1, 1)])
-def test_the_bits_do_not_depend_on_the_number_of_threads(
+def test_results_are_bit_identical_for_every_number_of_threads(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], budget: int
 ) -> None:
     monkeypatch.setattr(singular_values, "_CHUNK", budget)
@@ -144,7 +144,7 @@ def test_inputs_that_a_strided_1x1_kernel_skips_count_as_zeros() -> None:
     assert (sigma > 0).all()
 
 
-def test_padding_moves_the_result_but_not_its_spectrum() -> None:
+def test_padding_shifts_the_output_but_does_not_change_the_spectrum() -> None:
     weight = kernel(2, 2, 3, 3)
     shifted = functional.pad(weight, (2, 0, 1, 0))
     np.testing.assert_allclose(
@@ -154,7 +154,7 @@ def test_padding_moves_the_result_but_not_its_spectrum() -> None:
     )
 
 
-def test_the_values_fall_and_their_multiplicities_are_of_a_real_kernels_mirrored_frequencies() -> None:
+def test_the_values_are_descending_and_mirrored_frequencies_are_counted_twice() -> None:
     sigma, multiplicity = circular_singular_values(kernel(1, 1, 3, 3), 8, 8)
     assert (sigma.diff() <= 0).all()
     assert multiplicity.dtype == torch.int64
@@ -175,7 +175,9 @@ def test_squares_sum_to_the_frobenius_norm_and_multiplicities_to_the_rank(weight
     sigma, multiplicity = circular_singular_values(taps, height, width, stride)
     c_out, c_in = weight[:2]
     assert int(multiplicity.sum()) == min(c_out * size[0] * size[1], c_in * height * width)
-    torus = torch.zeros(c_out, c_in, height, width, dtype=torch.float64)  # one row of the operator per output channel
+    torus = torch.zeros(
+        c_out, c_in, height, width, dtype=torch.float64
+    )  # one row of the operator for each output channel
     rows, columns = torch.arange(weight[2]) % height, torch.arange(weight[3]) % width
     torus.index_put_(
         (torch.arange(c_out)[:, None, None, None], torch.arange(c_in)[:, None, None], rows[:, None], columns),
@@ -186,7 +188,7 @@ def test_squares_sum_to_the_frobenius_norm_and_multiplicities_to_the_rank(weight
     np.testing.assert_allclose(float((multiplicity * sigma.square()).sum()), frobenius, rtol=1e-10)
 
 
-def test_a_linear_layers_spectrum_is_its_matrix_s() -> None:
+def test_the_spectrum_of_a_linear_layer_is_that_of_its_matrix() -> None:
     linear = nn.Linear(7, 4).double()
     layer = layers.Layer("head", linear, 1, 1)
     sigma, multiplicity = circular_singular_values(layer.kernel, layer.height, layer.width, layer.stride)
@@ -213,7 +215,7 @@ def test_a_stride_that_does_not_divide_the_input_is_refused(height: int, width: 
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_power_iteration_on_the_real_layer_finds_the_largest_value(stride: int) -> None:
+def test_power_iteration_with_the_layer_itself_gives_the_largest_value(stride: int) -> None:
     conv = nn.Conv2d(3, 4, 3, stride, padding=1, padding_mode="circular", bias=False).double()
     with torch.no_grad():
         conv.weight.copy_(kernel(4, 3, 3, 3))
@@ -230,7 +232,7 @@ def test_power_iteration_on_the_real_layer_finds_the_largest_value(stride: int) 
     ("weight", "size", "stride"),
     [((3, 2, 3, 3), 6, 1), ((2, 3, 3, 3), 4, 2), ((4, 2, 1, 1), 3, 1), ((6, 2, 1, 1), 4, 2)],
 )
-def test_the_summary_is_numpys_of_the_repeated_values(weight: tuple[int, ...], size: int, stride: int) -> None:
+def test_the_summary_equals_numpys_for_the_repeated_values(weight: tuple[int, ...], size: int, stride: int) -> None:
     found = circular_singular_values(kernel(*weight), size, size, stride)
     values = repeated(found)
     expected = {
@@ -284,7 +286,7 @@ def test_layers_are_listed_in_forward_order_with_their_input_sizes(net: Callable
 
 
 class Backwards(nn.Module):
-    """Use its layers in another order than it defines them, on an oblong image."""
+    """A network that uses its layers in another order than it defines them, on an oblong image."""
 
     def __init__(self, **second: Any) -> None:
         super().__init__()
@@ -296,7 +298,7 @@ class Backwards(nn.Module):
         return self.last(self.second(self.first(x)).mean((2, 3)))
 
 
-def test_forward_order_is_not_the_order_of_definition() -> None:
+def test_layers_are_not_listed_in_the_order_of_definition() -> None:
     found = list_layers(Backwards(), (1, 8, 12))
     assert [(layer.name, layer.height, layer.width) for layer in found] == [
         ("first", 8, 12),
@@ -317,7 +319,7 @@ def test_forward_order_is_not_the_order_of_definition() -> None:
         {"padding": (1, 0)},
     ],
 )
-def test_a_layer_whose_operator_is_not_treated_is_refused_by_name(second: dict[str, Any]) -> None:
+def test_a_layer_with_an_unsupported_operator_is_refused_by_name(second: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="layer second"):
         list_layers(Backwards(**second), (1, 8, 12))
 
@@ -358,19 +360,19 @@ def test_a_convolution_that_does_not_keep_its_size_is_refused_by_name() -> None:
         layers.list_layers(net, (1, 8, 8))
 
 
-def test_listing_the_layers_leaves_batch_statistics_alone() -> None:
+def test_listing_the_layers_does_not_change_batch_statistics() -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.BatchNorm2d(2)).train()
     layers.list_layers(net, (1, 8, 8))
     assert net.training
     assert int(net[1].num_batches_tracked) == 0
 
 
-def test_padding_of_the_same_size_is_accepted() -> None:
+def test_padding_same_is_accepted() -> None:
     assert len(list_layers(Backwards(kernel_size=5, padding="same"), (1, 8, 12))) == 3
 
 
-class Many(nn.Module):
-    """A convolution in groups, a layer used twice, a layer on tokens, a transposed convolution and attention."""
+class UnsupportedLayers(nn.Module):
+    """A grouped convolution, a layer used twice, a linear layer on tokens, a transposed convolution and attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -388,9 +390,9 @@ class Many(nn.Module):
         return self.attention(x, x, x)[0].mean(1)
 
 
-def test_every_layer_that_cannot_be_treated_is_named_at_once() -> None:
+def test_all_unsupported_layers_are_named_in_one_message() -> None:
     with pytest.raises(ValueError, match="layer") as caught:
-        list_layers(Many(), (4, 8, 8))
+        list_layers(UnsupportedLayers(), (4, 8, 8))
     reasons = str(caught.value).split("; layer ")
     starts = ["layer transposed: ConvTranspose2d", "attention: MultiheadAttention", "twice: the network calls it more"]
     starts += ["tokens: a linear layer needs one vector per image", "grouped: spectra need groups 1"]

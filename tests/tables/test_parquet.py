@@ -1,4 +1,4 @@
-"""Result tables: the contract's columns or nothing, whole files or none, and what they say of themselves."""
+"""Result tables are written completely, with the expected columns and their metadata, or not at all."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 from robreg.tables import files, parquet, schemas
 
 META = {"dataset": "digits", "variant": "ar8", "seed": 0, "version": "0.1.0", "nested": {"eps": [1.5, 2], "none": None}}
-CONTRACT = {
+EXPECTED_COLUMNS = {
     "history": "epoch lr loss acc sigma_max seconds examples_per_s",
     "margins": "split index label prediction margin prob loss",
     "attacks": "attack space start loss eps step steps restarts seed split n n_correct n_robust acc_conditional "
@@ -23,7 +23,7 @@ CONTRACT = {
     "svstd": "layer name kind c_in c_out kernel stride height width n mean std min max",
     "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "
     "log10_spectral_complexity",
-    # Beyond the contract's page: what it leaves to this stage.
+    # Tables of the optional measures and of the checks.
     "apgd": "attack space start loss eps step steps restarts seed split n n_correct n_robust acc_conditional "
     "acc_robust",
     "checks": "check what found relation expected tolerance passed",
@@ -45,8 +45,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "deep" / "sv.parquet"
 
 
-def refused(path: Path, content: dict[str, Any], message: str, kind: str = "sv") -> None:
-    """A refused table leaves the old file as it was, and nothing beside it."""
+def check_refused(path: Path, content: dict[str, Any], message: str, kind: str = "sv") -> None:
+    """Check that refusing a table leaves the old file unchanged, and no other file in its folder."""
     parquet.write(path, "sv", columns(), META)
     before = path.read_bytes()
     with pytest.raises(ValueError, match=message):
@@ -55,13 +55,13 @@ def refused(path: Path, content: dict[str, Any], message: str, kind: str = "sv")
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("kind", CONTRACT)
-def test_the_schemas_are_the_contracts(kind: str) -> None:
-    assert schemas.SCHEMAS[kind].names == CONTRACT[kind].split()
-    assert schemas.SCHEMAS.keys() == CONTRACT.keys()
+@pytest.mark.parametrize("kind", EXPECTED_COLUMNS)
+def test_the_schemas_have_the_expected_columns(kind: str) -> None:
+    assert schemas.SCHEMAS[kind].names == EXPECTED_COLUMNS[kind].split()
+    assert schemas.SCHEMAS.keys() == EXPECTED_COLUMNS.keys()
 
 
-def test_a_table_comes_back_with_its_types_and_metadata(path: Path) -> None:
+def test_a_table_is_read_back_with_its_types_and_metadata(path: Path) -> None:
     parquet.write(path, "sv", columns(), META)
     found = parquet.read(path)
     assert found.to_pydict() == columns()
@@ -69,42 +69,42 @@ def test_a_table_comes_back_with_its_types_and_metadata(path: Path) -> None:
     assert parquet.read_metadata(path) == META
 
 
-def test_only_the_named_columns_are_read(path: Path) -> None:
+def test_only_the_given_columns_are_read(path: Path) -> None:
     parquet.write(path, "sv", columns(), META)
     assert parquet.read(path, ["sigma", "layer"]).to_pydict() == {"sigma": [2.0, 1.0], "layer": [1, 1]}
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, 0.5, 0.99])
-def test_a_damaged_table_is_refused_by_name(keep: float, path: Path) -> None:
+def test_the_error_for_a_damaged_table_names_the_file(keep: float, path: Path) -> None:
     parquet.write(path, "sv", columns(), META)
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
-    for look in (parquet.read, parquet.read_metadata):
+    for read in (parquet.read, parquet.read_metadata):
         with pytest.raises(
-            ValueError, match=r"sv\.parquet is damaged, or lacks a column .*; delete it and make it again"
+            ValueError, match=r"sv\.parquet is damaged or lacks a column .*; delete it and make it again"
         ):
-            look(path)
+            read(path)
 
 
-def test_a_table_with_other_columns_is_refused_by_name(path: Path) -> None:
+def test_the_error_for_a_missing_column_names_the_file(path: Path) -> None:
     parquet.write(path, "sv", columns(), META)
-    with pytest.raises(ValueError, match=r"sv\.parquet is damaged, or lacks a column .*nothing.*; delete it"):
+    with pytest.raises(ValueError, match=r"sv\.parquet is damaged or lacks a column .*nothing.*; delete it"):
         parquet.read(path, ["sigma", "nothing"])
     with pytest.raises(FileNotFoundError):
         parquet.read(path.with_name("absent.parquet"))
 
 
-def test_a_file_of_others_has_no_metadata(tmp_path: Path) -> None:
+def test_a_file_from_another_program_has_no_metadata(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     assert parquet.read_metadata(tmp_path / "x.parquet") == {}
 
 
-def test_a_missing_an_extra_and_a_misplaced_column_are_refused(path: Path) -> None:
+def test_missing_extra_and_misplaced_columns_are_refused(path: Path) -> None:
     missing = columns()
     del missing["sigma"]
-    refused(path, missing, "sv.parquet.*sigma")
-    refused(path, columns(extra=[1, 2]), "sv.parquet.*extra")
-    refused(path, dict(reversed(columns().items())), "sv.parquet")
+    check_refused(path, missing, "sv.parquet.*sigma")
+    check_refused(path, columns(extra=[1, 2]), "sv.parquet.*extra")
+    check_refused(path, dict(reversed(columns().items())), "sv.parquet")
 
 
 @pytest.mark.parametrize(
@@ -129,20 +129,20 @@ def test_a_column_of_another_length_or_type_is_refused(path: Path, change: dict[
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("make", [list, np.array, pd.Series])
-def test_a_number_that_is_not_finite_is_refused_by_its_column(path: Path, bad: float, make: Any) -> None:
-    refused(path, columns(sigma=make([1.0, bad])), "sv.parquet.*sigma.*not finite")
+def test_the_error_for_a_number_that_is_not_finite_names_its_column(path: Path, bad: float, make: Any) -> None:
+    check_refused(path, columns(sigma=make([1.0, bad])), "sv.parquet.*sigma.*not finite")
 
 
 def test_a_number_too_large_for_the_columns_type_is_refused(path: Path) -> None:
     names = schemas.SCHEMAS["lossvar"].names
-    special = {"index": [0], "variation": [1e300]}  # an infinity in single precision
-    refused(path, {name: special.get(name, [1.0]) for name in names}, "variation.*not finite", kind="lossvar")
+    special = {"index": [0], "variation": [1e300]}  # infinite in single precision
+    check_refused(path, {name: special.get(name, [1.0]) for name in names}, "variation.*not finite", kind="lossvar")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_number_that_is_not_finite_is_refused_inside_a_list_too(path: Path, bad: float) -> None:
+def test_a_number_that_is_not_finite_is_also_refused_inside_a_list(path: Path, bad: float) -> None:
     row = {"epoch": [1], "lr": [0.1], "loss": [1.0], "acc": [9.0], "sigma_max": [[1.0, bad]], "seconds": [1.0]}
-    refused(path, row | {"examples_per_s": [1.0]}, "sigma_max.*not finite", kind="history")
+    check_refused(path, row | {"examples_per_s": [1.0]}, "sigma_max.*not finite", kind="history")
 
 
 def history(**changes: Any) -> dict[str, Any]:
@@ -150,36 +150,36 @@ def history(**changes: Any) -> dict[str, Any]:
     return row | {"seconds": [1.0] * 2, "examples_per_s": [1.0] * 2} | changes
 
 
-def test_null_is_kept_apart_from_nan(path: Path) -> None:
+def test_null_is_distinguished_from_nan(path: Path) -> None:
     parquet.write(path, "history", history(), META)
     assert parquet.read(path, ["acc", "sigma_max"]).to_pydict() == {"acc": [8.0, 9.0], "sigma_max": [None, [1.0, 2.0]]}
 
 
-def test_null_is_refused_where_the_contract_has_none(path: Path) -> None:
-    refused(path, history(acc=[None, 9.0]), "column acc has 1 missing values", kind="history")
+def test_null_is_refused_in_a_column_that_must_not_have_nulls(path: Path) -> None:
+    check_refused(path, history(acc=[None, 9.0]), "column acc has 1 missing values", kind="history")
 
 
-def test_a_failure_midway_leaves_the_old_file_and_nothing_beside_it(path: Path, monkeypatch: Any) -> None:
+def test_a_failure_while_writing_leaves_only_the_old_file(path: Path, monkeypatch: Any) -> None:
     parquet.write(path, "sv", columns(), META)
     before = path.read_bytes()
 
-    def half(content: pa.Table, where: Path) -> None:
+    def write_half(content: pa.Table, where: Path) -> None:
         Path(where).write_bytes(b"PAR1 half a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", half)
+    monkeypatch.setattr(pq, "write_table", write_half)
     with pytest.raises(OSError, match="No space"):
         parquet.write(path, "sv", columns(layer=[7, 7]), META)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_atomic_shows_the_file_only_when_it_is_complete(tmp_path: Path) -> None:
+def test_atomic_write_shows_the_file_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a" / "x.txt"
     with files.atomic_write(path) as temporary:
         temporary.write_text("half")
         assert not path.exists()
-        assert temporary.parent == path.parent  # of one file system: the rename is atomic
+        assert temporary.parent == path.parent  # in the same file system, so that the rename is atomic
         temporary.write_text("whole")
 
     def interrupted() -> None:
@@ -201,7 +201,7 @@ def test_a_block_that_writes_nothing_is_an_error_and_keeps_the_old_file(tmp_path
     assert path.read_text() == "old"
 
 
-def test_write_frame_keeps_pandas_metadata_beside_its_own(tmp_path: Path) -> None:
+def test_write_frame_keeps_the_metadata_of_pandas(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1, 2], "b": ["x", None]})
     parquet.write_frame(tmp_path / "f.parquet", pa.Table.from_pandas(frame, preserve_index=False), {"study": "demo"})
     assert parquet.read_metadata(tmp_path / "f.parquet") == {"study": "demo"}
@@ -209,7 +209,7 @@ def test_write_frame_keeps_pandas_metadata_beside_its_own(tmp_path: Path) -> Non
     pd.testing.assert_frame_equal(parquet.read(tmp_path / "f.parquet").to_pandas(), frame)
 
 
-def test_metadata_do_not_depend_on_the_order_of_their_keys(tmp_path: Path) -> None:
+def test_files_do_not_depend_on_the_order_of_the_metadata_keys(tmp_path: Path) -> None:
     for name, meta in (("a", META), ("b", dict(reversed(META.items())))):
         parquet.write(tmp_path / name, "sv", columns(), meta)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -1,4 +1,4 @@
-"""The code that a rule depends on follows from the imports; grimp, which reads them on its own, agrees."""
+"""The files that a rule depends on follow from the imports, and agree with those that grimp finds."""
 
 import grimp
 import pytest
@@ -20,24 +20,24 @@ def graph():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_all_that_a_module_imports_is_found(module, graph):
+def test_all_imports_of_a_module_are_found(module, graph):
     found = {module}
-    left = [module]
-    while left:  # the package itself, which everybody may import, has its version alone
-        names = graph.find_modules_directly_imported_by(f"robreg.{left.pop()}")
+    to_visit = [module]
+    while to_visit:  # the package itself is left out: every module may import it, and it defines only the version
+        names = graph.find_modules_directly_imported_by(f"robreg.{to_visit.pop()}")
         new = {name.removeprefix("robreg.") for name in names} - {"robreg"} - found
         found |= new
-        left += new
+        to_visit += new
     assert code_files(module, folders=None) == sorted(f"{name.replace('.', '/')}.py" for name in found)
 
 
-def test_a_measure_depends_on_the_folders_that_compute():
+def test_a_measure_depends_only_on_the_computing_folders():
     files = code_files("measures.strong_attack", folders=COMPUTING)
     assert {"measures/strong_attack.py", "attacks/apgd.py", "networks/frozen.py", "data/dataset.py"} <= set(files)
     assert not [file for file in files if file.startswith(("tables/", "runs/", "data/cifar"))]
 
 
-def test_the_hash_of_the_code_is_of_what_decides_the_weights(tmp_path, monkeypatch):
+def test_the_code_hash_covers_what_affects_the_weights(tmp_path, monkeypatch):
     before = code_hash(), package_hash()
     for path in PACKAGE.rglob("*.py"):
         copy = tmp_path / "robreg" / path.relative_to(PACKAGE)
@@ -45,19 +45,19 @@ def test_the_hash_of_the_code_is_of_what_decides_the_weights(tmp_path, monkeypat
         copy.write_bytes(path.read_bytes())
     monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "robreg")
     assert (code_hash(), package_hash()) == before
-    for file, decides in (("report/page.py", False), ("spectra/projection.py", True)):
+    for file, affects_weights in (("report/page.py", False), ("spectra/projection.py", True)):
         with (tmp_path / "robreg" / file).open("a") as edited:
             edited.write("# edited\n")
-        assert (code_hash() != before[0]) is decides
+        assert (code_hash() != before[0]) is affects_weights
         assert package_hash() != before[1]
 
 
-def test_the_weights_are_decided_by_training_networks_attacks_and_data():
+def test_the_weights_depend_on_training_networks_spectra_attacks_and_data():
     files = code_files(TRAINING, folders=COMPUTING)
     assert {file.partition("/")[0] for file in files} == {"data", "networks", "attacks", "spectra", "training"}
 
 
-def test_every_rule_of_the_workflow_takes_its_code_from_the_imports():
+def test_every_rule_of_the_workflow_lists_its_code_files():
     for name in ("measure", "study"):
         rules = (ROOT / f"workflow/rules/{name}.smk").read_text()
         assert rules.count("\nrule ") == rules.count("        code=code_of")

@@ -1,4 +1,4 @@
-"""A study's tables from runs whose tables are made by hand."""
+"""A study's tables, made from runs with invented tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ from robreg.tables import parquet, schemas, study_tables
 
 KEYS = ["dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "seed"]
 TABLE3 = ["train_acc", "test_acc", "acc_gap", "train_loss", "test_loss", "loss_gap", "pgd_acc", "robust_acc"]
-VARIATION = {1.0: [0.0, 1.0, 2.0, 5.0], 2.0: [1.0, 1.0, 4.0, 6.0]}  # by eps, of four test examples
+VARIATION = {1.0: [0.0, 1.0, 2.0, 5.0], 2.0: [1.0, 1.0, 4.0, 6.0]}  # of four test examples, by eps
 
 
 def make_run(root: Path, ar: int, seed: int, bound: float | None = None, pgd: float | None = 50.0) -> dict[str, Any]:
-    """A run whose numbers follow from its name: the accuracy is 90 - ar + seed, the loss variation times ar."""
+    """Write a run whose accuracy is 90 - ar + seed, and whose loss variation is ar * VARIATION + seed."""
     folder = root / f"ar{ar}-sn{bound}-s{seed}"
     numbers = dict.fromkeys(schemas.SCHEMAS["metrics"].names, 1.0)
     numbers |= {"train_acc": 90.0 - ar + seed, "pgd_acc": pgd, "loss_gap": 0.1 * seed}
@@ -40,7 +40,7 @@ def make_run(root: Path, ar: int, seed: int, bound: float | None = None, pgd: fl
 
 
 def with_spectra(run: dict[str, Any], stds: Sequence[float]) -> dict[str, Any]:
-    """Add svstd and padding: convolutions, and a linear layer at the end; exact zero-padded spectra but for layer 2."""
+    """Add svstd and padding of convolutions and a final linear layer; only layer 2's zero-padded one is inexact."""
     count = len(stds)
     layers: dict[str, Any] = dict.fromkeys(schemas.SCHEMAS["svstd"].names, [1] * count) | {"std": list(stds)}
     layers |= {"layer": [*range(1, count + 1)], "name": [f"layer{index}" for index in range(count)]}
@@ -72,12 +72,12 @@ def with_attacks(run: dict[str, Any], losses: Sequence[str], pgd: float | None =
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[dict[str, Any]]:
-    """Three seeds at ar 8, one at ar 16, two at ar 8 with a bound; not in sorted order."""
+    """Three seeds at ar 8, one at ar 16, and two at ar 8 with a bound, in no particular order."""
     settings = [(16, 0, None), (8, 0, None), (8, 1, 3.0), (8, 2, None), (8, 0, 3.0), (8, 1, None)]
     return [make_run(tmp_path, *setting) for setting in settings]
 
 
-def test_gather_stacks_tables_with_the_keys_in_front(runs: list[dict[str, Any]]) -> None:
+def test_gather_concatenates_tables_with_the_keys_in_front(runs: list[dict[str, Any]]) -> None:
     frame = study_tables.gather(runs, "lossvar", ["eps", "variation"])
     assert list(frame) == [*KEYS, "eps", "variation"]
     assert len(frame) == 8 * len(runs)
@@ -89,14 +89,14 @@ def test_gather_stacks_tables_with_the_keys_in_front(runs: list[dict[str, Any]])
     assert list(study_tables.gather(runs, "lossvar"))[len(KEYS) :] == schemas.SCHEMAS["lossvar"].names
 
 
-def test_table3_has_the_contracts_columns_and_one_row_per_run(runs: list[dict[str, Any]]) -> None:
+def test_table3_has_the_expected_columns_and_one_row_per_run(runs: list[dict[str, Any]]) -> None:
     frame = study_tables.table3(runs)
     assert list(frame) == KEYS + TABLE3
     assert frame["train_acc"].tolist() == [90.0 - run["ar"] + run["seed"] for run in runs]
     assert frame["pgd_acc"].tolist() == [50.0] * 6
 
 
-def test_table1_averages_over_test_examples_with_the_populations_std(runs: list[dict[str, Any]]) -> None:
+def test_table1_has_mean_and_population_std_over_test_examples(runs: list[dict[str, Any]]) -> None:
     frame = study_tables.table1(runs)
     names = [f"loss_variation_{statistic}_eps{eps}" for eps in (1, 2) for statistic in ("mean", "std")]
     assert list(frame) == KEYS + names
@@ -107,7 +107,7 @@ def test_table1_averages_over_test_examples_with_the_populations_std(runs: list[
             assert row[f"loss_variation_std_eps{eps:g}"] == pytest.approx(expected.std(ddof=0))
 
 
-def test_the_summary_has_one_row_per_setting_and_drops_none(runs: list[dict[str, Any]]) -> None:
+def test_the_summary_has_one_row_for_every_setting(runs: list[dict[str, Any]]) -> None:
     frame = study_tables.summarise(study_tables.table3(runs))
     metrics = [f"{name}_{statistic}" for name in TABLE3 for statistic in ("mean", "std")]
     assert list(frame) == [*KEYS[:-1], *metrics, "n_seeds"]
@@ -126,7 +126,7 @@ def test_the_summary_has_one_row_per_setting_and_drops_none(runs: list[dict[str,
     assert frame["ar"].tolist() == [16, 8, 8]  # in the order of the runs
 
 
-def test_the_std_over_seeds_is_not_mixed_up_with_that_over_examples(runs: list[dict[str, Any]]) -> None:
+def test_the_std_over_seeds_is_not_confused_with_that_over_examples(runs: list[dict[str, Any]]) -> None:
     frame = study_tables.summarise(study_tables.table1(runs))
     row = frame[(frame["ar"] == 8) & frame["spectral_norm"].isna()].iloc[0]
     assert row["loss_variation_mean_eps1_mean"] == pytest.approx(17.0)  # 8 x 2 + seed
@@ -144,7 +144,7 @@ def test_settings_that_differ_in_any_key_are_not_averaged(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("bounds", [(None, None), (None, 3.0), (3.0, 5.0), (3.0, None)])
-def test_any_mix_of_bounds_and_none_is_summarised(tmp_path: Path, bounds: tuple[float | None, float | None]) -> None:
+def test_runs_with_and_without_bounds_are_summarised(tmp_path: Path, bounds: tuple[float | None, float | None]) -> None:
     runs = [make_run(tmp_path, ar, 0, bound) for ar, bound in zip((4, 8), bounds, strict=True)]
     frame = study_tables.summarise(study_tables.table3(runs))
     assert [None if pd.isna(value) else value for value in frame["spectral_norm"]] == list(bounds)
@@ -165,7 +165,7 @@ def test_table2_has_the_four_columns_of_the_paper(runs: list[dict[str, Any]]) ->
     assert frame["loss_gap"].tolist() == pytest.approx([0.1 * run["seed"] for run in runs])
 
 
-def test_b2_adds_up_decreases_and_increases_with_and_without_the_linear_layer(tmp_path: Path) -> None:
+def test_b2_sums_decreases_and_increases_with_and_without_the_linear_layer(tmp_path: Path) -> None:
     stds = {
         (4, 0): [1, 2, 3, 5],
         (16, 0): [0.5, 2, 3.25, 3],
@@ -174,7 +174,7 @@ def test_b2_adds_up_decreases_and_increases_with_and_without_the_linear_layer(tm
         (8, 0): [9] * 4,
     }
     runs = [with_spectra(make_run(tmp_path, ar, seed), values) for (ar, seed), values in stds.items()]
-    runs.append(with_spectra(make_run(tmp_path, 4, 2), [1.0] * 4))  # no such seed at 16
+    runs.append(with_spectra(make_run(tmp_path, 4, 2), [1.0] * 4))  # this seed does not exist at 16
     runs.append(with_spectra(make_run(tmp_path, 16, 0, bound=3.0), [7.0] * 4))  # another setting
     frame = study_tables.b2(runs, [4, 16])
     changes = ["svstd_decrease_sum", "svstd_decrease_mean", "svstd_increase_sum", "svstd_increase_mean"]
@@ -195,13 +195,13 @@ def test_b2_adds_up_decreases_and_increases_with_and_without_the_linear_layer(tm
     np.testing.assert_allclose(summary["svstd_decrease_sum_mean"], [1.25, 2.25])
 
 
-def test_b2_refuses_strengths_that_no_setting_has_together(tmp_path: Path) -> None:
-    runs = [with_spectra(make_run(tmp_path, ar, ar), [1.0]) for ar in (4, 16)]  # not of one seed
+def test_b2_refuses_strengths_that_no_setting_has_both_of(tmp_path: Path) -> None:
+    runs = [with_spectra(make_run(tmp_path, ar, ar), [1.0]) for ar in (4, 16)]  # with different seeds
     with pytest.raises(ValueError, match="no setting has both strengths 4 and 16"):
         study_tables.b2(runs, [4, 16])
 
 
-def test_attacks_stand_side_by_side_and_a_missing_loss_is_null(tmp_path: Path) -> None:
+def test_attacks_are_side_by_side_and_a_missing_loss_is_null(tmp_path: Path) -> None:
     runs = [
         with_attacks(make_run(tmp_path, 4, 0), ["cross_entropy", "dlr", "worst"]),
         with_attacks(make_run(tmp_path, 8, 0), ["cross_entropy", "worst"], pgd=None),
@@ -216,13 +216,13 @@ def test_attacks_stand_side_by_side_and_a_missing_loss_is_null(tmp_path: Path) -
 def test_padding_compares_exact_spectra_of_convolutions_and_norms_of_all_layers(tmp_path: Path) -> None:
     frame = study_tables.padding([with_spectra(make_run(tmp_path, 4, 0), [1.0, 5.0, 2.0, 8.0])])
     (row,) = frame.to_dict("records")
-    assert row["n_dense"] == 2  # neither layer 2 nor the linear one
+    assert row["n_dense"] == 2  # all except layer 2 and the linear layer
     assert (row["std_circular"], row["std_zero"]) == pytest.approx((1.5, 1.35))
     assert row["std_relative_difference"] == pytest.approx(-0.1)
     assert (row["max_ratio_median"], row["max_ratio_max"]) == pytest.approx((0.875, 0.95))
 
 
-def test_theory_has_its_own_columns_whatever_they_are(tmp_path: Path) -> None:
+def test_theory_keeps_all_columns_of_the_runs(tmp_path: Path) -> None:
     run = make_run(tmp_path, 4, 0)
     content = {"bound": [1.5], "direction": ["upper"], "n": [3]}
     parquet.write_frame(Path(run["folder"]) / "theory.parquet", pa.table(content), {})
@@ -232,7 +232,7 @@ def test_theory_has_its_own_columns_whatever_they_are(tmp_path: Path) -> None:
     assert list(summary) == [*KEYS[:-1], "direction", "bound_mean", "bound_std", "n_mean", "n_std", "n_seeds"]
 
 
-def test_every_column_of_every_table_has_its_words(tmp_path: Path) -> None:
+def test_every_column_of_every_table_has_a_description(tmp_path: Path) -> None:
     runs = [with_spectra(make_run(tmp_path, ar, 0), [1.0, 2.0, 3.0]) for ar in (8, 16)]
     for run in runs:
         with_attacks(run, ["worst"])
@@ -256,7 +256,7 @@ def test_every_table_has_a_maker() -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_record_writes_table_and_summary_alike_as_parquet_and_csv(
+def test_record_writes_the_same_table_and_summary_as_parquet_and_csv(
     runs: list[dict[str, Any]], tmp_path: Path, name: str
 ) -> None:
     folder = tmp_path / "tables"
@@ -276,7 +276,7 @@ def test_record_writes_table_and_summary_alike_as_parquet_and_csv(
         assert set(arrow["spectral_norm"].to_pylist()) == ({None} if name == "b2" else {None, 3.0})  # null, not NaN
 
 
-def test_record_of_runs_without_any_bound_has_a_column_of_nulls(tmp_path: Path) -> None:
+def test_the_bounds_of_runs_without_any_bound_are_a_column_of_nulls(tmp_path: Path) -> None:
     study_tables.record("table3", [make_run(tmp_path, 8, 0)], compare=[8, 16], folder=tmp_path / "tables", study="demo")
     for stem in ("table3", "table3_summary"):
         arrow = parquet.read(tmp_path / "tables" / f"{stem}.parquet")

@@ -1,4 +1,4 @@
-"""The lease: one process trains a run, a dead one's lease is taken over, and attempts that get nowhere are counted."""
+"""The lease: one process trains a run, a dead process loses its lease, and attempts without progress are counted."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from robreg.training.resume import ResumeFile
 
 CHILD = """
 import sys, time
-from robreg import lease
+from robreg.training import lease
 for line in sys.stdin:
     try:
         exec(line)
@@ -36,7 +36,7 @@ def path(tmp_path, monkeypatch):
 
 @pytest.fixture
 def start():
-    """Start a process that does what it is told, line by line, until the test ends."""
+    """Return a function that starts a process, which runs the lines of code that it is sent until the test ends."""
     started = []
 
     def one():
@@ -50,13 +50,13 @@ def start():
             process.kill()
 
 
-def order(process, line):
+def send(process, line):
     process.stdin.write(line + "\n")
     process.stdin.flush()
 
 
 def answer(process, line):
-    order(process, line)
+    send(process, line)
     return process.stdout.readline().strip()
 
 
@@ -66,8 +66,8 @@ def holder(process, path, settings=""):
 
 
 def far(beat):
-    """What a process must be told to be on another machine."""
-    return f"lease._place = lambda: ['far', '', '']; lease.BEAT = {beat}; "
+    """Return code that makes a process appear to be on another machine."""
+    return f"lease._pid_namespace = lambda: ['far', '', '']; lease.BEAT = {beat}; "
 
 
 def read(path):
@@ -79,7 +79,7 @@ def edit(path, **changes):
 
 
 def fail(path, *, progress=False):
-    """Hold the lease for a block that fails."""
+    """Hold the lease during a block that fails."""
     held = Lease(path).__enter__()
     if progress:
         held.progress()
@@ -99,21 +99,22 @@ def granted(path):
 def test_a_living_process_keeps_its_lease_and_a_killed_one_loses_it_at_once(path, start):
     other = holder(start(), path)
     refused(path, rf"is being trained by process {other.pid} on \S+ \(.*wait for it, or stop it first")
-    other.send_signal(signal.SIGSTOP)  # alive, though silent
+    other.send_signal(signal.SIGSTOP)  # it is alive, but renews nothing
     refused(path, f"process {other.pid} ")
     other.kill()
     other.wait()
     assert granted(path)
 
 
-def test_a_killed_process_that_nobody_waited_for_counts_as_dead(path, start):
+def test_a_zombie_process_counts_as_dead(path, start):
     other = holder(start(), path)
     other.kill()
-    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # a zombie, as in a container whose process 1 reaps none
+    # This leaves a zombie, as in a container whose process 1 does not reap dead children.
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
     assert granted(path)
 
 
-def test_another_process_of_the_same_number_is_not_the_holder(path):
+def test_another_process_with_the_same_id_is_not_the_holder(path):
     fail(path)
     edit(path, held=True)
     refused(path, f"process {os.getpid()} ")
@@ -121,7 +122,7 @@ def test_another_process_of_the_same_number_is_not_the_holder(path):
     assert granted(path)
 
 
-def test_a_holder_elsewhere_that_gives_signs_of_life_keeps_its_lease(path, start, monkeypatch):
+def test_a_remote_holder_that_renews_its_lease_keeps_it(path, start, monkeypatch):
     other = holder(start(), path, far(beat=0.05))
     monkeypatch.setattr(lease, "SILENCE", 5.0)
     refused(path, f"process {other.pid} on far")
@@ -129,9 +130,9 @@ def test_a_holder_elsewhere_that_gives_signs_of_life_keeps_its_lease(path, start
     assert not path.exists()
 
 
-def test_a_stopped_holder_elsewhere_is_taken_over_and_told_so_when_it_goes_on(path, start, monkeypatch):
+def test_a_suspended_remote_holder_loses_its_lease_and_notices_when_it_continues(path, start, monkeypatch):
     other = holder(start(), path, far(beat=0.2))
-    while read(path)["beat"] == 0:  # then its thread sleeps for a beat
+    while read(path)["beat"] == 0:  # afterwards its thread sleeps until the next renewal
         time.sleep(0.005)
     other.send_signal(signal.SIGSTOP)
     monkeypatch.setattr(lease, "SILENCE", 0.3)
@@ -153,9 +154,9 @@ def test_a_stopped_holder_elsewhere_is_taken_over_and_told_so_when_it_goes_on(pa
         (lambda path: edit(path, beat=8), False, 1),
         (lambda path: edit(path, token="a third process's"), False, 1),
     ],
-    ids=["silence", "success", "failure", "beat", "another took it"],
+    ids=["no change", "released after success", "released after failure", "renewed", "taken by another process"],
 )
-def test_a_holder_elsewhere_is_watched(change, over, after, path, monkeypatch):
+def test_a_remote_holder_is_watched(change, over, after, path, monkeypatch):
     fail(path)
     edit(path, held=True, place=["far", "", ""], beat=7)
     clock = [0.0]
@@ -165,7 +166,7 @@ def test_a_holder_elsewhere_is_watched(change, over, after, path, monkeypatch):
     assert clock[-1] == after
 
 
-def test_the_file_goes_with_success_and_stays_with_failure(path):
+def test_the_file_is_removed_after_success_and_kept_after_failure(path):
     with Lease(path):
         assert read(path)["held"]
     assert not path.exists()
@@ -175,12 +176,12 @@ def test_the_file_goes_with_success_and_stays_with_failure(path):
 
 
 @pytest.mark.parametrize("error", [None, SystemExit])
-def test_a_lost_lease_is_the_taker_s(error, path, monkeypatch):
+def test_a_lost_lease_is_left_to_the_process_that_took_it(error, path, monkeypatch):
     monkeypatch.setattr(lease, "BEAT", 0.01)
     held = Lease(path).__enter__()
     while read(path)["beat"] < 2:
         time.sleep(0.005)
-    with held._lock:  # between two beats
+    with held._lock:  # between two renewals
         edit(path, token="another process's")
         content = path.read_text()
     for renew in (held.check, held.progress):
@@ -191,13 +192,13 @@ def test_a_lost_lease_is_the_taker_s(error, path, monkeypatch):
     assert path.read_text() == content
 
 
-@pytest.mark.parametrize("part", ["_mine", "_write"])
-def test_a_file_system_that_fails_for_a_moment_costs_no_lease(part, path, monkeypatch, caplog):
+@pytest.mark.parametrize("part", ["_is_mine", "_write"])
+def test_a_lease_survives_a_temporary_failure_of_the_file_system(part, path, monkeypatch, caplog):
     works, calls = getattr(Lease, part), []
 
     def fails_once(*arguments, **keywords):
         calls.append(part)
-        if len(calls) == 2:  # of a write, the first is the taking's
+        if len(calls) == 2:  # the first call of _write takes the lease
             raise OSError("stale file handle")
         return works(*arguments, **keywords)
 
@@ -218,11 +219,11 @@ def test_attempts_without_a_finished_epoch_are_counted(path):
     assert found == [0, 1, 2, 3, 0, 1]
 
 
-def test_a_job_that_slurm_starts_again_in_vain_is_refused(path, monkeypatch):
+def test_a_job_that_slurm_restarts_without_progress_is_refused(path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     for _ in range(2):
         fail(path)
-    refused(path, r"SLURM started job 7 3 times .* in the last 2: give it more time", StalledError)
+    refused(path, r"SLURM started job 7 3 times, .* in the last 2 attempts: give it more time", StalledError)
     assert stalled_attempts(path) == 2
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     fail(path)
@@ -239,7 +240,7 @@ def test_a_damaged_file_is_refused_by_name(content, path):
 
 
 @pytest.mark.parametrize("dead", [False, True], ids=["no holder", "dead holder"])
-def test_of_two_processes_that_start_at_once_one_has_the_lease(dead, path, start):
+def test_only_one_of_two_processes_that_start_at_once_gets_the_lease(dead, path, start):
     both = [start(), start()]
     for race in range(20):
         place = path.parent / str(race) / "lease.json"
@@ -249,7 +250,7 @@ def test_of_two_processes_that_start_at_once_one_has_the_lease(dead, path, start
         moment = time.time() + 0.01
         wait = f"time.sleep(max(0, {moment} - time.time()))"
         for process in both:
-            order(process, f"held = lease.Lease(lease.Path({str(place)!r})); {wait}; held.__enter__()")
+            send(process, f"held = lease.Lease(lease.Path({str(place)!r})); {wait}; held.__enter__()")
         taken = sorted(process.stdout.readline().split()[0] for process in both)
         assert dead or taken == ["HeldError", "done"]
         assert sorted(answer(process, "held.check()").split()[0] for process in both) == ["LostError", "done"]
@@ -259,7 +260,7 @@ def content(folder):
     return {found.name: found.read_bytes() for found in folder.iterdir()}
 
 
-def test_a_run_that_another_process_trains_is_not_trained(run, path, start):
+def test_a_run_that_another_process_is_training_is_refused(run, path, start):
     other = holder(start(), path)
     before = content(path.parent)
     with pytest.raises(HeldError, match=f"process {other.pid} "):
@@ -267,7 +268,7 @@ def test_a_run_that_another_process_trains_is_not_trained(run, path, start):
     assert content(path.parent) == before
 
 
-@pytest.mark.parametrize("saves", [1, 2, 4], ids=["at first", "midway", "at last"])
+@pytest.mark.parametrize("saves", [1, 2, 4], ids=["first", "middle", "last"])
 def test_a_training_that_lost_its_lease_writes_nothing_more(saves, run, path, monkeypatch):
     save, states = ResumeFile.save, []
 

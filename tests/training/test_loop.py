@@ -1,4 +1,4 @@
-"""Training: it learns, it resumes to the same bits wherever it was killed, and it refuses what it must not mix."""
+"""Training: it learns, it resumes bit-identically wherever it was killed, and it refuses states that do not fit."""
 
 import copy
 import signal
@@ -35,24 +35,24 @@ def test_training_reduces_the_adversarial_loss(prepared, tmp_path):
 
 
 class Waiting(NoWaiting):
-    """Count instead of refusing."""
+    """Count the operations that wait for the device instead of raising."""
 
     count = 0
 
-    def found(self, name):
+    def waits(self, name):
         self.count += 1
 
 
 @pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
-def test_an_epoch_of_more_batches_waits_no_more_often_for_the_device(augmentation, prepared):
+def test_waits_for_the_device_do_not_grow_with_the_number_of_batches(augmentation, prepared):
     counts = []
     for size in (200, 10):
         settings = make_settings(batch_size=size, augmentation=augmentation, pad=int(augmentation != "none"))
-        state = loop._start(settings, prepared, CPU)
+        state = loop._initial_state(settings, prepared, CPU)
         with Waiting() as waiting:
-            loop._epoch(
+            loop._train_epoch(
                 state,
-                loop._step(state, settings),
+                loop._make_step(state, settings),
                 settings,
                 prepared.train_images,
                 prepared.train_labels,
@@ -62,46 +62,47 @@ def test_an_epoch_of_more_batches_waits_no_more_often_for_the_device(augmentatio
     assert counts[0] == counts[1] > 0
 
 
-def test_a_second_run_has_the_same_bits(prepared, undisturbed, tmp_path):
+def test_a_second_run_is_bit_identical(prepared, undisturbed, tmp_path):
     assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
     assert not (tmp_path / "resume.pt").exists()
 
 
-def test_a_deterministic_run_is_so_from_its_first_operation_and_has_the_same_bits_on_a_cpu(
+def test_a_deterministic_run_is_deterministic_from_the_start_and_bit_identical_on_a_cpu(
     prepared, undisturbed, tmp_path, monkeypatch
 ):
     events = []
 
     @contextmanager
-    def repeatable(device, *, wanted):
+    def recorded(device, *, wanted):
         events.append((device, wanted))
         yield
         events.append("end")
 
-    start = loop._start
-    monkeypatch.setattr(loop, "deterministic_algorithms", repeatable)
-    monkeypatch.setattr(loop, "_start", lambda *given: events.append("start") or start(*given))
+    start = loop._initial_state
+    monkeypatch.setattr(loop, "deterministic_algorithms", recorded)
+    monkeypatch.setattr(loop, "_initial_state", lambda *given: events.append("start") or start(*given))
     assert_same(run(make_settings(deterministic=True), prepared, tmp_path), undisturbed)
     assert events == [(CPU, True), "start", "end"]
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["meta"]["deterministic"] is True
 
 
-def test_another_seed_has_other_bits(prepared, undisturbed, tmp_path):
+def test_another_seed_gives_other_weights(prepared, undisturbed, tmp_path):
     weights, _ = run(make_settings("ar8-s1"), prepared, tmp_path)
     assert not torch.equal(weights["network.stem.weight"], undisturbed[0]["network.stem.weight"])
 
 
-def test_training_leaves_the_global_generator_alone(prepared, tmp_path):
+def test_training_does_not_change_the_global_random_state(prepared, tmp_path):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     run(make_settings(epochs=1), prepared, tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-SERVER.set_forkserver_preload(["robreg.train"])
+SERVER.set_forkserver_preload(["robreg.training.loop"])
 
 
-# 4 batches an epoch; torch.save, fsync and rename: once at the start, once an epoch, once each for the two results.
+# An epoch has 4 batches. torch.save is called at the start, after each of 3 epochs and for the checkpoint; fsync and
+# rename are also called for the history.
 @pytest.mark.parametrize(
     ("event", "count"),
     [
@@ -111,13 +112,13 @@ SERVER.set_forkserver_preload(["robreg.train"])
         *[("after write", count) for count in (1, 2, 4, 5, 6)],
     ],
 )
-def test_a_killed_run_ends_with_the_same_bits(event, count, source, prepared, undisturbed, tmp_path):
+def test_a_killed_run_resumes_bit_identically(event, count, source, prepared, undisturbed, tmp_path):
     assert kill_at(event, count, make_settings(), source, tmp_path) == -signal.SIGKILL
     assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "history.parquet"]
 
 
-def test_a_run_killed_again_and_again_ends_with_the_same_bits(source, prepared, undisturbed, tmp_path):
+def test_a_run_that_is_killed_several_times_resumes_bit_identically(source, prepared, undisturbed, tmp_path):
     for count in (2, 6, 5, 3):
         assert kill_at("batch", count, make_settings(), source, tmp_path) == -signal.SIGKILL
     assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
@@ -145,7 +146,7 @@ def test_sigterm_in_the_first_epoch_leaves_a_state_too(source, prepared, undistu
     assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
 
 
-def test_the_handler_of_sigterm_is_put_back(prepared, tmp_path):
+def test_the_sigterm_handler_is_restored(prepared, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     run(make_settings(epochs=1), prepared, tmp_path)
     assert signal.getsignal(signal.SIGTERM) == before
@@ -177,19 +178,19 @@ def test_changed_threads_and_changed_data_are_refused(source, prepared, tmp_path
         run(make_settings(), other, tmp_path)
 
 
-def test_another_torch_is_refused_by_name(source, prepared, tmp_path, monkeypatch):
+def test_another_version_of_torch_is_refused_by_name(source, prepared, tmp_path, monkeypatch):
     kill_at("batch", 6, make_settings(), source, tmp_path)
     monkeypatch.setattr(torch, "__version__", "2.99")
     with pytest.raises(ValueError, match=r"torch was \S+, is 2\.99"):
         run(make_settings(), prepared, tmp_path)
 
 
-def test_a_checkpoint_names_the_code_that_it_was_begun_with(source, prepared, tmp_path, monkeypatch):
+def test_a_checkpoint_records_the_code_that_its_training_started_with(source, prepared, tmp_path, monkeypatch):
     kill_at("batch", 6, make_settings(), source, tmp_path)
-    begun = provenance.code_hash()
+    at_start = provenance.code_hash()
     monkeypatch.setattr(loop, "code_hash", lambda: "edited since")
     run(make_settings(), prepared, tmp_path)
-    assert checkpoint.load_network(tmp_path / "checkpoint.pt")[1]["code_hash"] == begun
+    assert checkpoint.load_network(tmp_path / "checkpoint.pt")[1]["code_hash"] == at_start
 
 
 def test_a_network_that_cannot_be_measured_is_refused_before_it_is_trained(prepared, tmp_path):
@@ -240,7 +241,7 @@ def test_the_first_bad_batch_is_named(prepared, tmp_path, monkeypatch):
     def broken(*args):
         loss, logits = call(*args)
         calls.append(1)
-        return loss * float("nan") if len(calls) == 7 else loss, logits  # the third of the second epoch
+        return loss * float("nan") if len(calls) == 7 else loss, logits  # the third batch of the second epoch
 
     monkeypatch.setattr(TrainingStep, "__call__", broken)
     with pytest.raises(loop.DivergedError, match=r"epoch 2, batch 3: loss nan at lr 0\.1"):
@@ -249,15 +250,15 @@ def test_the_first_bad_batch_is_named(prepared, tmp_path, monkeypatch):
 
 
 def batch(variant, prepared, n, generator):
-    """Return n training images as a network with a random last layer is to see them, the examples, and the network."""
+    """Return a batch of n training images, its adversarial examples, and a network with a random last layer."""
     settings = make_settings(variant)
-    state = loop._start(settings, prepared, CPU)
+    state = loop._initial_state(settings, prepared, CPU)
     torch.nn.init.normal_(state.model.network.linear.weight, generator=torch.Generator().manual_seed(0))
-    x, noise = loop._batch(prepared.train_images[:n], settings, generator)
-    return x, loop._step(state, settings).adversarial(x, prepared.train_labels[:n], noise), state.model
+    x, noise = loop._prepare_batch(prepared.train_images[:n], settings, generator)
+    return x, loop._make_step(state, settings).adversarial(x, prepared.train_labels[:n], noise), state.model
 
 
-def test_training_batches_are_the_public_attack_s(prepared):
+def test_training_attacks_with_the_public_pgd(prepared):
     x, found, model = batch("ar16", prepared, 32, torch.Generator().manual_seed(5))
     noise = draw_noise(x, torch.Generator().manual_seed(5))
     wanted = pgd(model, x, prepared.train_labels[:32], eps=16 / 255, step=4 / 255, steps=10, noise=noise)
@@ -271,16 +272,16 @@ def test_standard_training_sees_clean_images(prepared):
 
 
 @pytest.mark.parametrize("variant", ["ar16-fgsm", "ar16-normspace"])
-def test_the_other_training_attacks_stay_in_their_balls(variant, prepared):
+def test_other_training_attacks_reach_and_respect_their_radius(variant, prepared):
     x, found, model = batch(variant, prepared, 32, torch.Generator().manual_seed(0))
     radius = 16 / 255 * (model.normalise.std if "normspace" in variant else 1)
     distance = (found - x).abs().max()
     assert 0.9 * radius < distance <= radius + 1e-6
 
 
-def test_an_epoch_s_order_is_a_permutation_of_its_own():
-    orders = [loop._randomness(0, epoch, 100, CPU)[0].tolist() for epoch in (1, 2)] + [
-        loop._randomness(1, 1, 100, CPU)[0].tolist()
+def test_every_epoch_and_seed_has_its_own_permutation():
+    orders = [loop._epoch_randomness(0, epoch, 100, CPU)[0].tolist() for epoch in (1, 2)] + [
+        loop._epoch_randomness(1, 1, 100, CPU)[0].tolist()
     ]
     assert all(sorted(order) == list(range(100)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
@@ -291,7 +292,7 @@ def test_the_paper_s_learning_rate(epoch, lr):
     assert loop.learning_rate({"lr": 0.05, "lr_factor": 10.0, "lr_drops": [100, 150]}, epoch) == pytest.approx(lr)
 
 
-def test_a_checkpoint_says_what_it_is(prepared, tmp_path):
+def test_a_checkpoint_and_its_history_identify_their_run(prepared, tmp_path):
     run(make_settings("ar8-s1", epochs=1), prepared, tmp_path)
     model, meta = checkpoint.load_network(tmp_path / "checkpoint.pt")
     assert (meta["dataset"], meta["variant"], meta["seed"], meta["arch"]) == ("digits", "ar8-s1", 1, "resnet8")
@@ -315,26 +316,26 @@ def test_a_bound_holds_after_every_epoch_and_in_the_checkpoint(prepared, tmp_pat
     assert [len(row["sigma_max"]) for row in history] == [len(found)] * 3
     assert max(max(row["sigma_max"]) for row in history) <= 0.5
     assert history[-1]["sigma_max"] == pytest.approx(norms, rel=1e-9)
-    assert max(norms) > 0.499  # the bound binds
+    assert max(norms) > 0.499  # the bound is reached
 
 
 def test_without_a_bound_no_norm_is_recorded(undisturbed):
     assert [row["sigma_max"] for row in undisturbed[1]] == [None] * 3
 
 
-def test_one_clipping_round_leaves_norms_above_the_bound_and_says_so(prepared, tmp_path):
+def test_one_clipping_round_records_the_norms_that_it_leaves_above_the_bound(prepared, tmp_path):
     _, history = run(make_settings("ar8-sn0.5", clip_rounds=1), prepared, tmp_path)
     assert 0.5 < max(history[-1]["sigma_max"]) < 0.8
 
 
-def test_a_bounded_run_that_was_killed_ends_with_the_same_bits(source, prepared, tmp_path):
+def test_a_killed_run_with_a_bound_resumes_bit_identically(source, prepared, tmp_path):
     whole = run(make_settings("ar8-sn1"), prepared, tmp_path / "whole")
     assert kill_at("batch", 6, make_settings("ar8-sn1"), source, tmp_path) == -signal.SIGKILL
     assert_same(run(make_settings("ar8-sn1"), prepared, tmp_path), whole)
 
 
 class Normed(nn.Module):
-    """A small network with batch normalisation and dropout, as a user may bring it."""
+    """A small user-defined network with batch normalisation and dropout."""
 
     def __init__(self, num_classes):
         super().__init__()
@@ -349,26 +350,26 @@ def normed(variant="ar8"):
     return make_settings(variant) | {"arch": "normed", "factory": {"callable": f"{__name__}:Normed", "arguments": {}}}
 
 
-def test_attacks_leave_running_statistics_alone_and_training_updates_them(prepared):
-    state = loop._start(normed(), prepared, CPU)
+def test_attacks_do_not_change_running_statistics_but_training_does(prepared):
+    state = loop._initial_state(normed(), prepared, CPU)
     before = copy.deepcopy(state.model.state_dict())
     generator = torch.Generator().manual_seed(0)
     state.model.train()
-    x, noise = loop._batch(prepared.train_images[:16], normed(), generator)
-    y, made = prepared.train_labels[:16], loop._step(state, normed())
-    made.adversarial(x, y, noise)
+    x, noise = loop._prepare_batch(prepared.train_images[:16], normed(), generator)
+    y, step = prepared.train_labels[:16], loop._make_step(state, normed())
+    step.adversarial(x, y, noise)
     assert all(torch.equal(value, before[key]) for key, value in state.model.state_dict().items())
     assert state.model.network.norm.training
-    made(x, y, noise)
+    step(x, y, noise)
     assert int(state.model.network.norm.num_batches_tracked) == 1
     assert not torch.equal(state.model.network.norm.running_mean, before["network.norm.running_mean"])
 
 
-def test_a_network_with_dropout_goes_on_with_the_same_bits(prepared, tmp_path):
+def test_a_network_with_dropout_resumes_bit_identically(prepared, tmp_path):
     whole = run(normed(), prepared, tmp_path / "whole")
     broken = tmp_path / "broken"
     broken.mkdir()
-    epoch = loop._epoch
+    epoch = loop._train_epoch
 
     def stopping(state, *arguments, **keywords):
         if len(state.history) == 2:
@@ -376,20 +377,20 @@ def test_a_network_with_dropout_goes_on_with_the_same_bits(prepared, tmp_path):
         return epoch(state, *arguments, **keywords)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_epoch", stopping)
+        patch.setattr(loop, "_train_epoch", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(normed(), prepared, broken)
-    torch.rand(3)  # the global generator stands elsewhere now
+    torch.rand(3)  # change the state of the global generator
     assert_same(run(normed(), prepared, broken), whole)
 
 
-def test_images_of_tiny_imagenet_s_kind_are_cropped_in_training(tmp_path):
+def test_images_are_cropped_to_the_crop_size_in_training(tmp_path):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8, generator=generator)
     settings = make_settings("ar0")
     settings["training"] |= {"augmentation": "resized-crop-flip"}
     settings["data"] |= {"crop": 8}
-    x, noise = loop._batch(images, settings, generator)
+    x, noise = loop._prepare_batch(images, settings, generator)
     assert x.shape == (6, 3, 8, 8)
     assert 0 <= float(x.min()) <= float(x.max()) <= 1
     assert noise is None

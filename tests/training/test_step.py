@@ -1,4 +1,4 @@
-"""The training step: its arithmetic, and that precision, compilation and graphs change nothing but the last digits."""
+"""The training step: its arithmetic, and that precision, compilation and graphs only change the last digits."""
 
 import copy
 import logging
@@ -22,7 +22,7 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 class Small(nn.Module):
-    """Everything that a step must leave alone or update: a kernel, running statistics, a matrix, biases."""
+    """A network with everything that a step must update or keep: a kernel, a matrix, biases, running statistics."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class Small(nn.Module):
 
 
 def make(device="cpu", **options):
-    """Return a step with a network of its own; networks are equal."""
+    """Return a step with its own network; all these networks have equal weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Classifier(Normalise([0.5], [0.25]), Small()).to(device)
@@ -53,7 +53,7 @@ def weights(step):
 
 
 def run(step, count=4, **options):
-    """Return the losses of some steps, and the weights after them."""
+    """Take some steps; return their losses and the weights after them."""
     return [float(step(*batch)[0]) for batch in batches(count, **options)], weights(step)
 
 
@@ -63,7 +63,7 @@ def assert_close(one, other, tolerance):
         assert (value - other[1][key]).abs().max() <= tolerance, key
 
 
-def test_a_step_is_the_public_attack_and_one_update():
+def test_a_step_is_the_public_pgd_and_one_update():
     step = make()
     model = copy.deepcopy(step.model)
     sgd = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
@@ -82,7 +82,7 @@ def test_a_step_is_the_public_attack_and_one_update():
     assert step.how == "eager"
 
 
-def test_half_precision_is_mixed_and_near():
+def test_half_precision_is_mixed_and_close_to_full_precision():
     step, reference = make(precision="bf16"), make()
     found, wanted = run(step), run(reference)
     assert_close(found, wanted, 0.03)
@@ -92,7 +92,7 @@ def test_half_precision_is_mixed_and_near():
     assert momenta == [torch.float32] * 6
 
 
-def test_half_precision_attacks_the_network_as_it_is_now():
+def test_half_precision_attacks_the_current_weights():
     step = make(precision="bf16")
     (x, y, noise), *_ = batches(1)
     run(step)
@@ -121,29 +121,29 @@ def test_an_unknown_precision_is_refused():
 
 @COMPILER
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_compiled_step_is_an_eager_one(precision, caplog):
+def test_a_compiled_step_agrees_with_an_eager_one(precision, caplog):
     step = make(precision=precision, compile=True)
     found = run(step)
     assert step.how == "compiled"
-    assert not [record for record in caplog.records if record.name == "robreg.step"]
+    assert not [record for record in caplog.records if record.name == "robreg.training.step"]
     assert_close(found, run(make(precision=precision)), 1e-5 if precision == "fp32" else 0.03)
-    assert int(found[1]["network.norm.num_batches_tracked"]) == 4  # and not what compiling took
+    assert int(found[1]["network.norm.num_batches_tracked"]) == 4  # steps taken while compiling do not count
 
 
 @COMPILER
-def test_a_step_that_is_not_compiled_to_its_end_is_eager_and_says_so(caplog):
+def test_a_step_that_cannot_be_compiled_completely_is_eager_after_a_warning(caplog):
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=1):  # of the model and of its twin, which have one code
+    with torch._dynamo.config.patch(recompile_limit=1):  # the model and its twin share their code, and thus this limit
         step = make(compile=True)
         found = run(step, 1)
     torch._dynamo.reset()
     assert step.how == "eager"
-    assert "training goes on eagerly" in caplog.text
+    assert "training continues eagerly" in caplog.text
     assert_close(found, run(make(), 1), 0)
 
 
 @COMPILER
-def test_a_batch_of_another_size_is_not_compiled_for():
+def test_nothing_is_compiled_for_a_batch_of_another_size():
     step = make(compile=True)
     run(step, 1)
     modules = step.compiled
@@ -160,7 +160,7 @@ def run_after(*sizes):
     return run(reference, 1)
 
 
-def test_without_a_compiler_the_step_is_eager_and_says_so_once(monkeypatch, caplog):
+def test_without_a_compiler_the_step_is_eager_after_one_warning(monkeypatch, caplog):
     def broken(module, **_):
         def call(x):
             if module.training:
@@ -173,10 +173,12 @@ def test_without_a_compiler_the_step_is_eager_and_says_so_once(monkeypatch, capl
     step = make(compile=True)
     found = run(step)
     assert step.how == "eager"
-    assert [(record.levelno, record.getMessage()) for record in caplog.records if record.name == "robreg.step"] == [
+    assert [
+        (record.levelno, record.getMessage()) for record in caplog.records if record.name == "robreg.training.step"
+    ] == [
         (
             logging.WARNING,
-            "torch.compile is not possible here (RuntimeError: no compiler); training goes on eagerly",
+            "torch.compile is not possible here (RuntimeError: no compiler); training continues eagerly",
         )
     ]
     wanted = run(make())
@@ -185,7 +187,7 @@ def test_without_a_compiler_the_step_is_eager_and_says_so_once(monkeypatch, capl
 
 
 class Recorded:
-    """A graph that is none: it runs what it was to capture."""
+    """A fake graph, which runs the step that it should have captured."""
 
     made = 0
 
@@ -198,7 +200,7 @@ class Recorded:
         return self.run(x, y, noise)
 
 
-def test_a_graph_is_made_for_full_batches_and_anew_for_every_learning_rate(monkeypatch):
+def test_a_graph_is_captured_for_full_batches_and_again_for_every_learning_rate(monkeypatch):
     class Graph(Recorded):
         pass
 
@@ -218,7 +220,7 @@ def test_a_graph_is_made_for_full_batches_and_anew_for_every_learning_rate(monke
     assert step.how == "eager, CUDA graph"
 
 
-def test_what_cannot_be_captured_runs_without_and_says_so_once(monkeypatch, caplog):
+def test_a_step_that_cannot_be_captured_runs_without_a_graph_after_one_warning(monkeypatch, caplog):
     def refuse(*_):
         raise KeyError("no graph")
 
@@ -229,14 +231,14 @@ def test_what_cannot_be_captured_runs_without_and_says_so_once(monkeypatch, capl
     assert found[0] == wanted[0]
     assert all(torch.equal(value, wanted[1][key]) for key, value in found[1].items())
     assert step.how == "eager"
-    said = [record.getMessage() for record in caplog.records if record.name == "robreg.step"]
-    assert said == ["a CUDA graph is not possible here (KeyError: 'no graph'); training goes on without"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "robreg.training.step"]
+    assert messages == ["a CUDA graph is not possible here (KeyError: 'no graph'); training continues without it"]
 
 
 @GPU
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_captured_step_is_an_eager_one(precision, compile):
+def test_a_captured_step_agrees_with_an_eager_one(precision, compile):
     torch.backends.cudnn.allow_tf32 = False  # as in every job
     step, reference = make("cuda", precision=precision, compile=compile), make("cuda", precision=precision)
     for lr in (0.5, 0.1):
@@ -250,21 +252,21 @@ def test_a_captured_step_is_an_eager_one(precision, compile):
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """Make steps of a network on a GPU that there need not be: they can be made, and not taken."""
-    monkeypatch.setattr("robreg.training.step._twin", lambda *_: (None, []))
+    """Return a function that makes a step on a GPU, even if there is none; the step cannot be taken."""
+    monkeypatch.setattr("robreg.training.step._make_twin", lambda *_: (None, []))
     weight = SimpleNamespace(device=torch.device("cuda"))
     model = SimpleNamespace(parameters=lambda: iter([weight]), to=lambda **_: None)
     return lambda **options: TrainingStep(model, None, **options)
 
 
 def switches():
-    """Return what decides whether a GPU gives the same bits each time."""
+    """Return the global settings that decide whether a GPU's results are bit-identical."""
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     return torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark, workspace
 
 
 @pytest.mark.parametrize("given", [None, ":16:8"])
-def test_a_gpu_is_made_to_repeat_itself_and_everything_is_put_back(given, on_gpu, monkeypatch):
+def test_a_gpu_is_made_deterministic_and_all_settings_are_restored(given, on_gpu, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     if given:
@@ -281,18 +283,18 @@ def test_a_gpu_is_made_to_repeat_itself_and_everything_is_put_back(given, on_gpu
 
     with pytest.raises(KeyError, match="stop"):
         fail()
-    assert seen == [(2, False, given or ":4096:8")] * 2  # 2: what cannot repeat itself is an error
+    assert seen == [(2, False, given or ":4096:8")] * 2  # 2: operations that are not deterministic raise errors
     assert switches() == before == (0, True, given)
 
 
 @pytest.mark.parametrize(("device", "wanted"), [("cuda", False), ("cpu", True)])
-def test_nothing_is_switched_where_it_is_not_asked_for_or_not_needed(device, wanted):
+def test_settings_stay_unchanged_if_determinism_is_not_wanted_or_on_a_cpu(device, wanted):
     before = switches()
     with deterministic_algorithms(torch.device(device), wanted=wanted):
         assert switches() == before
 
 
-def test_a_gpu_chooses_the_fastest_algorithms_where_it_need_not_repeat_itself(on_gpu, monkeypatch):
+def test_a_gpu_uses_the_fastest_algorithms_unless_it_must_be_deterministic(on_gpu, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     on_gpu()
     assert torch.backends.cudnn.benchmark
@@ -300,7 +302,7 @@ def test_a_gpu_chooses_the_fastest_algorithms_where_it_need_not_repeat_itself(on
 
 @GPU
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_deterministic_step_gives_the_same_bits_on_a_gpu(compile):
+def test_deterministic_steps_on_a_gpu_are_bit_identical(compile):
     with deterministic_algorithms(torch.device("cuda"), wanted=True):
         one, other = (run(make("cuda", compile=compile, deterministic=True), device="cuda") for _ in range(2))
     assert one[0] == other[0]

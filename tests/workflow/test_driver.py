@@ -1,4 +1,4 @@
-"""What driver.py changes in Snakemake; the rest of it is shown by the workflow itself and by the tests on SLURM."""
+"""The changes that driver.py makes to Snakemake; the workflow itself and the tests on SLURM cover the others."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from robreg.workflow import driver
 
 
 class Executor:
-    """As the plugin's: it reports what ended, yields what did not, and says nothing where SLURM does not answer."""
+    """Act as the plugin: report ended jobs, yield running ones, and do neither if SLURM does not answer."""
 
     def __init__(self, answers):
         self.answers, self.reported = answers, []
@@ -42,10 +42,10 @@ class Executor:
         ({"2": "RUNNING"}, ["1", "2", "3"]),
     ],
 )
-def test_jobs_that_slurm_does_not_speak_of_are_asked_for_again(answers, kept):
+def test_jobs_that_slurm_does_not_report_are_checked_again(answers, kept):
     executor = Executor(answers)
     jobs = [SubmittedJobInfo(job=None, external_jobid=number) for number in "123"]
-    check = driver._forget_no_job(Executor.check_active_jobs)
+    check = driver._keep_unreported_jobs(Executor.check_active_jobs)
 
     async def poll():
         return sorted([job.external_jobid async for job in check(executor, jobs)])
@@ -56,15 +56,18 @@ def test_jobs_that_slurm_does_not_speak_of_are_asked_for_again(answers, kept):
 
 
 def attempts(path, *stalls, rule="train", allowed=20):
-    """Fail one attempt after another: what the lease says after each (None: it was not taken); return the restarts."""
-    left = []
+    """Let one attempt after another fail; return after which of them the job is restarted.
+
+    stalls: the stalled attempts in the lease after each attempt, or None if it did not take the lease.
+    """
+    restarted = []
     for attempt, stalled in enumerate(stalls, start=1):
         if stalled is not None:
             path.write_text(json.dumps(dict.fromkeys(KEYS) | {"stalls": stalled, "token": str(attempt)}))
         job = SimpleNamespace(rule=SimpleNamespace(name=rule, restart_times=allowed), attempt=attempt)
         job.output = [str(path.with_name("checkpoint.pt"))]
-        left.append(driver._restart_times(job) > attempt - 1)
-    return left
+        restarted.append(driver._restart_times(job) > attempt - 1)
+    return restarted
 
 
 @pytest.mark.parametrize(
@@ -78,11 +81,11 @@ def attempts(path, *stalls, rule="train", allowed=20):
         ((0, None, 1, 0), [True] * 4),
     ],
 )
-def test_a_training_is_tried_again_until_two_attempts_get_nowhere(tmp_path, stalls, again):
+def test_a_training_is_tried_again_until_two_attempts_make_no_progress(tmp_path, stalls, again):
     assert attempts(tmp_path / "lease.json", *stalls) == again
 
 
-def test_other_jobs_are_tried_twice_and_all_as_often_as_allowed(tmp_path):
+def test_other_jobs_are_tried_twice_and_all_jobs_at_most_as_often_as_allowed(tmp_path):
     assert attempts(tmp_path / "lease.json", 0, 0, 0, rule="sv") == [True, False, False]
     assert attempts(tmp_path / "lease.json", 0, 0, 0, allowed=1) == [True, False, False]
     assert attempts(tmp_path / "lease.json", 0, rule="sv", allowed=0) == [False]

@@ -1,4 +1,4 @@
-"""Why jobs failed: the last lines that the driver prints, from the records that Snakemake itself logs."""
+"""Why jobs failed: the last lines that the driver prints, made from the records that Snakemake logs."""
 
 import atexit
 import json
@@ -17,13 +17,13 @@ from robreg.workflow.failures import Failures
 
 STATUS = "SLURM-job '7' failed, SLURM status is: '{}'. Detailed reason unavailable.For further error details see"
 SLURM_LOG = "logs/slurm/7.log"
-MEMORY = "more memory was needed than was asked for; raise mem_mb in slurm/profile.yaml"
+MEMORY = "the job needed more memory than it requested; raise mem_mb in slurm/profile.yaml"
 TIMEOUT = "the time limit was reached; raise runtime in slurm/profile.yaml"
 
 
 @pytest.fixture
 def printed(tmp_path, monkeypatch, caplog, capsys):
-    """Listen to Snakemake's log in a folder of its own; return what is printed at the end, line by line."""
+    """Listen to Snakemake's log in a folder of its own; return a function for the lines that are printed at the end."""
     monkeypatch.chdir(tmp_path)
     handler = Failures()
     atexit.unregister(handler.print)
@@ -38,7 +38,7 @@ def printed(tmp_path, monkeypatch, caplog, capsys):
 
 
 def make_job(rule, number, run="c10/ar8"):
-    """What Snakemake's own code needs of a job to log its failure."""
+    """Make a job with what Snakemake's code needs to log its failure."""
     job = SimpleNamespace(
         rule=SimpleNamespace(name=rule),
         dag=SimpleNamespace(
@@ -69,7 +69,7 @@ def write(path, text, folder, age=0.0):
     os.utime(path, (path.stat().st_mtime - age,) * 2)
 
 
-def test_nothing_is_printed_where_nothing_failed(printed):
+def test_nothing_is_printed_if_nothing_failed(printed):
     logger.info("Building DAG of jobs...")
     finish(3)
     assert printed() == []
@@ -92,15 +92,15 @@ def test_the_last_error_in_the_log_is_the_reason(printed, tmp_path):
     ]
 
 
-def test_a_job_that_ended_without_a_word_is_said_to(printed, tmp_path):
+def test_a_job_that_ended_without_an_error_message_is_reported_as_such(printed, tmp_path):
     make_job("sv", 3).log_error()
     write("logs/sv/c10/ar16.log", "2026-01-02 03:04:05,678 INFO layer 1\n", tmp_path)
     make_job("sv", 4, "c10/ar16").log_error()
     assert printed()[1:] == [
         "2 job(s) failed:",
-        "sv c10/ar8: it ended without a word",
+        "sv c10/ar8: it ended without an error message",
         "  log: logs/sv/c10/ar8.log",
-        "sv c10/ar16: it ended without a word",
+        "sv c10/ar16: it ended without an error message",
         "  log: logs/sv/c10/ar16.log",
     ]
 
@@ -116,12 +116,12 @@ def test_a_job_that_ended_without_a_word_is_said_to(printed, tmp_path):
         ("TIMEOUT", "", TIMEOUT),
         ("OUT_OF_MEMORY", "", MEMORY),
         ("FAILED", "error: Detected 1 oom-kill event(s) in StepId=7.0.", f"{MEMORY}"),
-        ("FAILED", "", "it ended without a word (SLURM: FAILED)"),
+        ("FAILED", "", "it ended without an error message (SLURM: FAILED)"),
         ("FAILED", "Error: no space left (log: a.log)", "no space left (log: a.log)"),
         ("NODE_FAIL", "no reason", "the node failed"),
     ],
 )
-def test_slurm_s_word_comes_first(state, log, reason, printed, tmp_path):
+def test_slurm_s_state_comes_first(state, log, reason, printed, tmp_path):
     write(SLURM_LOG, f"host: node1\n{log}\n", tmp_path)
     make_job("apgd", 3).log_error(STATUS.format(state), aux_logs=[SLURM_LOG], external_jobid="7")
     assert printed()[2:] == [f"apgd c10/ar8: {reason}", "  log: logs/apgd/c10/ar8.log", f"  log: {SLURM_LOG}"]
@@ -143,7 +143,7 @@ def test_a_group_fails_in_the_job_that_wrote_last(printed, tmp_path):
     ]
 
 
-def test_a_group_that_went_on_fails_in_the_job_that_erred(printed, tmp_path):
+def test_a_group_that_continued_fails_in_the_job_with_the_error(printed, tmp_path):
     jobs = [make_job(rule, number) for number, rule in enumerate(("margins", "sv"), start=3)]
     write("logs/sv/c10/ar8.log", "2026-01-02 03:04:05,678 ERROR no spectrum\n", tmp_path, age=-20)
     write("logs/margins/c10/ar8.log", "done", tmp_path, age=-50)
@@ -158,7 +158,7 @@ def test_a_group_that_went_on_fails_in_the_job_that_erred(printed, tmp_path):
         "sbatch: unrecognized option '--gpu'\nTry \"sbatch --help\" for more information",
     ],
 )
-def test_sbatch_s_refusal_is_the_reason(words, printed):
+def test_a_refusal_by_sbatch_is_the_reason(words, printed):
     call = "    sbatch call:\n        sbatch --parsable --wrap='snakemake'\nFor further error details see the log."
     make_job("train", 3).log_error(f"SLURM sbatch failed. The error message was '{words}'.\n{call}")
     reason = " ".join(words.removeprefix("sbatch: error: ").split())
@@ -166,7 +166,7 @@ def test_sbatch_s_refusal_is_the_reason(words, printed):
 
 
 @pytest.mark.parametrize("number", [3, 4])
-def test_a_failure_that_a_later_attempt_made_good_is_not_printed(number, printed):
+def test_a_failure_is_not_printed_after_a_later_success(number, printed):
     group_fails(make_job("margins", 3), make_job("sv", 4))
     make_job("margins", 5, "c10/ar16").log_error()
     make_job("margins", 5, "c10/ar16").log_error()
@@ -177,20 +177,20 @@ def test_a_failure_that_a_later_attempt_made_good_is_not_printed(number, printed
 
 
 @pytest.mark.parametrize("stalls", [1, 2])
-def test_a_training_that_got_nowhere_twice_is_said_not_to_be_tried_again(stalls, printed, tmp_path):
+def test_a_training_without_progress_in_two_attempts_is_reported_as_not_tried_again(stalls, printed, tmp_path):
     write("results/c10/ar8/lease.json", json.dumps(dict.fromkeys(KEYS) | {"stalls": stalls}), tmp_path)
     make_job("train", 3).log_error(STATUS.format("TIMEOUT"))
     make_job("sv", 4).log_error()
     train, sv = (line for line in printed() if line.startswith(("train", "sv")))
     assert train.startswith(f"train c10/ar8: {TIMEOUT}")
     assert train.endswith("; no epoch was finished in two attempts, so it is not tried again") == (stalls == 2)
-    assert sv == "sv c10/ar8: it ended without a word"
+    assert sv == "sv c10/ar8: it ended without an error message"
 
 
 def test_a_damaged_lease_does_not_stop_the_driver(printed, tmp_path):
     write("results/c10/ar8/lease.json", "", tmp_path)
     make_job("train", 3).log_error()
-    assert printed()[2].startswith("train c10/ar8: it ended without a word")
+    assert printed()[2].startswith("train c10/ar8: it ended without an error message")
 
 
 def test_data_sets_and_studies_are_named_without_their_folders(printed):
@@ -208,12 +208,12 @@ def test_an_error_of_an_earlier_attempt_is_not_the_reason(printed, tmp_path):
     assert printed()[2] == "sv c10/ar8: the job was cancelled"
 
 
-def test_a_group_that_never_began_is_named_as_what_it_is(printed):
+def test_a_group_that_never_started_is_named_by_its_kind(printed):
     group_fails(make_job("margins", 3), make_job("sv", 4), group_msg="Job submission failed with exception: no squeue")
     assert printed()[2] == "measures c10/ar8: Job submission failed with exception: no squeue"
 
 
-def test_a_record_that_is_not_understood_does_not_stop_the_driver(printed, monkeypatch):
+def test_an_unexpected_record_does_not_stop_the_driver(printed, monkeypatch):
     monkeypatch.setattr(logging, "raiseExceptions", False)
     logger.error("Error in rule sv", extra={"event": LogEvent.JOB_ERROR, "indent": False})
     assert printed() == []

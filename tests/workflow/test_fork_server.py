@@ -1,4 +1,4 @@
-"""Scripts are started by fork from a process that has imported what they use, and behave as if started afresh."""
+"""Scripts are forked from a process that has imported their libraries, and behave like scripts that Python starts."""
 
 import json
 import os
@@ -18,6 +18,7 @@ rule {name}:
     threads: 2
     script: "{name}.py"
 """
+PRELOADED = {"robreg", "robreg.workflow", "robreg.workflow.fork_server", "robreg.workflow.one_thread"}
 TELL = """
 import json, os, sys
 with open(snakemake.output[0], "w") as file:
@@ -29,10 +30,10 @@ with open(snakemake.output[0], "w") as file:
 
 @pytest.fixture
 def workflow(tmp_path):
-    """Write a workflow with a script for each rule; return its folder."""
+    """Return a function that writes a workflow with a script for each rule, and returns its folder."""
 
     def write(**scripts):
-        parts = ["from robreg import warm\nwarm.install(workflow)\n"]
+        parts = ["from robreg.workflow import fork_server\nfork_server.install(workflow)\n"]
         for name, script in scripts.items():
             parts.append(RULE.format(name=name, out="{n}.out" if name == "margins" else f"{name}.out"))
             (tmp_path / f"{name}.py").write_text(textwrap.dedent(script))
@@ -44,7 +45,7 @@ def workflow(tmp_path):
 
 
 def left(folder):
-    """Return the processes that still work in a folder, after a while: a server ends just after its driver."""
+    """Return the processes that still run in a folder after at most 10 s: a server ends shortly after its driver."""
     for _ in range(100):
         found = [process.pid for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(folder)]
         if not found:
@@ -53,7 +54,7 @@ def left(folder):
     return found
 
 
-def test_a_measure_is_forked_with_its_own_environment_and_others_start_afresh(workflow, monkeypatch):
+def test_a_measure_is_forked_with_its_own_environment_and_other_scripts_are_not(workflow, monkeypatch):
     monkeypatch.setenv("ASKED", "yes")
     folder = workflow(sv=TELL, prepare=TELL)
     snakemake(folder, "-c2", "sv.out", "prepare.out")
@@ -76,16 +77,16 @@ with open(snakemake.output[0], "w") as file:
 
 
 def test_a_module_of_the_package_is_imported_by_the_script_itself(workflow):
-    """What is edited while the server lives takes effect."""
+    """Edits of the package take effect while the server runs."""
     own = "(name for name in sys.modules if name.startswith('robreg'))"
     tell = f"import sys\nprint(*{own}, file=open(snakemake.output[0], 'w'))"
     folder = workflow(sv=tell, theory=tell, figure=tell)
     snakemake(folder, "-c1", "sv.out", "theory.out", "figure.out")
     for name in ("sv", "theory", "figure"):
-        assert set((folder / f"{name}.out").read_text().split()) == {"robreg", "robreg.warm", "robreg.one_thread"}
+        assert set((folder / f"{name}.out").read_text().split()) == PRELOADED
 
 
-def test_what_is_imported_before_follows_the_plan_and_blas_has_one_thread(workflow, monkeypatch):
+def test_the_plan_decides_what_the_server_imports_and_blas_has_one_thread(workflow, monkeypatch):
     for name in ("OMP", "OPENBLAS"):
         monkeypatch.setenv(f"{name}_NUM_THREADS", "2")
     folder = workflow(sv=BLAS, figure=BLAS, theory=BLAS)
@@ -113,7 +114,7 @@ def test_no_thread_changes_the_environment_while_another_starts_a_process(workfl
     assert not (folder / "changed").exists()
 
 
-def test_many_measures_end_at_once(workflow):
+def test_many_measures_can_end_at_once(workflow):
     folder = workflow(margins="open(snakemake.output[0], 'w').close()\n")
     targets = [f"{n}.out" for n in range(40)]
     snakemake(folder, "-c16", *targets)
@@ -128,7 +129,7 @@ def test_many_measures_end_at_once(workflow):
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "died with <Signals.SIGKILL: 9>"),
     ],
 )
-def test_a_measure_that_fails_fails_its_job(script, status, workflow):
+def test_a_failing_measure_fails_its_job(script, status, workflow):
     folder = workflow(sv=f"open(snakemake.output[0], 'w').close()\n{script}\n")
     assert status in snakemake(folder, "-c1", "sv.out", check=False)
     assert not (folder / "sv.out").exists()
@@ -146,7 +147,7 @@ open("late", "w").close()
 
 
 def start(folder):
-    """Start Snakemake, wait until its measure runs; return both processes."""
+    """Start Snakemake and wait until its measure runs; return both processes."""
     driver = subprocess.Popen([SNAKEMAKE, "-c2", "sv.out"], cwd=folder, stderr=subprocess.DEVNULL)
     began = time.monotonic()
     while not (folder / "began").exists():
@@ -155,7 +156,7 @@ def start(folder):
     return driver, psutil.Process(int((folder / "began").read_text()))
 
 
-def test_a_measure_does_not_outlive_the_server_that_would_tell_its_end(workflow):
+def test_a_measure_is_killed_if_its_server_dies(workflow):
     folder = workflow(sv=SLOW.format(seconds=30))
     driver, script = start(folder)
     server = script.parent()

@@ -1,4 +1,4 @@
-"""The device of a job: as config.yaml says, and in a SLURM job the one GPU that SLURM gave it or none."""
+"""The device of a job: the one that config.yaml names; in a SLURM job, the one GPU that SLURM gave it, or none."""
 
 import logging
 import socket
@@ -11,7 +11,7 @@ from robreg.networks.device import choose_device
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Make this a machine with so many GPUs, and the process a SLURM job or not."""
+    """Return a function that simulates a machine with some GPUs, within a SLURM job or outside."""
 
     def make(gpus, *, slurm=None, visible=None):
         for name, value in {"SLURM_JOB_ID": slurm, "CUDA_VISIBLE_DEVICES": visible}.items():
@@ -58,19 +58,19 @@ def test_the_cpu_is_never_refused(gpus, slurm, machine):
 
 
 @pytest.mark.parametrize("slurm", [None, "7"])
-def test_a_gpu_that_is_asked_for_and_absent_is_refused(slurm, machine):
+def test_a_requested_gpu_that_does_not_exist_is_refused(slurm, machine):
     machine(0, slurm=slurm)
-    with pytest.raises(ValueError, match="device: cuda was asked for, but torch sees no GPU here; use auto or cpu"):
+    with pytest.raises(ValueError, match="device: cuda was requested, but torch sees no GPU here; use auto or cpu"):
         choose_device("cuda", 1)
 
 
 @pytest.mark.parametrize(("gpus", "found"), [(0, "cpu"), (1, "cuda"), (2, "cuda")])
 def test_outside_slurm_all_gpus_may_be_seen(gpus, found, machine):
-    machine(gpus, visible="0,1")  # set by the user, of whom nothing was promised
+    machine(gpus, visible="0,1")  # set by the user; no scheduler has promised one GPU
     assert choose_device("auto", 1) == torch.device(found)
 
 
-def test_the_log_says_where_a_job_ran(machine, caplog):
+def test_the_log_records_where_a_job_ran(machine, caplog):
     caplog.set_level(logging.INFO)
     machine(1, slurm="7", visible="3")
     choose_device("auto", 1)

@@ -1,4 +1,4 @@
-"""Set-up: the locks agree with pyproject.toml and each other, and carry hashes and no address; no network after it."""
+"""Installation: the locks agree with pyproject.toml and each other, and have hashes; later, no network is needed."""
 
 import csv
 import pkgutil
@@ -23,7 +23,7 @@ CONDA_NAMES = {"matplotlib-base": "matplotlib", "pytorch": "torch", "snakemake-m
 
 
 def locked(name, python="3.11"):
-    """The versions that a lock gives to a Linux machine."""
+    """Return the versions that a lock file gives to a Linux machine."""
     found = {}
     for line in re.findall(r"^[a-z0-9].*?(?= \\$)", (ROOT / "envs" / name).read_text(), re.MULTILINE):
         requirement = Requirement(line)
@@ -44,7 +44,7 @@ def project():
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
-def test_the_lock_is_within_the_project_s_ranges(project, python):
+def test_locked_versions_are_within_the_ranges_of_the_project(project, python):
     run = locked("run.txt", python)
     for text in project["project"]["dependencies"]:
         requirement = Requirement(text)
@@ -52,7 +52,7 @@ def test_the_lock_is_within_the_project_s_ranges(project, python):
     assert (run["torch"], run["torchvision"]) == ("2.14.0", "0.29.0")
 
 
-def test_tests_run_on_what_users_get(project):
+def test_tests_run_on_the_versions_that_users_get(project):
     run, test = locked("run.txt"), locked("test.txt")
     assert {name: test[name] for name in run} == run
     assert "torchattacks" not in run
@@ -73,7 +73,7 @@ def test_every_locked_package_has_hashes_and_no_address(name):
     assert "index-url" not in text
 
 
-def test_the_conda_file_carries_the_lock_s_versions(project):
+def test_the_conda_file_has_the_locked_versions(project):
     content = yaml.safe_load((ROOT / "envs/conda.yaml").read_text())
     conda = dict(line.split("=", 1) for line in content["dependencies"])
     assert conda.pop("python") == "3.11"
@@ -113,9 +113,9 @@ def test_the_package_s_version_is_the_project_s(project):
     assert robreg.__version__ == project["project"]["version"]
 
 
-def test_the_citation_and_the_changelog_are_of_this_version(project):
+def test_the_citation_and_the_changelog_have_this_version(project):
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format asks for
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # keys that the format requires
     assert (citation["cff-version"], citation["type"]) == ("1.2.0", "software")
     assert citation["version"] == robreg.__version__
     assert citation["license"] == project["project"]["license"]
@@ -129,21 +129,21 @@ def test_the_citation_and_the_changelog_are_of_this_version(project):
     assert all(date for name, date in headings if name != "Unreleased")
 
 
-def test_the_readme_s_layout_names_what_there_is():
+def test_the_readme_s_layout_names_every_top_level_entry():
     layout = re.search(r"^## Layout\n\n(.*?)\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
-    told = {part for line in layout.splitlines() for part in re.findall(r"[\w.-]+", line)}
+    named = {part for line in layout.splitlines() for part in re.findall(r"[\w.-]+", line)}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     there = {path.partition("/")[0] for path in tracked if not path.startswith(".")}
-    assert there - {"README.md", "Makefile", "pyproject.toml"} <= told
+    assert there - {"README.md", "Makefile", "pyproject.toml"} <= named
 
 
 def test_every_locked_package_s_licence_is_listed():
     with (ROOT / "envs/licences.csv").open() as file:
         listed = list(csv.DictReader(file))
     versions = [locked("run.txt", python) for python in ("3.11", "3.12", "3.13")]
-    mend = "after make lock: make licences"
-    assert [row["name"] for row in listed] == list(versions[0]), mend
-    assert all(row["version"] in [one[row["name"]] for one in versions] for row in listed), mend
+    fix = "after make lock: make licences"
+    assert [row["name"] for row in listed] == list(versions[0]), fix
+    assert all(row["version"] in [one[row["name"]] for one in versions] for row in listed), fix
     assert [row["name"] for row in listed if row["licence"] in ("", "not stated")] == ["cuda-toolkit"]  # NVIDIA's
     found = {(name, version): words for name, version, words in runpy.run_path(ROOT / "envs/licences.py")["rows"]()}
     known = {(row["name"], row["version"]): row["licence"] for row in listed}
@@ -160,7 +160,7 @@ def test_every_locked_package_s_licence_is_listed():
         "socket.getaddrinfo('example.org', 80)",
     ],
 )
-def test_a_connection_to_another_machine_is_refused_and_noted(attempt, where, connections):
+def test_a_connection_to_another_machine_is_refused_and_recorded(attempt, where, connections):
     if where == "here":
         with pytest.raises(PermissionError, match="no connection to other machines"):
             eval(attempt, {"socket": socket})
@@ -172,7 +172,7 @@ def test_a_connection_to_another_machine_is_refused_and_noted(attempt, where, co
     connections.write_text("")
 
 
-def test_a_connection_that_was_forgiven_fails_its_test(tmp_path):
+def test_a_connection_whose_error_is_caught_fails_its_test(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import contextlib, socket\n\ndef test_it():\n    with contextlib.suppress(OSError):\n"
         "        socket.create_connection(('192.0.2.1', 9), timeout=1)\n"
@@ -182,7 +182,7 @@ def test_a_connection_that_was_forgiven_fails_its_test(tmp_path):
     assert re.search(r"^1 passed(, \d+ warnings?)?, 1 error", done.stdout, re.MULTILINE)
 
 
-def test_importing_the_package_opens_no_connection():  # or else its guard fails it
+def test_importing_the_package_opens_no_connection():  # the fixture no_connection fails this test if one is tried
     names = [module.name for module in pkgutil.walk_packages(robreg.__path__, "robreg.")]
     assert len(names) > 50
     subprocess.run([sys.executable, "-c", f"import {', '.join(names)}, torchvision, foolbox"], check=True)

@@ -1,4 +1,4 @@
-"""The workflow on a real SLURM: the demo, and everything that stops a job or its driver. Run by `make slurm-test`."""
+"""The workflow on a real SLURM: the demo, and all that can stop a job or its driver. `make slurm-test` runs this."""
 
 import filecmp
 import os
@@ -17,24 +17,24 @@ pytestmark = pytest.mark.slurm
 
 RUN = "results/digits/ar8-slow"
 CHECKPOINT = f"{RUN}/checkpoint.pt"
-PAUSE = 0.02  # of one of the 55 passes of an epoch
+PAUSE = 0.02  # seconds of each of the 55 passes of an epoch
 BROKEN = """from robreg.job import logged
 with logged(snakemake.log[0]):
     raise ValueError("no spectrum today")
 """
-TIMES = ("seconds", "examples_per_s")  # columns that no two runs share
+TIMES = ("seconds", "examples_per_s")  # columns that differ between any two runs
 
 
 def reduce(config):
-    """The demo with four runs, each as it is."""
+    """Reduce the demo to four runs, whose settings stay as they are."""
     kinds = ({"attack": ["fgsm"]}, {"spectral_norm": [1]})
     runs = [{"dataset": "digits", "ar": [0, 8]}, *({"dataset": "digits", "ar": [8], **kind} for kind in kinds)]
     config["studies"]["demo"] |= {"runs": runs, "compare": [0, 8]}
-    config["device"] = "cpu"  # the cluster's GPUs are none
+    config["device"] = "cpu"  # the cluster's GPUs are fake
 
 
 def slow(config, epochs=40, threads=1):
-    """One run that takes about a second an epoch and hardly a CPU."""
+    """Configure one run that takes about a second per epoch and hardly any CPU time."""
     digits = config["datasets"]["digits"]
     digits |= {"max_train": 300, "max_test": 100, "threads": threads}
     digits["training"] |= {"epochs": epochs, "lr_drops": [epochs // 2]}
@@ -47,7 +47,7 @@ def by_number(path):
 
 
 class Driver:
-    """A Snakemake that drives SLURM jobs from a folder of its own."""
+    """A Snakemake process that submits SLURM jobs from its own folder."""
 
     def __init__(self, folder, cluster, *arguments, targets=(CHECKPOINT,), **environment):
         self.folder, self.cluster, self.arguments = folder, cluster, (*arguments, "--", *targets)
@@ -80,16 +80,16 @@ class Driver:
         return [path.read_text() for path in sorted(self.folder.glob("logs/slurm/rule_train/*/*.log"), key=by_number)]
 
     def trains(self, epoch):
-        """Wait until this epoch is finished; return the job that trains."""
+        """Wait until this epoch is finished; return the id of the job that trains."""
         self.cluster.until(lambda: f" epoch {epoch}/" in self.train_log(), seconds=300)
         return self.jobs()[-1]
 
     def went_on_after(self):
-        """Return the epoch that the last attempt began with."""
-        return int(re.search(r"going on after epoch (\d+)", self.train_log())[1])
+        """Return the epoch after which the last attempt resumed."""
+        return int(re.search(r"resuming after epoch (\d+)", self.train_log())[1])
 
     def end(self, code):
-        """Wait for the end, which must be this one; else tell what was seen."""
+        """Wait until Snakemake ends with this exit code; otherwise, fail and show its logs."""
         try:
             ended = self.process.wait(timeout=800)
         except subprocess.TimeoutExpired:
@@ -97,17 +97,17 @@ class Driver:
         assert ended == code, "\n".join((self.output()[-4000:], self.train_log()[-2000:], self.cluster.run("squeue")))
 
     def finish(self):
-        """Wait for the end, which must be a good one."""
+        """Wait until Snakemake ends successfully."""
         self.end(0)
 
     def fail(self):
-        """Wait for the end, which must be a bad one; return its last words."""
+        """Wait until Snakemake fails; return its report of failed jobs."""
         self.end(1)
         return self.output()[self.output().rindex("job(s) failed:") :]
 
 
 def went_on(driver, undisturbed):
-    """Return the epoch that a disturbed training went on after, to the checkpoint of an undisturbed one."""
+    """Return the epoch after which a disturbed training resumed; its checkpoint must equal the undisturbed one."""
     epoch = driver.went_on_after()
     assert epoch >= 3
     assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed, shallow=False)
@@ -115,7 +115,7 @@ def went_on(driver, undisturbed):
 
 
 def stopped(driver):
-    """Return what SLURM logged of the attempts that were told to stop."""
+    """Return SLURM's logs of the attempts that a signal stopped."""
     return [text for text in driver.slurm_logs() if "SIGTERM in epoch" in text]
 
 
@@ -127,7 +127,7 @@ def possible():
 
 @pytest.fixture
 def say(request, capsys):
-    """Print one line about the case, whatever pytest captures."""
+    """Return a function that prints one line about the test, even if pytest captures output."""
 
     def print_line(text):
         with capsys.disabled():
@@ -138,7 +138,7 @@ def say(request, capsys):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """Train without pauses, disturbances or SLURM; return the checkpoint."""
+    """Train without pauses, disturbances or SLURM; return the checkpoints by their number of epochs."""
 
     def train(epochs):
         folder = copy_tree(tmp_path_factory.mktemp("undisturbed"), lambda config: slow(config, epochs))
@@ -151,14 +151,14 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cluster():
-    """A node with room for every case at once."""
+    """Start a node with room for all cases at once."""
     with Cluster(cpus=16, gpus=16) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def cases(cluster, tmp_path_factory):
-    """All cases, started together: they sleep most of the time."""
+    """Start all cases together, because they sleep most of the time; return their drivers."""
 
     def case(name, *arguments, epochs=40, threads=1, **others):
         folder = copy_tree(tmp_path_factory.mktemp(name), lambda config: slow(config, epochs, threads))
@@ -189,7 +189,7 @@ def cases(cluster, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def demos(tmp_path_factory):
-    """The reduced demo, locally and on a node of two CPUs: folders and seconds, and what SLURM knew of the jobs."""
+    """Run the reduced demo locally and on a node of two CPUs; return folders, seconds, SLURM's jobs and accounting."""
     folders = {name: copy_tree(tmp_path_factory.mktemp(name), reduce) for name in ("local", "slurm")}
     begin = time.monotonic()
     snakemake(folders["local"], "-c2", "demo")
@@ -261,10 +261,10 @@ def test_a_killed_driver_is_followed_by_another(cases, undisturbed, cluster, say
 def test_the_time_limit_is_hit_twice_in_one_training(cases, undisturbed, cluster, say):
     driver = cases["limit"]
     cluster.until(lambda: len(stopped(driver)) >= 2, seconds=800)
-    (driver.folder / "hurry").touch()  # or a busy machine takes many attempts more
+    (driver.folder / "hurry").touch()  # otherwise a busy machine needs many more attempts
     driver.finish()
     attempts = len(stopped(driver))
-    # SLURM may send the signal up to a minute earlier than asked (man sbatch), so before an attempt can say anything.
+    # SLURM may send the signal up to a minute early (man sbatch), which may be before an attempt logs anything.
     assert len(driver.jobs()) == len(driver.slurm_logs()) > attempts >= 2
     assert driver.went_on_after() > 3
     assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[110], shallow=False)
@@ -327,7 +327,7 @@ def test_the_node_goes_down_and_comes_back(cases, cluster, undisturbed, tmp_path
     driver = Driver(copy_tree(tmp_path / "node", slow), cluster)
     job = driver.trains(3)
     cluster.run("scontrol", "update", f"NodeName={cluster.host}", "State=DOWN", "Reason=test")
-    cluster.until(lambda: not cluster.busy())  # or SLURM finds the job there twice, and drains the node
+    cluster.until(lambda: not cluster.busy())  # otherwise SLURM finds the job there twice and drains the node
     cluster.run("scontrol", "update", f"NodeName={cluster.host}", "State=RESUME")
     cluster.start_now(job)
     driver.finish()

@@ -1,4 +1,4 @@
-"""SLURM's queue: which jobs an earlier driver left behind, how they are waited for."""
+"""SLURM's queue: finding the jobs that an earlier driver left behind, and waiting for them."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import pytest
 
 from robreg.workflow import slurm
 
-# Each call does the next of the scripts 1, 2, ... and the last one again and again.
+# The first call runs script 1, the next one script 2, and so on; the last script is run again and again.
 FAKE = """#!/bin/sh
 cd "$(dirname "$0")/$(basename "$0").d"
 echo "$@" >> calls
@@ -20,7 +20,10 @@ DOWN = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; ex
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """Put a command first on PATH that does as told, call by call; return a look at how it was called."""
+    """Return a function that puts a command on PATH, which runs one of the scripts per call.
+
+    That function returns another one, for the arguments of the calls so far.
+    """
 
     def make(name, *scripts):
         command, folder = tmp_path / "bin" / name, tmp_path / "bin" / f"{name}.d"
@@ -39,7 +42,7 @@ def queue(*lines):
     return "cat <<'END'\n" + "\n".join(lines) + "\nEND\n" if lines else "true"
 
 
-def test_only_jobs_of_this_folder_s_drivers_are_found(fake, tmp_path):
+def test_only_jobs_of_drivers_in_this_folder_are_found(fake, tmp_path):
     folder, link = tmp_path / "here", tmp_path / "link"
     folder.mkdir()
     link.symlink_to(folder)
@@ -64,7 +67,7 @@ def test_only_jobs_of_this_folder_s_drivers_are_found(fake, tmp_path):
     assert calls() == [f"--noheader --user={os.geteuid()} --format=%i|%T|%j|%Z|%k"]
 
 
-def test_slurm_s_own_words_are_passed_on_where_it_does_not_answer(fake, tmp_path, monkeypatch):
+def test_an_error_quotes_slurm_s_message(fake, tmp_path, monkeypatch):
     fake("squeue", DOWN)
     with pytest.raises(slurm.ClusterError, match=r"^squeue failed: .*Unable to contact slurm controller$"):
         slurm.live("robreg", tmp_path)
@@ -74,18 +77,18 @@ def test_slurm_s_own_words_are_passed_on_where_it_does_not_answer(fake, tmp_path
 
 
 def test_an_empty_queue_is_not_waited_for(fake, tmp_path):
-    calls, said = fake("squeue", queue()), []
-    slurm.wait("robreg", tmp_path, seconds=60, say=said.append)
-    assert (len(calls()), said) == (1, [])
+    calls, messages = fake("squeue", queue()), []
+    slurm.wait("robreg", tmp_path, seconds=60, say=messages.append)
+    assert (len(calls()), messages) == (1, [])
 
 
 def test_jobs_left_behind_are_named_and_waited_for(fake, tmp_path):
     one = f"11|RUNNING|robreg_5b1c|{tmp_path}|rule_train_wildcards_digits_ar8"
     other = f"12|PENDING|robreg_5b1c|{tmp_path}|rule_prepare_wildcards_c10"
-    calls, said = fake("squeue", queue(one, other), queue(other), DOWN, queue(one), queue()), []
-    slurm.wait("robreg", tmp_path, seconds=0, say=said.append)
+    calls, messages = fake("squeue", queue(one, other), queue(other), DOWN, queue(one), queue()), []
+    slurm.wait("robreg", tmp_path, seconds=0, say=messages.append)
     assert len(calls()) == 5
-    first, down, last = said
+    first, down, last = messages
     assert re.findall("^.*job.*$|^  .*$", first, re.MULTILINE)[:3] == [
         "2 job(s) of another Snakemake, killed or running, are still in SLURM's queue:",
         "  11 RUNNING rule_train digits_ar8",
@@ -98,12 +101,12 @@ def test_jobs_left_behind_are_named_and_waited_for(fake, tmp_path):
 
 
 def test_a_cluster_that_is_down_from_the_start_is_not_waited_for(fake, tmp_path):
-    calls, said = fake("squeue", DOWN), []
+    calls, messages = fake("squeue", DOWN), []
     with pytest.raises(slurm.ClusterError):
-        slurm.wait("robreg", tmp_path, seconds=60, say=said.append)
-    assert (len(calls()), said) == (1, [])
+        slurm.wait("robreg", tmp_path, seconds=60, say=messages.append)
+    assert (len(calls()), messages) == (1, [])
 
 
-def test_jobs_without_a_name_of_their_own_are_not_looked_for(tmp_path):
-    with pytest.raises(slurm.ClusterError, match="slurm-jobname-prefix: name one"):
+def test_an_empty_job_name_prefix_is_refused(tmp_path):
+    with pytest.raises(slurm.ClusterError, match="slurm-jobname-prefix: set a prefix"):
         slurm.live("", tmp_path)

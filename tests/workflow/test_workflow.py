@@ -1,4 +1,4 @@
-"""The workflow from end to end, reduced in size: what it makes, what it repeats and what it refuses."""
+"""The whole workflow at reduced size: what it makes, what it makes again, and what it refuses."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ from robreg.tables import parquet
 REPORT = "results/studies/demo/report.html"
 FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "fig9", "fig10", "fig11", "fig12", "spread")
 TABLES = ("table1", "table2", "table3", "table6", "b2", "attacks", "padding", "theory")
-# fig2 is made from no run.
+# Jobs that are repeated after a change of any run; fig2 shows no run.
 STUDY = {"table": 8, "figure": 11, "claims": 1, "comparison": 1, "audit": 1, "report": 1, "demo": 1}
 MEASURES = ("margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "theory", "metrics", "checks")
 COLUMNS = {
@@ -48,15 +48,15 @@ COLUMNS = {
     "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "
     "log10_spectral_complexity",
 }
-TIMES = {"history.parquet": ("seconds", "examples_per_s")}  # the columns of result files that hold times
-TIMED = {"report.html"}  # says what everything took
+TIMES = {"history.parquet": ("seconds", "examples_per_s")}  # columns of result files that hold times
+TIMED = {"report.html"}  # states how long everything took
 SETTING = "dataset arch train_attack space spectral_norm ar"
 PLAIN = {"ar0": (0, 0), "ar0-s1": (0, 1), "ar8": (8, 0), "ar8-s1": (8, 1)}
 RUNS = {**PLAIN, "ar8-fgsm": (8, 0), "ar8-sn1": (8, 0), "ar8-normspace": (8, 0)}
 
 
 def reduce(config):
-    """Make the demo small: 300 images, 4 epochs, two strengths, two seeds, one run of every kind."""
+    """Reduce the demo to 300 images, 4 epochs, two strengths, two seeds and one run of every other kind."""
     digits = config["datasets"]["digits"]
     digits |= {"max_train": 300, "max_test": 100}
     digits["training"] |= {"epochs": 4, "lr_drops": [3]}
@@ -72,7 +72,7 @@ def reduce(config):
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """A finished, reduced demo study. Tests that change it put it back."""
+    """Run the reduced demo study; return its folder. Tests that change it must restore it."""
     folder = copy_tree(tmp_path_factory.mktemp("demo"), reduce)
     snakemake(folder, "--cores", "all", "demo")
     return folder
@@ -80,7 +80,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture
 def restored(demo):
-    """The finished demo, whose files get their content and times back after the test."""
+    """Return the finished demo, and restore the content and times of its files after the test."""
     watched = [path for part in ("config.yaml", "workflow", "src", "results") for path in files(demo / part)]
     before = {path: (path.read_bytes(), path.stat()) for path in watched}
     yield demo
@@ -94,7 +94,7 @@ def files(path):
     return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
 
 
-def test_the_demo_makes_every_file_of_the_contract(demo):
+def test_the_demo_makes_all_documented_files(demo):
     for variant in RUNS:
         run = demo / "results/digits" / variant
         assert sorted(path.name for path in run.iterdir()) == sorted(
@@ -115,7 +115,7 @@ def test_the_demo_makes_every_file_of_the_contract(demo):
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_tables_have_the_contract_s_columns_and_provenance(demo, kind):
+def test_tables_have_the_documented_columns_and_provenance(demo, kind):
     hashes = set()
     for variant, (_, seed) in RUNS.items():
         path = demo / f"results/digits/{variant}/{kind}.parquet"
@@ -130,7 +130,7 @@ def test_tables_have_the_contract_s_columns_and_provenance(demo, kind):
 
 
 @pytest.mark.parametrize("variant", RUNS)
-def test_a_run_s_tables_agree_with_each_other(demo, variant):
+def test_the_tables_of_a_run_agree_with_each_other(demo, variant):
     run = demo / "results/digits" / variant
     frames = {kind: parquet.read(run / f"{kind}.parquet").to_pandas() for kind in COLUMNS}
     margins, (metrics,), attacks = frames["margins"], *(frames[k].to_dict("records") for k in ("metrics", "attacks"))
@@ -193,7 +193,7 @@ def test_study_tables_have_a_row_per_run_and_a_row_per_setting(demo):
 def test_the_demo_s_report_works_offline(demo, page, width):
     assert_works_offline(
         page, demo / REPORT, width=width, figures=len(FIGURES)
-    )  # nothing of the paper's to compare, so no plot
+    )  # without a comparison plot, because the paper has no such runs
 
 
 def test_no_cell_of_a_csv_file_is_a_formula(demo):
@@ -203,21 +203,21 @@ def test_no_cell_of_a_csv_file_is_a_formula(demo):
     assert len(found) == 2 * len(TABLES) + 2
     for path in found:
         content = path.read_text()
-        assert not any(text in content for text in texts)  # only names reach a table, and those are letters and digits
+        assert not any(text in content for text in texts)  # tables only contain names, which are letters and digits
         for row in csv.reader(io.StringIO(content)):
             assert not [cell for cell in row if cell[:1] in tuple("=+-@\t\r") and not number(cell)], path
 
 
 def number(cell):
-    """Say whether a cell is a plain number."""
+    """Return whether a cell is a plain number."""
     return re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?|[+-]?inf", cell) is not None
 
 
-def test_a_finished_study_is_left_alone(demo):
+def test_nothing_is_planned_for_a_finished_study(demo):
     assert planned(demo, "demo") == {}
 
 
-def test_one_table_is_made_anew_by_its_own_rule_alone(restored):
+def test_a_deleted_table_is_made_again_by_its_own_rule_only(restored):
     target = "results/digits/ar8/svstd.parquet"
     before = (restored / target).read_bytes()
     (restored / target).unlink()
@@ -233,8 +233,8 @@ def test_one_table_is_made_anew_by_its_own_rule_alone(restored):
         ("results/studies/demo/tables/table3.parquet", "test_acc", "table3_cells"),
     ],
 )
-def test_no_report_is_made_of_results_that_contradict_each_other(false, column, check, restored):
-    """The job ends, says which file is wrong and what to do, and leaves all rows in its log; doing that mends it."""
+def test_no_report_is_made_from_results_that_contradict_each_other(false, column, check, restored):
+    """The job fails, names the wrong file and the fix, and logs all checks; the fix then works."""
     path, audit = restored / false, "results/studies/demo/audit.parquet"
     before = {each: (restored / each).read_bytes() for each in (false, audit)}
     found = parquet.read(path).to_pandas()
@@ -247,7 +247,7 @@ def test_no_report_is_made_of_results_that_contradict_each_other(false, column, 
     assert {rule, "audit", "report"} <= planned(restored, "demo").keys()
     said = snakemake(restored, "-c1", audit, check=False)
     assert re.search(
-        rf"Error: .*{Path(false).name}.* contradict .*{check} .*; delete what is wrong of them, ask for it by its name",
+        rf"Error: .*{Path(false).name}.* contradict .*{check} .*; delete the wrong files, ask Snakemake for each by",
         said,
     )
     log = (restored / f"logs/{rule}/{place}.log").read_text()
@@ -262,13 +262,13 @@ def test_no_report_is_made_of_results_that_contradict_each_other(false, column, 
 
 
 @pytest.mark.parametrize("edited", ["config.yaml", "workflow/scripts/train.py", "workflow/scripts/margins.py"])
-def test_a_comment_repeats_nothing(restored, edited):
+def test_adding_a_comment_repeats_nothing(restored, edited):
     with (restored / edited).open("a") as file:
         file.write("# a comment\n")
     assert planned(restored, "demo") == {}
 
 
-def test_an_edit_of_the_spectrum_repeats_what_is_made_from_it_and_no_training(restored):
+def test_editing_the_spectrum_code_repeats_what_depends_on_it_but_no_training(restored):
     with (restored / "src/robreg/spectra/singular_values.py").open("a") as file:
         file.write("# another way to compute it\n")
     plan = planned(restored, "demo")
@@ -276,10 +276,10 @@ def test_an_edit_of_the_spectrum_repeats_what_is_made_from_it_and_no_training(re
     assert not {"prepare", "train", "margins", "apgd", "attacks", "lossvar"} & set(plan)
 
 
-def test_an_edit_of_training_code_trains_nothing(restored):
+def test_editing_training_code_trains_nothing(restored):
     with (restored / "src/robreg/training/loop.py").open("a") as file:
         file.write("# another way to train\n")
-    assert planned(restored, "demo") == {"report": 1, "demo": 1}  # which says that the networks are older
+    assert planned(restored, "demo") == {"report": 1, "demo": 1}  # the report says that networks are older
 
 
 def edit_config(folder, edit):
@@ -288,7 +288,7 @@ def edit_config(folder, edit):
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-def test_an_override_repeats_its_run_alone(restored):
+def test_an_override_repeats_only_its_run(restored):
     edit_config(restored, lambda config: config["runs"].update({"digits/ar8": {"training": {"epochs": 5}}}))
     once = {rule: 1 for rule in ("train", *MEASURES)}
     plan = planned(restored, "demo")
@@ -297,7 +297,7 @@ def test_an_override_repeats_its_run_alone(restored):
     assert planned(restored, "results/digits/ar8-s1/metrics.parquet") == {}
 
 
-def test_another_evaluation_attack_repeats_the_attacks_alone(restored):
+def test_another_evaluation_attack_repeats_only_what_depends_on_it(restored):
     edit_config(restored, lambda config: config["datasets"]["digits"]["evaluation"].update(steps=3))
     plan = planned(restored, "demo")
     assert (plan["attacks"], plan["metrics"]) == (7, 7)
@@ -305,23 +305,23 @@ def test_another_evaluation_attack_repeats_the_attacks_alone(restored):
 
 
 @pytest.mark.parametrize("setting", ["data_root=elsewhere", "device=cpu"])
-def test_another_place_or_device_repeats_nothing(demo, setting):
+def test_another_data_folder_or_device_repeats_nothing(demo, setting):
     assert planned(demo, "demo", "--config", setting) == {}
 
 
-def test_data_made_again_train_nothing(demo, tmp_path):
+def test_preparing_data_again_trains_nothing(demo, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(demo, again, symlinks=True)
     target = "results/digits/ar8/margins.parquet"
     snakemake(again, "-c1", "--force", "data/prepared/digits/meta.json")
-    assert planned(again, target) == {}  # the same bytes
+    assert planned(again, target) == {}  # the bytes are the same
     edit_config(again, lambda config: config["datasets"]["digits"].update(label_column="unused"))
     assert planned(again, target) == {"prepare": 1, "margins": 1}
     snakemake(again, "-c1", target)
     assert (again / target).read_bytes() == (demo / target).read_bytes()
 
 
-def test_networks_of_other_data_are_not_measured(demo, tmp_path):
+def test_networks_that_were_trained_on_other_data_are_not_measured(demo, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(demo, other, symlinks=True)
     prepared = other / "data/prepared/digits"
@@ -332,12 +332,12 @@ def test_networks_of_other_data_are_not_measured(demo, tmp_path):
     meta["sha256"] = _fingerprint(prepared)
     (prepared / "meta.json").write_text(json.dumps(meta | {"meta_sha256": hash_meta(meta)}))
     output = snakemake(other, "-c1", "--force", "results/digits/ar8/margins.parquet", check=False)
-    assert "checkpoint.pt was trained on other data than data/prepared/digits now holds" in output
+    assert "checkpoint.pt was not trained on the data that data/prepared/digits now holds" in output
     assert not (other / "results/digits/ar8/margins.parquet").exists()
 
 
-def test_a_clock_that_jumped_costs_no_training(demo, tmp_path):
-    """Files of the future, or of the past, are made again at most as measures, to the same bytes."""
+def test_a_clock_that_jumps_repeats_no_training(demo, tmp_path):
+    """If files are dated in the future or the past, at most measures are made again."""
     for name, seconds in (("ahead", 86_400), ("behind", -86_400)):
         folder = tmp_path / name
         shutil.copytree(demo, folder, symlinks=True)
@@ -349,7 +349,7 @@ def test_a_clock_that_jumped_costs_no_training(demo, tmp_path):
         assert not {"prepare", "train"} & set(planned(folder, "demo"))
 
 
-def test_a_measure_that_dies_leaves_nothing_half_written_and_is_made_again(restored):
+def test_a_measure_that_is_killed_leaves_no_incomplete_file_and_is_made_again(restored):
     target = restored / "results/digits/ar8/lossvar.parquet"
     before, script = target.read_bytes(), restored / "workflow/scripts/lossvar.py"
     whole = script.read_text()
@@ -367,7 +367,7 @@ def test_a_measure_that_dies_leaves_nothing_half_written_and_is_made_again(resto
 
 
 def started(folder, target):
-    """Start a driver, and wait until its training has finished an epoch."""
+    """Start a driver, wait until its training has finished an epoch, and return the driver."""
     command = [SNAKEMAKE, "-c1", target]
     driver = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -380,7 +380,7 @@ def started(folder, target):
 
 
 def trainer(driver):
-    """The process that a driver's training runs in."""
+    """Return the process of a driver's training."""
     (found,) = [
         process
         for process in psutil.Process(driver.pid).children(recursive=True)
@@ -389,17 +389,17 @@ def trainer(driver):
     return found
 
 
-def test_a_second_driver_is_refused_and_an_interrupted_first_goes_on(demo, tmp_path):
+def test_a_second_driver_is_refused_and_an_interrupted_first_one_resumes(demo, tmp_path):
     folder, target = copy_tree(tmp_path / "tree", reduce), "results/digits/ar8/checkpoint.pt"
     driver = started(folder, target)
     training = trainer(driver)
     training.suspend()
     for flags in ([], ["--rerun-incomplete"]):
         said = snakemake(folder, "-c1", *flags, target, check=False)
-        assert "Another Snakemake works on these files" in said
+        assert "Another Snakemake is working on these files" in said
         assert (folder / "results/digits/ar8/resume.pt").exists()
     driver.send_signal(signal.SIGINT)
-    training.send_signal(signal.SIGINT)  # as Ctrl-C does to all that a terminal runs
+    training.send_signal(signal.SIGINT)  # Ctrl-C signals all processes of a terminal
     training.resume()
     assert driver.wait() != 0
     assert "resume.pt" in {path.name for path in (folder / target).parent.iterdir()}
@@ -413,7 +413,7 @@ def same_weights(one, other):
 
 
 @pytest.mark.parametrize("victim", ["training", "everything"])
-def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(victim, demo, tmp_path):
+def test_a_training_killed_under_snakemake_resumes_bit_identically(victim, demo, tmp_path):
     folder = copy_tree(tmp_path, reduce)
     run, target = folder / "results/digits/ar8", "results/digits/ar8/checkpoint.pt"
     driver, log = started(folder, target), folder / "logs/train/digits/ar8.log"
@@ -423,16 +423,16 @@ def test_a_training_killed_under_snakemake_goes_on_to_the_same_bits(victim, demo
         os.killpg(driver.pid, signal.SIGKILL)
     assert driver.wait() != 0
     assert sorted(path.name for path in run.iterdir() if not path.name.startswith(".")) == ["lease.json", "resume.pt"]
-    if victim == "everything":  # the two commands of the README
+    if victim == "everything":  # these are the two commands of the README
         snakemake(folder, "--unlock", target)
     snakemake(folder, "-c1", "--rerun-incomplete", target)
-    assert re.search(r"going on after epoch [1-4]", log.read_text())
+    assert re.search(r"resuming after epoch [1-4]", log.read_text())
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint.pt", "history.parquet"]
     assert same_weights(folder / target, demo / target)
 
 
 def assert_same_results(one, other, *, parts=("results", "data")):
-    """Assert that every file of a folder is the same in another, byte for byte but for TIMES; return how many are."""
+    """Assert that all files of a folder are the same in another one, except for TIMES; return the number of files."""
     compared = [path for part in parts for path in files(one / part) if path.name not in TIMED]
     for path in compared:
         twin = other / path.relative_to(one)
@@ -444,14 +444,14 @@ def assert_same_results(one, other, *, parts=("results", "data")):
     return len(compared)
 
 
-def test_a_run_made_elsewhere_with_other_cores_is_the_same_byte_for_byte(demo, tmp_path):
+def test_a_run_made_in_another_folder_with_another_number_of_cores_has_the_same_bytes(demo, tmp_path):
     folder = copy_tree(tmp_path / "elsewhere", reduce)
     runs = [file for variant in ("ar8-s1", "ar8-sn1") for file in files(demo / "results/digits" / variant)]
     snakemake(folder, "--cores", "1", *(str(file.relative_to(demo)) for file in runs))
     assert assert_same_results(folder, demo) == len(runs) + len(files(demo / "data"))
 
 
-UNSHARE = ["unshare", "-rn"]  # without any network, not even its own machine's
+UNSHARE = ["unshare", "-rn"]  # without any network, even on this machine
 
 
 @pytest.mark.skipif(
@@ -473,7 +473,7 @@ def test_a_run_needs_no_network(tmp_path):
 
 
 @pytest.mark.long
-def test_the_demo_made_in_two_places_is_the_same_byte_for_byte(tmp_path):
+def test_the_demo_made_in_two_folders_has_the_same_bytes(tmp_path):
     one, other = (copy_tree(tmp_path / name) for name in ("one", "other"))
     snakemake(one, "--cores", "all", "demo")
     snakemake(other, "--cores", "1", "demo")
@@ -485,39 +485,39 @@ def test_the_demo_made_in_two_places_is_the_same_byte_for_byte(tmp_path):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("results/digits/ar08/svstd.parquet", "digits/ar08: 'ar08' is spelt 'ar8'"),
-        ("results/digits/ar8-s0/metrics.parquet", "digits/ar8-s0: 'ar8-s0' is spelt 'ar8'"),
-        ("results/digits/ar0-fgsm/checkpoint.pt", "'ar0-fgsm' is spelt 'ar0'"),
+        ("results/digits/ar08/svstd.parquet", "digits/ar08: 'ar08' must be written 'ar8'"),
+        ("results/digits/ar8-s0/metrics.parquet", "digits/ar8-s0: 'ar8-s0' must be written 'ar8'"),
+        ("results/digits/ar0-fgsm/checkpoint.pt", "'ar0-fgsm' must be written 'ar0'"),
         (
             "results/digit/ar8/svstd.parquet",
             "unknown data set 'digit': did you mean 'digits'? known: c10, c100, tin, c10wd",
         ),
         ("results/digits/ar8-vgg/svstd.parquet", "'vgg' is not part of"),
-        ("results/digits/ar8-sn3.0/svstd.parquet", "is spelt 'ar8-sn3'"),
+        ("results/digits/ar8-sn3.0/svstd.parquet", "must be written 'ar8-sn3'"),
         ("results/studies/dema/report.html", "there is no study 'dema'; add its block, or ask for one of: paper, c"),
         (
             "results/studies/demo/figures/fig7.svg",
-            "studies.demo.figures: fig7 is not listed; add it, or ask for one of",
+            "studies.demo.figures: fig7 is not listed; add it there, or ask for one of",
         ),
     ],
 )
-def test_a_wrong_target_is_refused_with_the_right_one(demo, target, message):
+def test_a_wrong_target_is_refused_with_a_suggestion(demo, target, message):
     assert message in snakemake(demo, "-n", "-c1", target, check=False)
 
 
-def test_the_cluster_s_plan_is_two_jobs_a_run(demo):
+def test_the_plan_on_a_cluster_has_two_jobs_per_run(demo):
     plan = snakemake(demo, "--profile", "slurm", "-n", "all")
     groups = re.findall(r"Group job measures_(\S+) ", plan)
     alone = re.findall(r"^rule (\w+):", plan, re.MULTILINE)
     assert len(groups) == len(set(groups)) == alone.count("train") == 31
-    assert set(alone) == {"train", "prepare", "all", *STUDY} - {"demo"}  # all but train on the submitting host
+    assert set(alone) == {"train", "prepare", "all", *STUDY} - {"demo"}  # all except train run on the submitting host
 
 
 @pytest.mark.parametrize(
     ("run", "attempt", "memory", "minutes"),
     [("c10/ar8", 1, 6000, 1440), ("c10/ar8", 2, 12000, 1440), ("c10/ar8", 9, 12000, 1440), ("tin/ar8", 1, 40000, 5760)],
 )
-def test_a_training_asks_for_what_its_network_needs(demo, run, attempt, memory, minutes):
+def test_a_training_requests_the_resources_that_its_network_needs(demo, run, attempt, memory, minutes):
     target = f"results/{run}/checkpoint.pt"
     plan = snakemake(demo, "--profile", "slurm", "-n", "--attempt", str(attempt), target)
     asked = re.search(r"^rule train:\n(?: .*\n)*? +resources: (.*)$", plan, re.MULTILINE)[1]
@@ -543,7 +543,7 @@ def test_a_bad_config_starts_no_job(demo):
         "results/c10/ar16-sn0.5/spread.parquet",
     ],
 )
-def test_runs_of_the_paper_s_data_are_planned(demo, target):
+def test_runs_on_the_data_of_the_paper_are_planned(demo, target):
     plan = planned(demo, target)
     assert (plan["prepare"], plan["train"]) == (1, 1)
 
@@ -551,13 +551,13 @@ def test_runs_of_the_paper_s_data_are_planned(demo, target):
 @pytest.mark.parametrize(
     ("target", "runs", "figures", "tables"), [("all", 31, 13, 10), ("conventions", 13, 8, 7), ("c10-small", 6, 8, 6)]
 )
-def test_every_study_is_planned_whole(demo, target, runs, figures, tables):
+def test_every_study_is_planned_completely(demo, target, runs, figures, tables):
     plan = planned(demo, target)
     assert {plan[rule] for rule in ("train", *MEASURES)} == {runs}
     assert (plan["figure"], plan["table"], plan["claims"], plan["comparison"]) == (figures, tables, 1, 1)
 
 
-def test_a_missing_source_is_refused_with_the_mend(demo):
+def test_a_missing_source_is_refused_with_the_fix(demo):
     output = snakemake(demo, "-c1", "results/c10jpeg/ar0/checkpoint.pt", check=False)
     assert re.search(r"Error: datasets\.c10jpeg\.source: no folder or file .*data_root", output)
 
@@ -569,7 +569,7 @@ INLINE = [" ".join(text.split()) for text in re.findall(r"`((?:snakemake|make) [
 
 @pytest.mark.parametrize("script", dict.fromkeys([*BLOCKS, *INLINE]))
 def test_the_readme_s_commands_work(demo, script):
-    if script.startswith("make"):  # not the installation, nor these tests inside of themselves
+    if script.startswith("make"):  # neither install anything nor run these tests within themselves
         script = script.replace("make", "make -o .venv/run.done" if script.split()[1] == "demo" else "make -n", 1)
     if not (demo / ".venv").exists():
         (demo / ".venv").symlink_to(SNAKEMAKE.parents[1])
@@ -587,12 +587,12 @@ def test_the_readme_s_commands_work(demo, script):
 
 
 def readme_study():
-    """The study that the README adds."""
+    """Return the studies of the README's example."""
     (block,) = (text for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if text.startswith("studies"))
     return yaml.safe_load(block)["studies"]
 
 
-def test_the_readme_s_blocks_of_config_are_valid():
+def test_the_readme_s_config_blocks_are_valid():
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config["studies"] |= readme_study()
     for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL):
@@ -636,7 +636,7 @@ def test_a_run_on_real_images_goes_through_all_measures(tmp_path):
 
 
 def two_steps(width):
-    """Edit the config so that Tiny-ImageNet's run at AR 4 is small: 40 + 40 real images, attacks of two steps."""
+    """Return an edit of the config that makes Tiny-ImageNet's run at AR 4 small: 40 + 40 images, two attack steps."""
 
     def edit(config):
         config["datasets"]["tin"] |= {"source": TINY.name, "incomplete": True, "max_train": 40, "max_test": 40}
@@ -644,7 +644,7 @@ def two_steps(width):
         short = {"steps": 2}
         config["runs"] = {
             "tin/ar4": {
-                "training": {"epochs": 1, "lr_drops": [], "batch_size": 20, "compile": False},  # it takes minutes
+                "training": {"epochs": 1, "lr_drops": [], "batch_size": 20, "compile": False},  # compiling is slow
                 **{
                     key: short for key in ("training_attack", "evaluation", "loss_variation", "spread", "strong_attack")
                 },
@@ -672,7 +672,7 @@ def test_tiny_imagenet_goes_through_all_measures(tmp_path):
 
 
 def colours(folder):
-    """Write images 32 x 32 of two classes, told by their colour, as Parquet files in the Hugging Face layout."""
+    """Write 32 x 32 images of two classes, which differ in colour, as Parquet files in the Hugging Face layout."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for split, n in (("train", 60), ("test", 20)):
@@ -689,7 +689,7 @@ def colours(folder):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A tree whose config has a data set of the user's, and networks of torchvision's."""
+    """Copy the workflow, with a user-defined data set and torchvision's networks in its config."""
 
     def edit(config):
         config["architectures"] = {
@@ -708,7 +708,7 @@ def own(tmp_path_factory):
     return folder
 
 
-def test_a_data_set_and_a_network_of_one_s_own_need_config_alone(own):
+def test_a_user_defined_data_set_and_network_only_need_config(own):
     snakemake(own, "-c2", *(f"results/colours/ar8/{kind}.parquet" for kind in (*COLUMNS, "theory")))
     run = own / "results/colours/ar8"
     svstd = parquet.read(run / "svstd.parquet").to_pandas()
@@ -718,7 +718,7 @@ def test_a_data_set_and_a_network_of_one_s_own_need_config_alone(own):
     assert losses == ["cross_entropy", "cross_entropy", "worst"]  # DLR needs three classes
     theory = parquet.read(run / "theory.parquet").to_pylist()[0]
     assert theory["v_min_upper"] is None or theory["v_min_upper"] > 0
-    assert theory["lemma_pairs"] == 0  # its max pool is not of the lemma's form
+    assert theory["lemma_pairs"] == 0  # its max pooling does not have the form that the lemma needs
     assert "max_pool2d is neither affine nor a ReLU" in (own / "logs/theory/colours/ar8.log").read_text()
 
 
@@ -729,7 +729,7 @@ def test_a_data_set_and_a_network_of_one_s_own_need_config_alone(own):
         ("alex", "Error: the network cannot take an image of shape (3, 32, 32) (Given input size"),
     ],
 )
-def test_a_network_that_cannot_be_treated_is_refused_by_its_layer_before_any_training(arch, message, own):
+def test_an_unsupported_network_is_refused_by_its_layer_before_any_training(arch, message, own):
     output = snakemake(own, "-c1", f"results/colours/ar8-{arch}/checkpoint.pt", check=False)
     assert message in output
     run = own / f"results/colours/ar8-{arch}"

@@ -1,4 +1,4 @@
-# What all rules share: the checked configuration, reruns on changed data or settings only, and look-ups by run.
+# What all rules share: the validated configuration, and functions that look up what belongs to a run or a study.
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -57,7 +57,7 @@ driver.install(workflow)
 
 
 def refuse(look_up, *names):
-    """Call a look-up in the configuration; a wrong name ends the workflow with one sentence that has the right one."""
+    """Look something up in the configuration; a wrong name ends the workflow with one sentence that names the fix."""
     try:
         return look_up(config, *names)
     except ConfigError as error:
@@ -65,39 +65,39 @@ def refuse(look_up, *names):
 
 
 def block(wildcards):
-    """The data set's block of config.yaml."""
+    """Return the data set's block of config.yaml."""
     return refuse(dataset_block, wildcards.dataset)
 
 
 def settings(wildcards):
-    """The resolved settings of a run."""
+    """Return the resolved settings of a run."""
     return refuse(run_settings, wildcards.dataset, wildcards.variant)
 
 
 def training(wildcards):
-    """Those of them that decide the trained network."""
+    """Return the settings that decide the trained network, without those of the measures."""
     return training_settings(settings(wildcards))
 
 
 def promised(wildcards):
-    """The spectral norm that a run's layers keep to; none if they are clipped a number of rounds only."""
+    """Return the bound on the spectral norm that holds in a run; None if its layers are only clipped."""
     found = settings(wildcards)
     return found["spectral_norm"] if found["clip_rounds"] == "exact" else None
 
 
 def by_network(value, **exceptions):
-    """A resource of a run's job: value, or that of its architecture where one is named."""
+    """Return a resource of a run's job: value, or the exception that is named after its architecture."""
     return lambda wildcards: exceptions.get(settings(wildcards)["arch"], value)
 
 
 def doubled(value, **exceptions):
-    """The same, and twice that after an attempt that may have had too little of it."""
+    """Do as by_network, and double the resource after an attempt that may have had too little of it."""
     first = by_network(value, **exceptions)
     return lambda wildcards, attempt: first(wildcards) * min(attempt, 2)
 
 
 def memory_of_training(value, **exceptions):
-    """The same for a training, whose attempts may also end because time was up: twice if the last one got nowhere."""
+    """Do as doubled for a training: its time limit ends attempts too, so double only if the last one made no progress."""
     first = by_network(value, **exceptions)
 
     def found(wildcards, attempt):
@@ -108,7 +108,7 @@ def memory_of_training(value, **exceptions):
 
 
 def of_measure():
-    """The resources of every measure that needs the network."""
+    """Return the resources of a measure that needs the network."""
     return {
         "mem_mb": doubled(4000, wrn50=16000),
         "runtime": doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
@@ -117,23 +117,23 @@ def of_measure():
 
 
 def code_of(*modules):
-    """The files of these modules, and of all that they import from the package."""
+    """Return the files of these modules, and of everything that they import from the package."""
     return [f"src/robreg/{file}" for file in code_files(*modules, folders=None)]
 
 
 def code_of_measure(module):
-    """The files that decide a measure's numbers: an edit of the tables' or the settings' code repeats no measure."""
+    """Return the files that decide a measure's numbers; editing how tables are written repeats no measure."""
     files = code_files(f"measures.{module}", folders=COMPUTING)
     return [f"src/robreg/{file}" for file in files]
 
 
 def runs(study):
-    """The runs of a study, each as its folder and the columns that identify it."""
+    """Return the runs of a study, each with its folder and the columns that identify it."""
     return refuse(study_config.study_runs, study)
 
 
 def data_spec(wildcards):
-    """What a data set's preparation depends on."""
+    """Return the settings that the preparation of a data set depends on."""
     keys = (
         "kind",
         "source",
@@ -152,28 +152,28 @@ def data_spec(wildcards):
 
 
 def of_runs(study, *kinds):
-    """The files of these kinds of all runs of a study."""
+    """Return the tables of these kinds of all runs of a study."""
     return [f"{run['folder']}/{kind}.parquet" for run in runs(study) for kind in kinds]
 
 
 def items(study, part):
-    """The "figures" or "tables" of a study, each with the data sets that it is restricted to."""
+    """Return the "figures" or "tables" of a study, each with the data sets that it is restricted to."""
     runs(study)
     return study_config.study_items(config, study, part)
 
 
 def shown(study, item, part):
-    """The runs of a study that one of its figures or tables shows."""
+    """Return the runs of a study that one of its figures or tables shows."""
     listed = items(study, part)
     if item not in listed:
         raise WorkflowError(
-            f"config.yaml: studies.{study}.{part}: {item} is not listed; add it, or ask for one of {list(listed)}"
+            f"config.yaml: studies.{study}.{part}: {item} is not listed; add it there, or ask for one of {list(listed)}"
         )
     return select_runs(item, runs(study), listed[item])
 
 
 def of_item(study, item, part):
-    """The tables that a figure or table of a study is made from."""
+    """Return the files that a figure or table of a study is made from."""
     return [
         f"{run['folder']}/{kind}.parquet"
         for run in shown(study, item, part)
@@ -182,7 +182,7 @@ def of_item(study, item, part):
 
 
 def titles(study):
-    """The titles of a study's data sets, by name."""
+    """Return the titles of a study's data sets, by name."""
     return {
         run["dataset"]: config["datasets"][run["dataset"]]["title"]
         for run in runs(study)
@@ -190,6 +190,6 @@ def titles(study):
 
 
 def study_files(study):
-    """What a study's own target asks for: the report, which is made from everything else."""
+    """Return what a study's own target asks for: the report, which is made from everything else."""
     runs(study)
     return f"results/studies/{study}/report.html"

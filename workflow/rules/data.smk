@@ -1,5 +1,5 @@
-# A data set's source -> arrays of uint8 in data/prepared/, checked once.
-# On the submitting host: compute nodes may have no internet.
+# The source of a data set -> arrays of uint8 in data/prepared/, checked once.
+# This rule runs on the submitting host, because compute nodes may have no internet access.
 
 
 localrules:

@@ -1,10 +1,11 @@
-# One trained network -> its measures, each a Parquet table. The modules that decide the numbers are inputs, so that an
-# edit of one of them repeats its measure, and no training. On a cluster the measures of one run share a job.
+# One trained network -> its measures, each a Parquet table. A rule's named inputs, outputs and params are the arguments of
+# the function that its script calls. The modules that decide a measure's numbers are inputs, so editing one of them
+# repeats the measure and no training. On a cluster all measures of one run share a job.
 
 
 rule margins:
     """
-    Margin, probability and loss of every clean example of {wildcards.dataset}/{wildcards.variant}.
+    Measure margin, probability and loss of every clean example of {wildcards.dataset}/{wildcards.variant}.
     """
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
@@ -60,7 +61,7 @@ rule apgd:
 
 rule attacks:
     """
-    Attack {wildcards.dataset}/{wildcards.variant}: eps {params.attack[eps]}, {params.attack[steps]} steps of {params.attack[step]}; and gather APGD's rows.
+    Attack {wildcards.dataset}/{wildcards.variant} with PGD, eps {params.attack[eps]}, {params.attack[steps]} steps of {params.attack[step]}, and append the rows of APGD.
     """
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
@@ -90,7 +91,7 @@ rule attacks:
 
 rule masking:
     """
-    Whether {wildcards.dataset}/{wildcards.variant} hides its gradients from attacks: eps {params.spec[eps]}.
+    Check whether {wildcards.dataset}/{wildcards.variant} hides its gradients from attacks, with eps {params.spec[eps]}.
     """
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
@@ -120,7 +121,7 @@ rule masking:
 
 rule lossvar:
     """
-    Maximal variation of the test loss of {wildcards.dataset}/{wildcards.variant}, eps {params.attack[eps]}.
+    Measure the maximal variation of the test loss of {wildcards.dataset}/{wildcards.variant}, eps {params.attack[eps]}.
     """
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
@@ -149,7 +150,7 @@ rule lossvar:
 
 rule sv:
     """
-    Singular values of every layer of {wildcards.dataset}/{wildcards.variant}, and their spread; beside the spectra of the zero-padded operators.
+    Compute the singular values of every layer of {wildcards.dataset}/{wildcards.variant}, circular and zero-padded.
     """
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
@@ -177,7 +178,7 @@ rule sv:
 
 rule spread:
     """
-    How evenly the layers of {wildcards.dataset}/{wildcards.variant} pass perturbations on: eps {params.spec[eps]}.
+    Measure how evenly the layers of {wildcards.dataset}/{wildcards.variant} pass perturbations on, with eps {params.spec[eps]}.
     """
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
@@ -205,7 +206,7 @@ rule spread:
 
 rule theory:
     """
-    Quantities of Theorem 3.1 and Lemma 3.1 for {wildcards.dataset}/{wildcards.variant}.
+    Measure the quantities of Theorem 3.1 and Lemma 3.1 for {wildcards.dataset}/{wildcards.variant}.
     """
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
@@ -234,7 +235,7 @@ rule theory:
 
 rule metrics:
     """
-    Accuracies, losses, gaps and spectral complexity of {wildcards.dataset}/{wildcards.variant} in one row.
+    Compute accuracies, losses, gaps and spectral complexity of {wildcards.dataset}/{wildcards.variant}.
     """
     input:
         margins="results/{dataset}/{variant}/margins.parquet",
@@ -261,7 +262,7 @@ rule metrics:
 
 rule checks:
     """
-    Hold the tables of {wildcards.dataset}/{wildcards.variant} against each other.
+    Check that the tables of {wildcards.dataset}/{wildcards.variant} agree with each other.
     """
     input:
         tables=expand(

@@ -12,7 +12,7 @@ localrules:
 
 rule table:
     """
-    Make {wildcards.table} of the study {wildcards.study}, one row per run, and its summary over seeds.
+    Make {wildcards.table} of the study {wildcards.study}: one row per run, and a summary over seeds.
     """
     input:
         runs=lambda wildcards: of_item(wildcards.study, wildcards.table, "tables"),
@@ -128,7 +128,7 @@ rule claims:
 
 rule comparison:
     """
-    Hold every number that the paper prints beside the study {wildcards.study}.
+    Compare every number that the paper prints with the study {wildcards.study}.
     """
     input:
         runs=lambda wildcards: of_runs(wildcards.study, "metrics", "svstd", "lossvar"),
@@ -175,7 +175,7 @@ rule comparison:
 
 rule audit:
     """
-    Trace the tables and claims of the study {wildcards.study} to the files of its runs.
+    Check that the tables and claims of the study {wildcards.study} follow from the files of its runs.
     """
     input:
         runs=lambda wildcards: of_runs(wildcards.study, "checks"),

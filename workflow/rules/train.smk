@@ -1,5 +1,6 @@
-# Prepared data -> one trained network. Data made again retrain nothing: measures refuse other bytes than it was trained on.
-# The state between epochs is resume.pt, undeclared, beside the checkpoint.
+# Prepared data -> one trained network. Preparing the data again retrains nothing: instead, the measures refuse a network
+# that was trained on other bytes. The state between epochs is kept in resume.pt next to the checkpoint. It is not a
+# declared output, because Snakemake deletes the declared outputs of a failed job.
 
 
 rule train:

@@ -1,4 +1,4 @@
-"""Trace a study's tables and claims to the files of its runs."""
+"""Check that a study's tables and claims follow from the files of its runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Hold one run's tables against each other."""
+"""Check that one run's tables agree with each other."""
 
 from pathlib import Path
 

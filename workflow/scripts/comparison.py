@@ -1,4 +1,4 @@
-"""Hold the paper's numbers beside one study's."""
+"""Compare the paper's numbers with one study's."""
 
 from pathlib import Path
 

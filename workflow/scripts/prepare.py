@@ -9,6 +9,6 @@ with logged(snakemake.log[0]):
 
     prepare(
         snakemake.params.spec,
-        data_root=Path(snakemake.config["data_root"]),  # where the data lie is not part of what they are: no param
+        data_root=Path(snakemake.config["data_root"]),  # not a param: moving the data repeats nothing
         out=Path(snakemake.output.meta).parent,
     )

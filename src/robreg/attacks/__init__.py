@@ -1,1 +1,1 @@
-"""Adversarial examples: PGD, FGSM and APGD, and how many examples survive them."""
+"""Adversarial attacks (PGD, FGSM and APGD), and counting the examples that stay correctly classified under them."""

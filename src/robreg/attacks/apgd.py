@@ -1,4 +1,4 @@
-"""APGD, the attack of AutoAttack that sets its own steps (Croce and Hein 2020), in an l_inf ball in pixel space."""
+"""APGD, AutoAttack's PGD with an adaptive step size (Croce and Hein 2020), in an l_inf ball in pixel space."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +15,8 @@ from robreg.attacks.pgd import Radius, check_inputs, pixel_radius, refuse_nonfin
 from robreg.networks.classifier import Classifier
 from robreg.networks.frozen import frozen
 
-MOMENTUM = 0.75  # alpha: the share of the new ascent in a step; the rest is the move before
-RISES = 0.75  # rho: a step is halved where at most this share of a window's steps raised the loss
+MOMENTUM = 0.75  # alpha: weight of the new gradient step in an update; the rest is the previous update
+RISES = 0.75  # rho: the step is halved if at most this fraction of a window's steps raised the loss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -24,22 +24,22 @@ log = logging.getLogger(__name__)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the cross entropy of y (B,) under logits (B, classes), in nats, one value per example."""
+    """Return the cross entropy of y (B,) given logits (B, classes), in nats: (B,)."""
     return functional.cross_entropy(logits, y, reduction="none")
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the difference of logits ratio, -(z_y - largest other) / (z_1st - z_3rd), one value per example.
+    """Return the difference of logits ratio, -(z_y - largest other) / (z_1st - z_3rd), for each example: (B,).
 
-    Unlike the cross entropy it does not depend on the logits' scale, so confidence does not make its gradient vanish.
-    Raises ValueError for fewer than 3 classes.
+    y: (B,); logits: (B, classes). Unlike the cross entropy, it does not depend on the scale of the logits, so its
+    gradient does not vanish for confident networks. Raises ValueError if there are fewer than 3 classes.
     """
     if logits.shape[1] < 3:
         raise ValueError(f"apgd: the loss dlr needs at least 3 classes, not {logits.shape[1]}: use cross_entropy")
     ordered, classes = logits.sort(dim=1)
     other = torch.where(classes[:, -1] == y, ordered[:, -2], ordered[:, -1])
     own = logits.gather(1, y[:, None])[:, 0]
-    return (other - own) / (ordered[:, -1] - ordered[:, -3] + 1e-12)  # 1e-12, the authors': three logits may be equal
+    return (other - own) / (ordered[:, -1] - ordered[:, -3] + 1e-12)  # 1e-12, as the authors': the three may be equal
 
 
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "dlr": dlr}
@@ -48,10 +48,11 @@ LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "dlr": dlr}
 def apgd(  # noqa: PLR0913 - an attack is its settings
     model: nn.Module, x: Tensor, y: Tensor, *, eps: Radius, steps: int, loss: str, noise: Tensor | None = None
 ) -> Tensor:
-    """Ascend a loss by steps that begin at 2 eps and are halved, back at the best point, where they cease to help.
+    """Increase a loss by steps that begin at 2 eps and are halved, from the best point so far, when progress stalls.
 
-    Arguments, start, errors and what is left untouched as for attack.pgd; loss: "cross_entropy" or "dlr".
-    Returns like x, for each example, its first iterate that is misclassified, or else the one of highest loss.
+    loss: "cross_entropy" or "dlr". The other arguments, the start and the errors are those of robreg.attacks.pgd.pgd,
+    and the model is left unchanged as there. Returns images of the shape and type of x: each example's first iterate
+    that is misclassified or, if there is none, its iterate of highest loss.
 
     >>> import robreg, torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
@@ -64,18 +65,18 @@ def apgd(  # noqa: PLR0913 - an attack is its settings
     if loss not in LOSSES:
         raise ValueError(f"apgd: loss must be {' or '.join(LOSSES)}, not {loss!r}")
     x = x.detach()
-    found, alive = x.clone(), torch.arange(len(x), device=x.device)
+    adversarial, remaining = x.clone(), torch.arange(len(x), device=x.device)
     with frozen(model):
         for state in apgd_iterates(model, x, y, eps=eps, steps=steps, loss=LOSSES[loss], noise=noise):
-            found[alive] = _choose(state.correct, state.best, state.point)
-            alive = alive[state.correct]
-            if not len(alive):
+            adversarial[remaining] = _choose(state.correct, state.best, state.point)
+            remaining = remaining[state.correct]
+            if not len(remaining):
                 break
             state.keep(state.correct)  # an example that is misclassified needs no more steps
-    return found
+    return adversarial
 
 
-def evaluate(  # noqa: PLR0913 - as above
+def evaluate(  # noqa: PLR0913 - an attack is its settings
     model: Classifier,
     images: Tensor,
     labels: Tensor,
@@ -85,11 +86,12 @@ def evaluate(  # noqa: PLR0913 - as above
     batch: int,
     correct: Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """Make a table row for each loss, and one, "worst", that counts who is correct under all losses and restarts.
+    """Return a table row for each loss, and a row "worst" for the examples that stay correct under all losses.
 
-    images: (N, C, H, W) uint8; labels: (N,); spec: eps in 1/255, steps, restarts, space, seed; correct: as classified
-    returns it, if it is known. Each loss attacks all correct examples from starts of its own, and in each restart those
-    that the ones before left. fp32.
+    images: (N, C, H, W) uint8; labels: (N,); spec: eps in 1/255, steps, restarts, space and seed; batch: the number of
+    images at a time; correct: the result of correctly_classified, if it is already known. Each loss attacks all correct
+    examples from its own random starts; each restart attacks those that the previous ones did not fool. Everything is
+    computed in fp32.
     """
     setting = {**spec, "attack": "apgd", "start": "random", "step": 2 * spec["eps"], "split": "test"}
     if correct is None:
@@ -99,14 +101,16 @@ def evaluate(  # noqa: PLR0913 - as above
         robust = survivors(model, images, labels, _attacks(model, spec, loss), correct=correct, batch=batch)
         rows.append({**setting, "loss": loss, **count_robust(correct, robust)})
         survived.append(robust)
-        log.info("%s: %d of %d correct examples remain so", loss, int(robust.sum()), int(correct.sum()))
+        log.info(
+            "%s: %d of %d correctly classified examples remain correct", loss, int(robust.sum()), int(correct.sum())
+        )
     return [*rows, {**setting, "loss": "worst", **count_robust(correct, torch.stack(survived).all(0))}]
 
 
 def _attacks(model: Classifier, spec: Mapping[str, Any], loss: str) -> list[Attack]:
-    """One attack per restart."""
+    """Return one attack per restart."""
     eps = pixel_radius(spec["eps"], spec["space"], model.normalise.std)
-    first = (1 + list(LOSSES).index(loss)) << 32  # the losses start at different places, and so does PGD
+    first = (1 + list(LOSSES).index(loss)) << 32  # the losses and PGD (which uses 0) have different starts
 
     def attack(index: Tensor, x: Tensor, y: Tensor, *, restart: int) -> Tensor:
         noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"], restart=first + restart)
@@ -117,38 +121,38 @@ def _attacks(model: Classifier, spec: Mapping[str, Any], loss: str) -> list[Atta
 
 @dataclass
 class State:
-    """Where APGD stands: every tensor has one entry per example, images (B, C, H, W) and numbers (B,)."""
+    """The state of APGD; every tensor has one entry per example: images are (B, C, H, W), numbers (B,)."""
 
     y: Tensor
     low: Tensor
     high: Tensor
     step: Tensor  # (B, C or 1, 1, 1)
     point: Tensor
-    before: Tensor  # the point before this one
+    before: Tensor  # the previous point
     gradient: Tensor
     correct: Tensor
     loss: Tensor
     best: Tensor
     best_gradient: Tensor
     best_loss: Tensor
-    rises: Tensor  # of the loss since the last check
-    checked: Tensor  # best_loss at the last check
-    halved: Tensor  # at the last check
+    rises: Tensor  # number of steps since the last check that raised the loss
+    checked: Tensor  # best_loss at the last check of the step size
+    halved: Tensor  # whether the last check halved the step
 
     def keep(self, chosen: Tensor) -> None:
-        """Drop all examples but the chosen ones, (B,) bool."""
+        """Keep only the chosen examples, (B,) bool."""
         if not bool(chosen.all()):
             for field in fields(self):
                 setattr(self, field.name, getattr(self, field.name)[chosen])
 
     def move(self, momentum: float) -> None:
-        """Step along the gradient's sign and mix in 1 - momentum of the move before."""
+        """Step along the gradient's sign, with weight momentum, plus the previous update, with weight 1 - momentum."""
         ascent = (self.point + self.step * self.gradient.sign()).clamp(self.low, self.high)
         mixed = self.point + momentum * (ascent - self.point) + (1 - momentum) * (self.point - self.before)
         self.before, self.point = self.point, mixed.clamp(self.low, self.high)
 
     def look(self, loss: Tensor, gradient: Tensor, correct: Tensor) -> None:
-        """Take in what was measured at the point; remember the point where its loss is the highest so far."""
+        """Record what was measured at the current point, which becomes the best point if its loss is the highest."""
         better = loss > self.best_loss
         self.rises = self.rises + (loss > self.loss)
         self.loss, self.gradient, self.correct = loss, gradient, correct
@@ -157,9 +161,13 @@ class State:
         self.best_loss = torch.where(better, loss, self.best_loss)
 
     def halve(self, window: int) -> None:
-        """Halve the step, and go back to the best point, where too few of window steps raised the loss, or in vain."""
-        in_vain = ~self.halved & (self.checked >= self.best_loss)
-        self.halved = in_vain | (self.rises <= RISES * window)
+        """Halve the step and return to the best point for examples that make too little progress.
+
+        These are examples whose loss rose in too few of the last window steps, and those whose best loss has not
+        improved since the last check, if that check did not halve the step.
+        """
+        stalled = ~self.halved & (self.checked >= self.best_loss)
+        self.halved = stalled | (self.rises <= RISES * window)
         self.step = _choose(self.halved, self.step / 2, self.step)
         self.point = _choose(self.halved, self.best, self.point)
         self.gradient = _choose(self.halved, self.best_gradient, self.gradient)
@@ -169,9 +177,10 @@ class State:
 def apgd_iterates(  # noqa: PLR0913 - an attack is its settings
     model: nn.Module, x: Tensor, y: Tensor, *, eps: Radius, steps: int, loss: Loss, noise: Tensor | None
 ) -> Iterator[State]:
-    """Yield the one state, at the start and after every step; it may be told in between to keep fewer examples.
+    """Yield the state of APGD at the start and after every step.
 
-    Unchecked: x is in [0, 1] and the model is frozen by the caller.
+    It is always the same object, and the caller may reduce it to fewer examples in between (see State.keep). The
+    arguments are not checked: x must be in [0, 1], and the caller must have frozen the model.
     """
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)  # (B, C, H, W)
     point = x if noise is None else (x + eps * noise.to(x)).clamp(low, high)
@@ -187,7 +196,7 @@ def apgd_iterates(  # noqa: PLR0913 - an attack is its settings
         before=point,
         gradient=gradient,
         correct=correct,
-        loss=zero,  # the first rise counts from 0, not from the start's loss: so it is in the authors' code
+        loss=zero,  # as in the authors' code, the first step is compared with 0 and not with the loss at the start
         best=point,
         best_gradient=gradient,
         best_loss=value,
@@ -206,21 +215,22 @@ def apgd_iterates(  # noqa: PLR0913 - an attack is its settings
 
 
 def _windows(steps: int) -> dict[int, int]:
-    """Say after how many steps the step size is checked, and how many steps each check is about.
+    """Return the steps after which the step size is checked, each with the length of the window that the check covers.
 
-    The first window is 22 % of all steps, each further one 3 % shorter, none under 6 % (the paper's Section 3.1).
+    The first window is 22 % of all steps, and each further one is shorter by 3 % of all steps, down to 6 % (section 3.1
+    of Croce and Hein 2020).
     """
     window, shorter, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
-    found, number = {}, window
+    windows, number = {}, window
     while number <= steps:
-        found[number] = window
+        windows[number] = window
         window = max(window - shorter, least)
         number += window
-    return found
+    return windows
 
 
 def _loss_gradient_correct(model: nn.Module, point: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss (B,), its gradient with respect to the input only, and whether the prediction is right (B,)."""
+    """Return the loss (B,), its gradient with respect to the input, and whether the prediction is correct (B,)."""
     with torch.enable_grad():
         point = point.detach().requires_grad_()
         logits = model(point)
@@ -231,4 +241,5 @@ def _loss_gradient_correct(model: nn.Module, point: Tensor, y: Tensor, loss: Los
 
 
 def _choose(where: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Take each example's entry from one if where (B,) is true, else from other; both are (B, C, H, W)."""
     return torch.where(where.view(-1, 1, 1, 1), one, other)

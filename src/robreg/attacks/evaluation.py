@@ -1,4 +1,4 @@
-"""How many examples a network classifies correctly, and how many remain correct under attack."""
+"""Count the examples that a network classifies correctly, and those that stay correct under attack."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from robreg.data.dataset import to_float
 from robreg.networks.classifier import Classifier
 from robreg.networks.frozen import frozen
 
-Attack = Callable[[Tensor, Tensor, Tensor], Tensor]  # examples' places in their split, x, y -> x'
+Attack = Callable[[Tensor, Tensor, Tensor], Tensor]  # (examples' positions in their split, x, y) -> adversarial x
 
 
 def evaluate(
@@ -24,11 +24,12 @@ def evaluate(
     batch: int,
     correct: Tensor | None = None,
 ) -> dict[str, float | None]:
-    """Count the examples that are classified correctly, and those still correct under every restart of PGD.
+    """Count the examples that are classified correctly, and those that stay correct under every restart of PGD.
 
-    images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, restarts, start, space, seed;
-    correct: as classified returns it, if it is known. fp32.
-    acc_conditional is n_robust of n_correct (as in the paper; None of none), acc_robust of all n, in percent.
+    images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, restarts, start, space and seed;
+    batch: the number of images at a time; correct: the result of correctly_classified, if it is already known.
+    Everything is computed in fp32. Returns n, n_correct, n_robust and, in percent, acc_conditional, which is n_robust /
+    n_correct (the paper's accuracy; None if no example is correct), and acc_robust, which is n_robust / n.
     """
     eps, step = (pixel_radius(spec[key], spec["space"], model.normalise.std) for key in ("eps", "step"))
 
@@ -44,7 +45,7 @@ def evaluate(
 
 
 def correctly_classified(model: nn.Module, images: Tensor, labels: Tensor, *, batch: int) -> Tensor:
-    """Say which images (N, C, H, W) uint8 are classified as their labels (N,) say: (N,) bool on the CPU."""
+    """Return which images (N, C, H, W) uint8 are classified as their labels (N,): (N,) bool on the CPU."""
     device = next(model.parameters()).device
     parts = zip(images.split(batch), labels.split(batch), strict=True)
     return torch.cat([_is_correct(model, to_float(x.to(device)), y.to(device)).cpu() for x, y in parts])
@@ -53,9 +54,10 @@ def correctly_classified(model: nn.Module, images: Tensor, labels: Tensor, *, ba
 def survivors(
     model: nn.Module, images: Tensor, labels: Tensor, attacks: Sequence[Attack], *, correct: Tensor, batch: int
 ) -> Tensor:
-    """Say which of the correct examples are so under every attack: (N,) bool on the CPU.
+    """Return which of the correct examples stay correct under every attack: (N,) bool on the CPU.
 
-    images: (N, C, H, W) uint8; labels: (N,); correct: (N,) bool. Each attack gets what the ones before left.
+    images: (N, C, H, W) uint8; labels: (N,); correct: (N,) bool. Each attack runs on the examples that the previous
+    ones did not fool.
     """
     device = next(model.parameters()).device
     robust = torch.zeros(len(images), dtype=torch.bool)
@@ -71,7 +73,10 @@ def survivors(
 
 
 def count_robust(correct: Tensor, robust: Tensor) -> dict[str, float | None]:
-    """Count the examples of two masks, (N,) bool; acc_conditional is of the correct ones, acc_robust of all."""
+    """Count the examples in two masks (N,) bool, and give the robust ones in percent.
+
+    acc_conditional refers to the correct examples (None if there are none), acc_robust to all examples.
+    """
     n, n_correct, n_robust = len(correct), int(correct.sum()), int(robust.sum())
     return {
         "n": n,
@@ -86,9 +91,9 @@ def count_robust(correct: Tensor, robust: Tensor) -> dict[str, float | None]:
 def _is_correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with frozen(model):
         logits = model(x)  # (B, classes)
-    if bad := int((~logits.isfinite()).any(1).sum()):  # else they would count as misclassified
+    if bad := int((~logits.isfinite()).any(1).sum()):  # without this check they would count as misclassified
         raise ValueError(
-            f"the network's outputs are not finite on {bad} of {len(x)} images, so no accuracy can be counted: "
+            f"the network's outputs are not finite on {bad} of {len(x)} images, so accuracy cannot be measured: "
             "its weights are too large or damaged; delete checkpoint.pt and train it again"
         )
     return logits.argmax(1) == y

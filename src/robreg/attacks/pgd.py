@@ -1,4 +1,4 @@
-"""Attacks within an l_inf ball: pure functions of (model, x, y) in pixel space [0, 1] (Madry et al. 2018)."""
+"""PGD and FGSM: attacks within an l_inf ball, as functions of (model, x, y) in pixel space [0, 1]."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from robreg.networks.frozen import frozen
 
-Radius = float | Tensor  # one number, or one per channel, (C, 1, 1)
+Radius = float | Tensor  # in pixel units: one number, or one per channel, (C, 1, 1)
 
 
 def pgd(  # noqa: PLR0913 - an attack is its settings
@@ -23,12 +23,15 @@ def pgd(  # noqa: PLR0913 - an attack is its settings
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Ascend the cross entropy of y by signed gradient steps, projected on the ball of radius eps and on [0, 1].
+    """Attack with PGD (Madry et al. 2018): take signed gradient steps that increase the cross entropy of y.
 
-    x: (B, C, H, W) in [0, 1]; y: (B,) int64; eps, step: in pixel units of [0, 1], >= 0, per image or per channel.
-    The start is x + eps * noise for noise in [-1, 1] (see uniform_noise), or drawn uniformly from generator, or x.
-    Returns adversarial images like x, detached. The model is run in eval mode; its mode and its parameters' .grad are
-    left as found. Raises ValueError for x outside [0, 1] or not finite and for settings out of range.
+    Every step is projected onto the l_inf ball of radius eps around x and onto [0, 1].
+    x: (B, C, H, W) in [0, 1]; y: (B,) int64; eps, step: in pixel units, from 0 to 1, one number or one per channel,
+    (C, 1, 1). The start is x + eps * noise if noise in [-1, 1] is given (see uniform_noise), uniformly random in the
+    ball if a generator is given, and x otherwise.
+    Returns detached adversarial images of the shape and type of x. The model runs in eval mode; afterwards its mode and
+    the .grad of its parameters are as before. Raises ValueError if x is not finite or not in [0, 1], if a setting is
+    out of range, or if the gradient is not finite.
 
     >>> import robreg, torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
@@ -61,17 +64,19 @@ def fgsm(  # noqa: PLR0913 - an attack is its settings
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Take one signed gradient step (Goodfellow et al. 2015): plainly from x by eps unless told otherwise.
+    """Take one signed gradient step (Goodfellow et al. 2015), by default from x and of size eps.
 
-    Arguments, result and errors as for pgd; noise or generator with step 1.25 eps is Wong et al. 2020's variant.
+    Arguments, result and errors are those of pgd. A random start (noise or generator) with a step of 1.25 eps is the
+    variant of Wong et al. 2020.
     """
     return pgd(model, x, y, eps=eps, step=eps if step is None else step, steps=1, noise=noise, generator=generator)
 
 
 def pixel_radius(strength: float, space: str, std: Tensor) -> Radius:
-    """Turn 1/255 units into pixel units: the one place where this is done.
+    """Convert a radius or step from units of 1/255 into pixel units; this is the only place that converts them.
 
-    space "pixel": a number; "normalised": the radius after division by the channel std (C, 1, 1), seen in pixels.
+    space: "pixel", which gives one number, or "normalised", for a strength in pixels that were divided by the channels'
+    std (C, 1, 1), which gives one number per channel. Raises ValueError if space is neither.
     """
     if space not in ("pixel", "normalised"):
         raise ValueError(f"attack: space must be pixel or normalised, not {space!r}")
@@ -79,9 +84,10 @@ def pixel_radius(strength: float, space: str, std: Tensor) -> Radius:
 
 
 def uniform_noise(index: Tensor, shape: tuple[int, ...], *, seed: int, restart: int = 0) -> Tensor:
-    """Draw one start per example in [-1, 1) that depends on (seed, example index, restart) alone, not on the batch.
+    """Draw uniform noise in [-1, 1) for each example, which depends only on seed, index and restart, not on the batch.
 
-    index: (B,) int64, the examples' places in their split; shape: (C, H, W). Returns (B, C, H, W) float64 on the CPU.
+    index: (B,) int64, the examples' positions in their split; shape: (C, H, W) of an example. Returns (B, C, H, W)
+    float64 on the CPU.
     """
     streams = [np.random.Philox(key=[seed, restart], counter=[0, 0, 0, int(i)]) for i in index]
     noise = np.stack([np.random.Generator(stream).random(shape) for stream in streams])
@@ -89,7 +95,10 @@ def uniform_noise(index: Tensor, shape: tuple[int, ...], *, seed: int, restart: 
 
 
 def draw_noise(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a start in [-1, 1) for a batch from a generator on x's device: fast, for training."""
+    """Draw uniform noise in [-1, 1) of the shape of x from a generator on x's device.
+
+    This is fast, for training; the noise of an example depends on its batch.
+    """
     return torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device).mul_(2).sub_(1)
 
 
@@ -104,10 +113,11 @@ def pgd_iterates(  # noqa: PLR0913 - an attack is its settings
     noise: Tensor | None,
     total: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield the start and every iterate of PGD with its loss (B,); the last one's loss is not needed: None.
+    """Yield the start and every further iterate of PGD, each with its loss (B,), which is None for the last iterate.
 
-    Unchecked: x is in [0, 1] and the model is frozen by the caller. total: (), to which all gradients are added, for
-    refuse_lost; training does without, for nothing may wait for the device there.
+    The arguments are not checked: x must be in [0, 1], and the caller must have frozen the model. total: a scalar
+    tensor to which all gradients are added, so that the caller can check afterwards that they are finite. Training
+    passes None, because the check would make it wait for the device.
     """
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)  # (B, C, H, W)
     point = x if noise is None else (x + eps * noise.to(x)).clamp(low, high)
@@ -121,21 +131,24 @@ def pgd_iterates(  # noqa: PLR0913 - an attack is its settings
 
 
 def refuse_nonfinite_gradient(gradient: Tensor) -> None:
-    """Raise ValueError if a gradient is not finite: its sign is 0, and the attack would seem to be withstood."""
+    """Raise ValueError if a gradient is not finite.
+
+    Its sign would not move the image, so the network would seem to resist the attack.
+    """
     if not bool(gradient.isfinite().all()):
         raise ValueError(
-            "attack: the network's gradient is not finite, so the attack leads nowhere: its weights are too large or "
+            "attack: the network's gradient is not finite, so the attack cannot work: its weights are too large or "
             "damaged; delete checkpoint.pt and train it again"
         )
 
 
 def check_inputs(x: Tensor, y: Tensor, *, eps: Radius, step: Radius, steps: int, noise: Tensor | None) -> None:
-    """Raise ValueError for what no attack accepts: see pgd."""
+    """Raise ValueError if an argument does not meet the requirements that pgd describes."""
     if x.ndim != 4 or y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise ValueError(
             f"attack: x must be (B, C, H, W) and y (B,) int64, not {tuple(x.shape)} and {tuple(y.shape)} {y.dtype}"
         )
-    if not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):  # false for NaN too
+    if not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):  # the comparison is also false for NaN
         raise ValueError("attack: x must be finite pixels in [0, 1]; normalisation belongs in the model's first layer")
     for name, radius in (("eps", eps), ("step", step)):
         value = torch.as_tensor(radius)
@@ -152,12 +165,16 @@ def check_inputs(x: Tensor, y: Tensor, *, eps: Radius, step: Radius, steps: int,
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return the gradient of each example's cross entropy with respect to its pixels, like x; the model is frozen."""
+    """Return the gradient of each example's cross entropy with respect to its pixels, in the shape of x.
+
+    The caller must have frozen the model.
+    """
     return _loss_and_gradient(model, x, y)[1]
 
 
 def _loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    # With respect to the input only: no gradient reaches the weights, and a third of the work is saved.
+    # Only the gradient with respect to the input is computed: that saves a third of the work and leaves the weights'
+    # .grad alone.
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         loss = functional.cross_entropy(model(x), y, reduction="none")  # (B,)

@@ -1,1 +1,1 @@
-"""What cannot be otherwise if result tables are right, for a run and for a study."""
+"""Checks that tables are consistent: those of one run with each other, and a study's tables with those of its runs."""

@@ -1,4 +1,4 @@
-"""A row for each thing that cannot be otherwise if result tables are right, and the refusal of tables that are not."""
+"""Checks of relations that must hold between correct result tables: one row per check, and an error if one fails."""
 
 import logging
 from collections import Counter
@@ -8,60 +8,68 @@ from typing import Any
 
 import numpy as np
 
-NOISE = 1e-9  # of sums of the same numbers in another order, relative to 1
-FLOAT32 = 1e-6  # of what was computed in float32
-SAME = ("dataset", "variant", "seed", "settings_hash")
-Row = dict[str, Any]  # the columns of checks.parquet, and "files", which it holds against each other
+NOISE = 1e-9  # tolerance for sums of the same numbers in another order; relative, as in equal
+FLOAT32 = 1e-6  # tolerance for values that were computed in float32; relative, as in equal
+SAME = ("dataset", "variant", "seed", "settings_hash")  # metadata that all tables of one run share
+Row = dict[str, Any]  # the columns of checks.parquet, and "files", the names of the files that the check compares
 
 log = logging.getLogger(__name__)
 
 
 def equal(name: str, what: str, found: float, expected: float, tolerance: float = NOISE) -> Row:
-    """Make the row of a check that two numbers are equal, within tolerance relative to the larger of 1 and expected."""
-    close = abs(found - expected) <= tolerance * max(1.0, abs(expected))  # false of NaN
+    """Return the row of a check that two numbers differ by at most tolerance * max(1, |expected|)."""
+    close = abs(found - expected) <= tolerance * max(1.0, abs(expected))  # False for NaN
     return _row(name, what, found, "=", expected, tolerance, passed=close)
 
 
 def at_most(name: str, what: str, found: float, limit: float, tolerance: float = NOISE) -> Row:
-    """Make the row of a check that a number is at most another, within tolerance relative to the larger of 1 and it."""
+    """Return the row of a check that a number exceeds limit by at most tolerance * max(1, |limit|)."""
     return _row(name, what, found, "<=", limit, tolerance, passed=found <= limit + tolerance * max(1.0, abs(limit)))
 
 
-def nowhere(name: str, what: str, bad: Any) -> Row:  # noqa: ANN401 - any array
-    """Make the row of a check that is violated nowhere: found counts the places that bad marks."""
+def nowhere(name: str, what: str, bad: Any) -> Row:  # noqa: ANN401 - anything that numpy reads as an array
+    """Return the row of a check that no element of bad is true; found counts those that are."""
     return equal(name, what, float(np.asarray(bad).sum()), 0.0)
 
 
 def about_files(rows: Iterable[Row], *files: str) -> list[Row]:
-    """Say of rows which files they hold against each other."""
+    """Add to every row the names of the files that it compares."""
     return [{**row, "files": files} for row in rows]
 
 
 def same_run(metadata: Mapping[str, Mapping[str, Any]], folder: Path) -> Row:
-    """Make the row of the check that files, whose metadata these are by name, are of folder's run, all with one hash.
+    """Return the row of the check that all files belong to the run of folder, and share its seed and settings hash.
 
-    folder: {dataset}/{variant}, the run that it is the folder of.
+    metadata: the metadata of every file, by its name; folder: the run's, {dataset}/{variant}.
     """
-    own = {name: [one.get(key) for key in SAME] for name, one in metadata.items()}
-    usual = Counter(map(str, own.values())).most_common(1)[0][0]
-    here = [folder.parent.name, folder.name]
-    strange = [name for name, one in own.items() if str(one) != usual or one[:2] != here]
-    found = equal("same_run", "tables of another run or other settings", len(strange), 0.0)
-    return {**found, "files": tuple(strange)}
+    identities = {name: [one.get(key) for key in SAME] for name, one in metadata.items()}
+    most_common = Counter(map(str, identities.values())).most_common(1)[0][0]
+    expected = [folder.parent.name, folder.name]
+    foreign = [name for name, one in identities.items() if str(one) != most_common or one[:2] != expected]
+    row = equal("same_run", "tables of another run or other settings", len(foreign), 0.0)
+    return {**row, "files": tuple(foreign)}
 
 
 def refuse_violated(rows: Sequence[Row], folder: Path) -> None:
-    """Log every row; raise ValueError, naming those that have not passed, their files in folder, and the mend."""
+    """Log every row, and raise ValueError if a check failed.
+
+    The error names the checks that failed, their files in folder, and the fix.
+    """
     for row in rows:
         found = f"{row['found']:g} {row['relation']} {row['expected']:g}"
         log.info("%s %s: %s: %s", "holds" if row["passed"] else "VIOLATED", row["check"], row["what"], found)
     if bad := [row for row in rows if not row["passed"]]:
-        said = "; ".join(f"{row['check']} ({row['what']}: {row['found']:g}, not {row['expected']:g})" for row in bad)
+        failures = "; ".join(
+            f"{row['check']} ({row['what']}: {row['found']:g}, not {row['expected']:g})" for row in bad
+        )
         files = list(dict.fromkeys(name for row in bad for name in row["files"]))
-        mend = "delete what is wrong of them, ask for it by its name, for a report does not miss it, and start again"
+        fix = (
+            "delete the wrong files, ask Snakemake for each by its name (a report alone does not notice that it is "
+            "missing), and start again"
+        )
         if "history.parquet" in files:
-            mend += " (history.parquet last: without it the network is trained anew)"
-        raise ValueError(f"{folder}: {', '.join(files)} contradict each other, or themselves: {said}; {mend}")
+            fix += "; delete history.parquet last, because without it the network is trained again"
+        raise ValueError(f"{folder}: {', '.join(files)} contradict each other or themselves: {failures}; {fix}")
 
 
 def _row(name: str, what: str, found: float, relation: str, expected: float, tolerance: float, *, passed: bool) -> Row:  # noqa: PLR0913

@@ -1,4 +1,4 @@
-"""Invariants of one run's tables: what cannot be otherwise if they are right, held against each other."""
+"""Checks that the tables of one run are complete and consistent with each other."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,16 +22,16 @@ from robreg.checks.invariants import (
 from robreg.tables import parquet, schemas
 
 _TABLES = ("history", "margins", "attacks", "lossvar", "sv", "svstd", "metrics", "masking")
-_NEEDED = {("pgd", "cross_entropy"), ("apgd", "cross_entropy"), ("apgd", "worst")}  # attacks, with their losses
-_UNKNOWN = -1.0  # percent of no example
+_NEEDED = {("pgd", "cross_entropy"), ("apgd", "cross_entropy"), ("apgd", "worst")}  # required attacks, losses
+_UNKNOWN = -1.0  # stands for a percentage of no examples, which is null in the tables
 Tables = Mapping[str, pd.DataFrame]
 
 
 def record(folder: Path, *, bound: float | None) -> None:
-    """Write checks.parquet of a run, a row per check, or raise ValueError if one is violated.
+    """Check a run's tables and write checks.parquet, with one row per check; raise ValueError if a check fails.
 
-    folder: the run's, with its tables; bound: the spectral norm that was promised of every layer, None for none.
-    All rows go to the log, whatever comes out.
+    folder: the run's, with its tables; bound: the bound on the spectral norm of every layer, None if there is none.
+    All rows are logged, whether or not the checks pass.
     """
     tables = {kind: parquet.read(folder / f"{kind}.parquet").to_pandas() for kind in _TABLES}
     own = {f"{kind}.parquet": parquet.read_metadata(folder / f"{kind}.parquet") for kind in _TABLES}
@@ -43,74 +43,78 @@ def record(folder: Path, *, bound: float | None) -> None:
 
 
 def check(tables: Tables, *, bound: float | None) -> list[Row]:
-    """Hold a run's tables against each other: a row per check. tables: by kind; bound: as for record.
+    """Check a run's tables against each other and return one row per check.
 
-    Where rows of a table are missing or twice, or values are not finite, the rows say that alone: nothing else can be
-    computed from it.
+    tables: by kind; bound: as for record. If a table has missing or duplicate rows, or values that are not finite, only
+    the checks of completeness are returned, because the others cannot be computed.
     """
-    complete = [row for kind, whole in _whole(tables).items() for row in _complete(kind, tables[kind], whole=whole)]
-    if not all(row["passed"] for row in complete):
-        return complete
+    completeness = [
+        row
+        for kind, complete in _complete_tables(tables).items()
+        for row in _check_completeness(kind, tables[kind], complete=complete)
+    ]
+    if not all(row["passed"] for row in completeness):
+        return completeness
     margins = {str(split): part.sort_values("index") for split, part in tables["margins"].groupby("split")}
     attacks, svstd, metrics = tables["attacks"], tables["svstd"], tables["metrics"].iloc[0]
-    rows = [row for split, part in margins.items() for row in _of(_margins(split, part), "margins")]
-    rows += _of(_metrics(metrics, margins), "margins", "metrics")
-    rows += _of(_attacked(metrics, attacks), "attacks", "metrics")
-    rows += _of(_attacks(attacks, margins["test"]), "margins", "attacks")
-    rows += _of(_masking(tables["masking"], attacks), "attacks", "masking")
-    rows += _of(_variation(tables["lossvar"], margins["test"]), "margins", "lossvar")
-    rows += _of(_spectra(tables["sv"], svstd), "sv", "svstd")
-    rows += _of(_complexity(svstd, metrics), "svstd", "metrics")
+    rows = [row for split, part in margins.items() for row in _with_files(_check_margins(split, part), "margins")]
+    rows += _with_files(_check_metrics(metrics, margins), "margins", "metrics")
+    rows += _with_files(_check_attack_metrics(metrics, attacks), "attacks", "metrics")
+    rows += _with_files(_check_attacks(attacks, margins["test"]), "margins", "attacks")
+    rows += _with_files(_check_masking(tables["masking"], attacks), "attacks", "masking")
+    rows += _with_files(_check_variation(tables["lossvar"], margins["test"]), "margins", "lossvar")
+    rows += _with_files(_check_spectra(tables["sv"], svstd), "sv", "svstd")
+    rows += _with_files(_check_complexity(svstd, metrics), "svstd", "metrics")
     if bound is not None:
         norms = tables["history"].sort_values("epoch")["sigma_max"].tolist()
-        rows += _of(_bounds(svstd, norms, bound), "svstd", "history")
-    return [*complete, *rows]
+        rows += _with_files(_check_bounds(svstd, norms, bound), "svstd", "history")
+    return [*completeness, *rows]
 
 
-def _of(rows: Iterable[Row], *kinds: str) -> list[Row]:
+def _with_files(rows: Iterable[Row], *kinds: str) -> list[Row]:
     return about_files(rows, *(f"{kind}.parquet" for kind in kinds))
 
 
-def _whole(tables: Tables) -> dict[str, bool]:
-    """Say of every table whether each row that there should be is there, once."""
+def _complete_tables(tables: Tables) -> dict[str, bool]:
+    """Return for every table whether each expected row is there exactly once."""
     masking, lossvar = tables["masking"], tables["lossvar"]
     splits = {split: part["index"] for split, part in tables["margins"].groupby("split")}
     n_test = len(splits.get("test", ()))
     radii = [part["index"] for _, part in lossvar.groupby("eps")]
-    attacks = _tested(tables["attacks"])[["attack", "loss"]]
+    attacks = _test_rows(tables["attacks"])[["attack", "loss"]]
     layers = [set(zip(tables[kind]["layer"], tables[kind]["name"], strict=True)) for kind in ("sv", "svstd")]
     return {
-        "history": _numbers(tables["history"]["epoch"], 1),
-        "margins": splits.keys() == {"train", "test"} and all(_numbers(part, 0) for part in splits.values()),
+        "history": _are_consecutive(tables["history"]["epoch"], 1),
+        "margins": splits.keys() == {"train", "test"} and all(_are_consecutive(part, 0) for part in splits.values()),
         "attacks": not attacks.duplicated().any() and set(attacks.itertuples(index=False, name=None)) >= _NEEDED,
-        "lossvar": len(radii) > 0 and all(_numbers(part, 0) and len(part) == n_test for part in radii),
+        "lossvar": len(radii) > 0 and all(_are_consecutive(part, 0) and len(part) == n_test for part in radii),
         "sv": layers[0] == layers[1],
-        "svstd": _numbers(tables["svstd"]["layer"], 1),
+        "svstd": _are_consecutive(tables["svstd"]["layer"], 1),
         "metrics": len(tables["metrics"]) == 1,
         "masking": len(masking) > 0 and not masking["check"].duplicated().any(),
     }
 
 
-def _numbers(values: pd.Series, first: int) -> bool:
-    """Whether there are values, and they are first, first + 1 and so on in some order."""
+def _are_consecutive(values: pd.Series, first: int) -> bool:
+    """Return whether values are first, first + 1, ... in any order, with at least one value."""
     return len(values) > 0 and np.array_equal(np.sort(values), np.arange(first, first + len(values)))
 
 
-def _tested(attacks: pd.DataFrame) -> pd.DataFrame:
+def _test_rows(attacks: pd.DataFrame) -> pd.DataFrame:
     return attacks[attacks["split"] == "test"]
 
 
-def _complete(kind: str, frame: pd.DataFrame, *, whole: bool) -> list[Row]:
+def _check_completeness(kind: str, frame: pd.DataFrame, *, complete: bool) -> list[Row]:
     needed = frame.drop(columns=[name for name in frame.columns if name in schemas.NULLABLE])
     lost = needed.isna() | needed.isin([np.inf, -np.inf])
     rows = (
-        nowhere(f"{kind}_rows", f"whether rows of {kind} are missing or twice", not whole),
+        nowhere(f"{kind}_rows", f"whether rows of {kind} are missing or twice", not complete),
         nowhere(f"{kind}_values", f"values of {kind} that are missing or not finite", lost),
     )
-    return _of(rows, kind)
+    return _with_files(rows, kind)
 
 
-def _margins(split: str, part: pd.DataFrame) -> Iterator[Row]:
+def _check_margins(split: str, part: pd.DataFrame) -> Iterator[Row]:
     right = part["prediction"] == part["label"]
     positive = (part["margin"] > 0) | ((part["margin"] == 0) & right)  # two equal logits: the first is predicted
     name = f"{split} share of positive margins (%) and accuracy"
@@ -119,7 +123,7 @@ def _margins(split: str, part: pd.DataFrame) -> Iterator[Row]:
     yield nowhere(f"margin_sign_{split}", f"{split} margins of another sign than their prediction has", wrong)
     yield nowhere(f"probability_{split}", f"{split} probabilities outside 0 to 1", ~part["prob"].between(0, 1))
     margin, loss = part["margin"].astype("float64"), part["loss"].astype("float64")
-    above = (part["prob"] - np.exp(-np.logaddexp(0, -margin))).max()  # more logits than two only lower it
+    above = (part["prob"] - np.exp(-np.logaddexp(0, -margin))).max()  # equal for two logits, lower for more
     yield at_most(
         f"margin_probability_{split}", f"{split} probability, at most above its margin's", above, 0.0, FLOAT32
     )
@@ -127,7 +131,7 @@ def _margins(split: str, part: pd.DataFrame) -> Iterator[Row]:
     yield at_most(f"loss_{split}", f"{split} probability and exp(-loss), largest difference", gap, 0.0, FLOAT32)
 
 
-def _metrics(metrics: pd.Series, margins: Tables) -> Iterator[Row]:
+def _check_metrics(metrics: pd.Series, margins: Tables) -> Iterator[Row]:
     acc = {split: 100 * float(np.mean(part["prediction"] == part["label"])) for split, part in margins.items()}
     loss = {split: float(np.mean(part["loss"].to_numpy("float64"))) for split, part in margins.items()}
     own = {"train_acc": acc["train"], "test_acc": acc["test"], "acc_gap": acc["train"] - acc["test"]}
@@ -136,16 +140,16 @@ def _metrics(metrics: pd.Series, margins: Tables) -> Iterator[Row]:
         yield equal(f"metrics_{name}", f"{name} and its value from the margins", metrics[name], value)
 
 
-def _attacked(metrics: pd.Series, attacks: pd.DataFrame) -> Iterator[Row]:
-    (pgd,) = _tested(attacks).query("attack == 'pgd'").to_dict("records")
+def _check_attack_metrics(metrics: pd.Series, attacks: pd.DataFrame) -> Iterator[Row]:
+    (pgd,) = _test_rows(attacks).query("attack == 'pgd'").to_dict("records")
     for name, column in (("robust_acc", "acc_robust"), ("pgd_acc", "acc_conditional")):
         both = (_UNKNOWN if pd.isna(value) else value for value in (metrics[name], pgd[column]))
         yield equal(f"metrics_{name}", f"{name} and its value from the attack", *both)
     yield at_most("robust_below_clean", "robust and clean accuracy (%)", metrics["robust_acc"], metrics["test_acc"])
 
 
-def _attacks(attacks: pd.DataFrame, margins: pd.DataFrame) -> Iterator[Row]:
-    test = _tested(attacks)
+def _check_attacks(attacks: pd.DataFrame, margins: pd.DataFrame) -> Iterator[Row]:
+    test = _test_rows(attacks)
     right = (margins["prediction"] == margins["label"]).to_numpy()
     ordered = (test["n_robust"] >= 0) & (test["n_robust"] <= test["n_correct"]) & (test["n_correct"] <= test["n"])
     yield nowhere("attack_counts", "attacks without robust <= correct <= all", ~ordered)
@@ -162,7 +166,7 @@ def _attacks(attacks: pd.DataFrame, margins: pd.DataFrame) -> Iterator[Row]:
     yield at_most("attack_lost", "examples lost to APGD's worst case, and to its losses", lost["worst"], every)
 
 
-def _masking(masking: pd.DataFrame, attacks: pd.DataFrame) -> Iterator[Row]:
+def _check_masking(masking: pd.DataFrame, attacks: pd.DataFrame) -> Iterator[Row]:
     before, after, value = (masking[name].astype("float64") for name in ("before", "after", "value"))
     outside = ~(before.fillna(0).between(0, 100) & after.fillna(0).between(0, 100))
     yield nowhere("masking_percent", "looks for hidden gradients with accuracies outside 0 to 100 %", outside)
@@ -170,13 +174,13 @@ def _masking(masking: pd.DataFrame, attacks: pd.DataFrame) -> Iterator[Row]:
     yield nowhere("masking_value", "looks whose value is neither what is left nor what changed", ~known)
     other = masking["passed"] != (value <= masking["limit"])
     yield nowhere("masking_passed", "looks that pass beyond their limit, or fail within it", other)
-    apgd = _tested(attacks).query("attack == 'apgd'").set_index("loss")["acc_robust"]
+    apgd = _test_rows(attacks).query("attack == 'apgd'").set_index("loss")["acc_robust"]
     unlike = (before != apgd["cross_entropy"]) | (after != apgd["worst"])
     compared = masking["check"] == "other_loss"
     yield nowhere("masking_loss", "looks at APGD's losses with other accuracies than its own", compared & unlike)
 
 
-def _variation(lossvar: pd.DataFrame, margins: pd.DataFrame) -> Iterator[Row]:
+def _check_variation(lossvar: pd.DataFrame, margins: pd.DataFrame) -> Iterator[Row]:
     yield nowhere("variation_negative", "loss variations below 0", lossvar["variation"] < 0)
     own = margins.set_index("index")["loss"].loc[lossvar["index"]].to_numpy()
     yield nowhere("variation_clean", "clean losses other than the margins'", lossvar["loss_clean"] != own)
@@ -184,7 +188,7 @@ def _variation(lossvar: pd.DataFrame, margins: pd.DataFrame) -> Iterator[Row]:
     yield at_most("variation_difference", "variation and the losses' difference", gap.max(), 0.0, FLOAT32)
 
 
-def _spectra(sv: pd.DataFrame, svstd: pd.DataFrame) -> Iterator[Row]:
+def _check_spectra(sv: pd.DataFrame, svstd: pd.DataFrame) -> Iterator[Row]:
     size = svstd["height"] * svstd["width"]
     smaller = np.minimum(svstd["c_in"] * size, svstd["c_out"] * size // svstd["stride"] ** 2)
     counted = sv.groupby("layer")["multiplicity"].sum().reindex(svstd["layer"]).to_numpy()
@@ -199,16 +203,16 @@ def _spectra(sv: pd.DataFrame, svstd: pd.DataFrame) -> Iterator[Row]:
         yield at_most(f"spectrum_{row['layer']}", f"mean, std, min, max of {row['name']} and its values", gap, 0.0)
 
 
-def _complexity(svstd: pd.DataFrame, metrics: pd.Series) -> Iterator[Row]:
+def _check_complexity(svstd: pd.DataFrame, metrics: pd.Series) -> Iterator[Row]:
     log10, known = float(np.log10(svstd["max"]).sum()), metrics["log10_spectral_complexity"]
     yield equal("spectral_complexity", "log10 spectral complexity and its value from the layers", known, log10)
-    if pd.notna(itself := metrics["spectral_complexity"]):  # within the range of a float
+    if pd.notna(itself := metrics["spectral_complexity"]):  # null if it is outside the range of a float
         found = math.log10(itself) if itself > 0 else math.nan
         yield equal("log10_complexity", "log10 of the spectral complexity, and its column", found, known)
 
 
-def _bounds(svstd: pd.DataFrame, norms: Sequence[Sequence[float] | None], bound: float) -> Iterator[Row]:
-    """norms: of each layer after every epoch."""
+def _check_bounds(svstd: pd.DataFrame, norms: Sequence[Sequence[float] | None], bound: float) -> Iterator[Row]:
+    """Check the bound on the spectral norm. norms: after every epoch, the norms of all layers, or None."""
     yield at_most("bound", "largest singular value of all layers, and the bound", svstd["max"].max(), bound, FLOAT32)
     largest = max(math.inf if each is None else max(each) for each in norms)
     yield at_most("bound_epochs", "largest norm after any epoch, and the bound", largest, bound, FLOAT32)

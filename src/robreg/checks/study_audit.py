@@ -1,4 +1,4 @@
-"""A study's tables and claims, traced to the files of its runs and computed again from them."""
+"""Check a study's tables and claims: compute them again from the files of its runs, and compare."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,20 +13,20 @@ from robreg.claims import verdicts
 from robreg.runs.catalogue import TABLES, Run
 from robreg.tables import parquet, schemas, study_tables
 
-_CLAIMED = {"margins", "metrics", "lossvar", "svstd", "spread"}  # what claims are judged by
-_ONE_ROW = ("metrics", "theory")  # of a run: what tables show of them is a copy
+_CLAIMED = {"margins", "metrics", "lossvar", "svstd", "spread"}  # the tables that claims are judged by
+_ONE_ROW = ("metrics", "theory")  # tables with one row per run, whose values a study's tables copy
 
 
 def record(
     name: str, runs: Sequence[Run], shown: dict[str, list[Run]], *, compare: Sequence[int], folder: Path
 ) -> None:
-    """Write audit.parquet of a study: the checks of all its runs, and its own; raise ValueError if one is violated.
+    """Write audit.parquet of a study: its own checks and those of all its runs; raise ValueError if a check fails.
 
     shown: the runs of each table; compare: the two strengths (1/255); folder: the study's.
     """
     for run in runs:
         kinds = {need for item, members in shown.items() if run in members for need in TABLES[item].needs}
-        refuse_violated([_same_run(Path(run["folder"]), kinds | _CLAIMED)], Path(run["folder"]))
+        refuse_violated([_check_same_run(Path(run["folder"]), kinds | _CLAIMED)], Path(run["folder"]))
     own = [row for table_name, members in shown.items() for row in tables(table_name, members, compare, folder)]
     own += claims(runs, compare, folder)
     refuse_violated(own, folder)
@@ -37,34 +37,36 @@ def record(
     parquet.write_frame(folder / "audit.parquet", pa.Table.from_pandas(found, preserve_index=False), {"study": name})
 
 
-def _same_run(folder: Path, kinds: set[str]) -> Row:
+def _check_same_run(folder: Path, kinds: set[str]) -> Row:
     files = [f"{kind}.parquet" for kind in sorted(kinds | {"checks"})]
     return same_run({file: parquet.read_metadata(folder / file) for file in files}, folder)
 
 
 def tables(name: str, runs: Sequence[Run], compare: Sequence[int], folder: Path) -> Iterator[Row]:
-    """Check one table: as its runs' files have it, its means and stds over seeds, and its CSV files."""
+    """Check one table against the files of its runs, its summary against its rows, and its CSV files against both."""
     path, both = Path(f"tables/{name}.parquet"), Path(f"tables/{name}_summary.parquet")
     frame, summary = (parquet.read(folder / each).to_pandas() for each in (path, both))
     again = study_tables.compose(name, runs, compare)
     row = nowhere(f"{name}_cells", f"cells of {name} other than when it is made again", differing(frame, again))
     yield from about_files([row], str(path))
     if list(frame.columns) != list(again.columns):
-        return  # nothing can be looked for by name
-    row = nowhere(f"{name}_files", f"cells of {name} other than in the files of its runs", _untraced(frame, runs))
+        return  # cells cannot be looked up by column
+    row = nowhere(f"{name}_files", f"cells of {name} other than in the files of its runs", _count_untraced(frame, runs))
     yield from about_files([row], str(path))
     row = nowhere(
-        f"{name}_summary", f"means and stds over seeds of {name} other than of its rows", _unlike(frame, summary)
+        f"{name}_summary",
+        f"means and stds over seeds of {name} other than of its rows",
+        _count_wrong_summaries(frame, summary),
     )
     yield from about_files([row], str(path), str(both))
     for file, made in ((path, frame), (both, summary)):
-        wrong = differing(made, _csv(folder / file))
+        wrong = differing(made, _read_csv(folder / file))
         row = nowhere(f"{file.stem}_csv", f"cells of {file.stem}.csv other than in {file.name}", wrong)
         yield from about_files([row], str(file), str(file.with_suffix(".csv")))
 
 
 def claims(runs: Sequence[Run], compare: Sequence[int], folder: Path) -> Iterator[Row]:
-    """Check the claims: as judged again from the runs' files, their verdicts by their intervals, and the CSV file."""
+    """Judge the claims again from the runs' files and compare; check verdicts against intervals, and the CSV file."""
     found = parquet.read(folder / "claims.parquet").to_pandas()
     again = pa.Table.from_pylist(
         list(verdicts.judge_all(verdicts.claim_settings(runs), *compare)), verdicts.SCHEMA
@@ -80,30 +82,33 @@ def claims(runs: Sequence[Run], compare: Sequence[int], folder: Path) -> Iterato
         ),
     ]
     yield from about_files(rows, "claims.parquet")
-    wrong = differing(found, _csv(folder / "claims.parquet"))
+    wrong = differing(found, _read_csv(folder / "claims.parquet"))
     row = nowhere("claims_csv", "cells of claims.csv other than in claims.parquet", wrong)
     yield from about_files([row], "claims.parquet", "claims.csv")
 
 
 def differing(one: pd.DataFrame, other: pd.DataFrame) -> int:
-    """Count the cells that differ, missing ones being equal; all of them if rows or columns are others."""
+    """Count the cells that differ; two missing values are equal.
+
+    If the frames have different columns or numbers of rows, all cells of the larger frame count.
+    """
     if list(one.columns) != list(other.columns) or len(one) != len(other):
         return max(one.size, other.size)
-    return sum(int((~_same(one[key], other[key])).sum()) for key in one.columns)
+    return sum(int((~_equal_cells(one[key], other[key])).sum()) for key in one.columns)
 
 
-def _csv(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path.with_suffix(".csv"))  # digit by digit since pandas 3.1
+def _read_csv(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path.with_suffix(".csv"))  # exact since pandas 3.1: every float is read back as it was
 
 
-def _untraced(frame: pd.DataFrame, runs: Sequence[Run]) -> int:
-    """Count the cells of columns that a run's metrics or theory has, too, whose value is not that of the row's run."""
-    folders = {_place(run): Path(run["folder"]) for run in runs}
+def _count_untraced(frame: pd.DataFrame, runs: Sequence[Run]) -> int:
+    """Count the cells that differ from the metrics or theory of the row's run, in the columns that both have."""
+    folders = {_run_key(run): Path(run["folder"]) for run in runs}
     count = 0
     for kind in _ONE_ROW:
         columns = [name for name in frame.columns if name in schemas.SCHEMAS[kind].names]
         for line in frame.to_dict("records") if columns else ():
-            if folder := folders.get(_place(line)):
+            if folder := folders.get(_run_key(line)):
                 own = parquet.read(folder / f"{kind}.parquet", columns).to_pandas()
                 count += differing(own, pd.DataFrame([line])[columns])
             else:
@@ -111,11 +116,11 @@ def _untraced(frame: pd.DataFrame, runs: Sequence[Run]) -> int:
     return count
 
 
-def _place(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+def _run_key(row: Mapping[Any, Any]) -> tuple[Any, ...]:
     return tuple(None if pd.isna(row[key]) else row[key] for key in study_tables.KEYS)
 
 
-def _same(one: pd.Series, other: pd.Series) -> np.ndarray:
+def _equal_cells(one: pd.Series, other: pd.Series) -> np.ndarray:
     both = one.isna().to_numpy() & other.isna().to_numpy()
     if pd.api.types.is_numeric_dtype(one) or pd.api.types.is_numeric_dtype(other):
         numbers = [pd.to_numeric(side, errors="coerce").to_numpy("float64", na_value=np.nan) for side in (one, other)]
@@ -123,25 +128,29 @@ def _same(one: pd.Series, other: pd.Series) -> np.ndarray:
     return both | (one.astype(str).to_numpy() == other.astype(str).to_numpy())
 
 
-def _unlike(frame: pd.DataFrame, summary: pd.DataFrame) -> int:
-    """Count the means and stds that are not those of the rows that a line of the summary is of."""
+def _count_wrong_summaries(frame: pd.DataFrame, summary: pd.DataFrame) -> int:
+    """Count the means, stds and numbers of seeds in a summary that do not follow from the rows of frame."""
     if list(summary.columns) != list(study_tables.summarise(frame).columns):
         return summary.size
     keys = [key for key in frame.columns if key in summary.columns]
     metrics = [key.removesuffix("_mean") for key in summary.columns if key.endswith("_mean")]
     count = abs(int(summary["n_seeds"].sum()) - len(frame))
     for line in summary.to_dict("records"):
-        rows = frame[np.logical_and.reduce([_same(frame[key], pd.Series([line[key]] * len(frame))) for key in keys])]
+        rows = frame[
+            np.logical_and.reduce([_equal_cells(frame[key], pd.Series([line[key]] * len(frame))) for key in keys])
+        ]
         count += int(line["n_seeds"] != len(rows))
         for name in metrics:
             values = rows[name].astype("float64").dropna().to_numpy()
             mean = values.mean() if len(values) else np.nan
             std = values.std(ddof=1) if len(values) > 1 else np.nan
-            count += sum(_apart(line[f"{name}_{part}"], value) for part, value in (("mean", mean), ("std", std)))
+            count += sum(
+                _values_differ(line[f"{name}_{part}"], value) for part, value in (("mean", mean), ("std", std))
+            )
     return count
 
 
-def _apart(found: Any, expected: float) -> bool:  # noqa: ANN401 - a cell
+def _values_differ(found: Any, expected: float) -> bool:  # noqa: ANN401 - a cell of any type
     if pd.isna(found) or np.isnan(expected):
         return bool(pd.isna(found)) != bool(np.isnan(expected))
     return not np.isclose(found, expected, rtol=1e-9, atol=1e-9)

@@ -1,1 +1,1 @@
-"""The paper's claims, each with an estimate, an interval and a verdict."""
+"""The paper's claims, each judged with an estimate, an interval and a verdict."""

@@ -1,26 +1,29 @@
-"""What a claim of the paper is, and where the paper makes it."""
+"""Define a claim of the paper and the places where the paper makes it."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from robreg.claims.contrasts import Contrast
 
-NOT_RUN = "not run"  # verdict of a claim, and status of a number of the paper: the study has no networks for it
+NOT_RUN = "not run"  # verdict of a claim, and status of a number of the paper, for which the study has no networks
 
-EXTENSION = "extension"  # source of a claim where the paper does not make it
+EXTENSION = "extension"  # source of a claim that the paper does not make
 
-Kind = Literal["plain", "deeper", "FGSM", "bounded"]  # PGD and the default network; ResNet-110; FGSM; a spectral norm
+# plain: the default network, trained with PGD; deeper: ResNet-110; FGSM: trained with FGSM; bounded: trained with a
+# bound on the spectral norm.
+Kind = Literal["plain", "deeper", "FGSM", "bounded"]
 
-RISES = HOLDS = 1  # the sign of the effect that is claimed
+RISES = HOLDS = 1  # signs of the effect that is claimed
 
 FALLS = -1
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the paper makes a claim: source (its sections, figures, tables), the kind of networks, its data sets.
+    """A place where the paper makes a claim.
 
-    bound: only the networks with this bound on the spectral norm; None for every one.
+    source: the sections, figures and tables; kind: the kind of networks; datasets: the data sets; bound: the bound on
+    the spectral norm of the networks, or None for networks with any bound or none.
     """
 
     source: str
@@ -31,11 +34,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. sign: of the effect that is claimed; places: () for an extension.
+    """One claim of the paper, or an extension of the paper's claims.
 
-    general: said of every data set, so that it is also judged on data sets, and on kinds of networks, that the paper
-    does not show. against: the claim compares a setting with the like of another data set; or says its contrary of
-    the like without a bound, too, so that the weaker of the two, each as claimed, is its effect.
+    id, text: the claim's name and words; sign: the sign of the claimed effect; contrast: the statistic that it is
+    judged by; places: where the paper makes it, () for an extension. general: the claim is about every data set, so it
+    is also judged on data sets and kinds of networks that the paper does not show. against: "c100" for a claim that
+    compares a setting with the same setting on CIFAR-100; "no bound" for a claim that also states the opposite effect
+    for the same setting without a bound, so that its effect is the weaker of the two, each in the claimed direction.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""The paper's claims about how confident the networks are: their margins, probabilities and losses, one by one."""
+"""The paper's claims about how confident the networks are: the margins, probabilities and losses of examples."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ from robreg.claims import quantities
 from robreg.claims.claim import FALLS, HOLDS, RISES, Claim, Place
 from robreg.claims.contrasts import AtStrength, Change
 
-_SMALL = ("c10",)
+_C10 = ("c10",)
 _MARGIN_STD = Change("std of test margins (logits)", partial(quantities.margin_std, split="test"))
 _TRAIN_SKEWNESS = AtStrength("skewness of training margins", partial(quantities.margin_skewness, split="train"), "high")
 
@@ -40,7 +40,7 @@ CONFIDENCE = (
         "The concentration of the test margins is less on CIFAR-100 than on CIFAR-10.",
         FALLS,
         Change("std of test margins (logits) on CIFAR-10, less the same on CIFAR-100", _MARGIN_STD.quantity),
-        (Place("section 4.2.2, Figures 4a and 4b", "plain", _SMALL),),
+        (Place("section 4.2.2, Figures 4a and 4b", "plain", _C10),),
         general=False,
         against="c100",
     ),
@@ -49,7 +49,7 @@ CONFIDENCE = (
         "Training margins on CIFAR-10 are skewed to 0, with a long tail away from it.",
         HOLDS,
         _TRAIN_SKEWNESS,
-        (Place("B.3, Figure 4c", "plain", _SMALL),),
+        (Place("B.3, Figure 4c", "plain", _C10),),
         general=False,
     ),
     Claim(
@@ -57,7 +57,7 @@ CONFIDENCE = (
         "On CIFAR-10 training margins are more skewed than test margins.",
         HOLDS,
         AtStrength("skewness of training minus test margins", quantities.skewness_excess, "high"),
-        (Place("B.3, Figures 4a and 4c", "plain", _SMALL),),
+        (Place("B.3, Figures 4a and 4c", "plain", _C10),),
         general=False,
     ),
     Claim(
@@ -67,7 +67,7 @@ CONFIDENCE = (
         AtStrength(
             "skewness of training margins on CIFAR-10, less the same on CIFAR-100", _TRAIN_SKEWNESS.quantity, "high"
         ),
-        (Place("B.3, Figures 4c and 4d", "plain", _SMALL),),
+        (Place("B.3, Figures 4c and 4d", "plain", _C10),),
         general=False,
         against="c100",
     ),

@@ -1,8 +1,8 @@
-"""Estimates with 95 % intervals: of means, spreads, skewness, modes and shares, over examples, layers or seeds.
+"""Estimates with 95 % intervals of means, spreads, skewness, modes and shares, over examples, layers or seeds.
 
-An estimate carries the influence of every example (or layer) on it: how much the value moves with that example's
-weight, to first order (the infinitesimal jackknife). Estimates on the same examples are subtracted example by example,
-so that what the examples have in common cancels; estimates on different ones add their variances.
+An estimate stores the influence of every example (or layer): how much the value changes with that example's weight, to
+first order (the infinitesimal jackknife). Estimates on the same examples are subtracted example by example, so that
+what the examples have in common cancels; the variances of estimates on different examples add up.
 """
 
 import math
@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 Array = NDArray[np.float64]
-LEVEL = 0.95
-SEEDS, EXAMPLES, LAYERS = "seeds", "test examples", "layers"  # what an interval is over
+LEVEL = 0.95  # confidence level of the intervals
+SEEDS, EXAMPLES, LAYERS = "seeds", "test examples", "layers"  # what an interval is computed over
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and what its interval is made from.
+    """A value and the numbers that its interval is computed from.
 
-    over: SEEDS, EXAMPLES or LAYERS. samples: the influences, by what was sampled; equal names are the same examples.
-    parts: (variance, degrees of freedom) of what is independent of all else. bounds: an interval made another way.
+    over: SEEDS, EXAMPLES or LAYERS. samples: the influences, by the name of the sample; equal names stand for the same
+    examples. parts: (variance, degrees of freedom) of each component that is independent of everything else. bounds: an
+    interval that was computed in another way.
     """
 
     value: float
@@ -34,9 +35,9 @@ class Estimate:
     bounds: tuple[float, float] | None = None
 
     def __sub__(self, other: "Estimate") -> "Estimate":
-        """Subtract, paired where both have the same samples. Raises ValueError if those differ in length."""
+        """Subtract two estimates, paired on the samples they share. Raises ValueError if these differ in length."""
         names = dict.fromkeys([*self.samples, *other.samples])
-        samples = {name: _minus(name, self.samples.get(name), other.samples.get(name)) for name in names}
+        samples = {name: _subtract_influences(name, self.samples.get(name), other.samples.get(name)) for name in names}
         over = self.over if self.over != SEEDS else other.over
         return Estimate(self.value - other.value, over, samples, self.parts + other.parts)
 
@@ -58,7 +59,7 @@ class Estimate:
         parts = [(float(np.var(each, ddof=1)) / len(each), len(each) - 1.0) for each in self.samples.values()]
         parts += self.parts
         variance = sum(part for part, _ in parts)
-        if not variance > 0:  # nothing varies, or nothing is known
+        if not variance > 0:  # either nothing varies, or the variance is not known (NaN)
             return (self.value, self.value) if variance == 0 else (math.nan, math.nan)
         freedom = variance**2 / max(sum(part**2 / df for part, df in parts), 1e-300)
         half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance)
@@ -66,8 +67,8 @@ class Estimate:
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """Return the mean over at least two seeds; two such estimates subtracted give Welch's interval."""
-    if len(set(values)) == 1:  # without the rounding error of a mean
+    """Return the mean over at least two seeds; the difference of two such estimates has Welch's interval."""
+    if len(set(values)) == 1:  # avoids the rounding error of a mean
         return Estimate(float(values[0]), SEEDS, parts=((0.0, len(values) - 1),))
     return Estimate(
         float(np.mean(values)), SEEDS, parts=((float(np.var(values, ddof=1)) / len(values), len(values) - 1),)
@@ -77,8 +78,9 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 def combined(estimates: Sequence[Estimate]) -> Estimate:
     """Return the mean of estimates of one quantity, one per seed, with the interval over seeds.
 
-    A share of few layers takes few values, so that seeds may agree on it by chance: it has the networks' own interval,
-    its ends averaged, where that is wider. So has, with the first network's interval, whatever does not vary at all.
+    A share of few layers takes few values, so seeds may agree on it by chance. A share therefore keeps the interval of
+    its networks, with averaged ends, if that is wider than the interval over seeds. Any other estimate that is the same
+    for all seeds keeps the interval of the first network.
     """
     values = [estimate.value for estimate in estimates]
     seeds = over_seeds(values)
@@ -92,7 +94,7 @@ def combined(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def mean(values: NDArray[Any], name: str, over: str = EXAMPLES) -> Estimate:
-    """Return the mean of values (n,), which are samples called name."""
+    """Return the mean of values (n,); name identifies the sample."""
     values = np.asarray(values, dtype=np.float64)
     return Estimate(float(values.mean()), over, {name: values - values.mean()})
 
@@ -114,10 +116,11 @@ def skewness(values: Array, name: str) -> Estimate:
 
 
 def mode(values: Array, name: str) -> Estimate:
-    """Return the mode of a Gaussian kernel density estimate of values (n,); the influence is at a fixed bandwidth.
+    """Return the mode of a Gaussian kernel density estimate of values (n,); the influence is for a fixed bandwidth.
 
-    The bandwidth is of the order that suits the density's slope, whose zero the mode is (n to the -1/7), and a little
-    wider than the normal distribution asks for (1.2 instead of 0.97), without which the interval is too narrow.
+    The mode is a zero of the density's slope, so the bandwidth has the order that suits the slope (n to the -1/7). It
+    is a little wider than optimal for a normal distribution (1.2 instead of 0.97); otherwise the interval would be too
+    narrow.
     """
     quartiles = np.percentile(values, [25, 75])
     spread = min(values.std(ddof=1), (quartiles[1] - quartiles[0]) / 1.349) or values.std(ddof=1)
@@ -132,7 +135,7 @@ def mode(values: Array, name: str) -> Estimate:
 
 
 def log10_ratio(above: Estimate, below: Estimate) -> Estimate:
-    """Return log10 of the ratio of two positive estimates on the same samples; NaN where one is not positive."""
+    """Return log10 of the ratio of two positive estimates on the same samples; NaN if one is not positive."""
     if not (above.value > 0 and below.value > 0):
         return Estimate(math.nan, above.over, parts=((math.nan, math.inf),))
     logs = [part.scaled(1 / (part.value * math.log(10))) for part in (above, below)]
@@ -143,10 +146,10 @@ def log10_ratio(above: Estimate, below: Estimate) -> Estimate:
 
 
 def share(chosen: NDArray[np.bool_], over: str, weights: Array | None = None) -> Estimate:
-    """Return the share of chosen (n,), by weight if weights (n,) are given; NaN if nothing weighs anything.
+    """Return the share of chosen (n,), by weight if weights (n,) are given; NaN if the weights sum to 0.
 
-    The interval is Wilson's, which is right for few layers and for shares of 1. Weights count as Kish's effective
-    number, (sum w)^2 / sum w^2.
+    The interval is Wilson's, which is correct for few layers and for shares of 1. Weights enter it through Kish's
+    effective number, (sum w)^2 / sum w^2.
     """
     weights = np.ones(len(chosen)) if weights is None else weights
     if not weights.sum() > 0:
@@ -159,27 +162,28 @@ def share(chosen: NDArray[np.bool_], over: str, weights: Array | None = None) ->
 
 
 def proportion(hits: float, n: int) -> Estimate:
-    """Return 100 hits / n of examples that are not the same in two networks (percent).
+    """Return 100 hits / n (percent), for examples that are not the same in two networks.
 
-    The variance is that of one more hit and one more miss (Agresti and Caffo 2000): a share of 0 or 1 is not certain.
+    The variance is computed with one more hit and one more miss (Agresti and Caffo 2000), so that a share of 0 or 1 is
+    not certain.
     """
     rate = (hits + 1) / (n + 2)
     return Estimate(100.0 * hits / n, EXAMPLES, parts=((100.0**2 * rate * (1 - rate) / (n + 2), math.inf),))
 
 
-def _minus(name: str, first: Array | None, second: Array | None) -> Array:
+def _subtract_influences(name: str, first: Array | None, second: Array | None) -> Array:
     if first is None or second is None:
         return first if first is not None else -np.asarray(second)
     if len(first) != len(second):
         raise ValueError(
-            f"{name}: one network has {len(first)} of them and the other {len(second)}, so that they cannot be "
-            "compared one by one; measure both on the same"
+            f"{name}: one network has {len(first)} of them and the other {len(second)}, so they cannot be "
+            "compared one by one; measure both networks on the same ones"
         )
     return first - second
 
 
 def _peak(values: Array, width: float) -> float:
-    """The highest point of the density on a grid finer than its bandwidth."""
+    """Return the highest point of the density on a grid that is finer than the bandwidth."""
     low, high = values.min(), values.max()
     edges = np.linspace(low, high, min(4000, max(3, math.ceil((high - low) / width * 8))))
     counts, _ = np.histogram(values, edges)
@@ -191,11 +195,11 @@ def _peak(values: Array, width: float) -> float:
 
 
 def _climb(values: Array, width: float, at: float) -> float:
-    """Move to the maximum of the density beside at: the weighted mean of what is near, again and again."""
+    """Return the maximum of the density near `at`, by repeated moves to the weighted mean of nearby values."""
     for _ in range(200):
         weights = np.exp(-(((at - values) / width) ** 2) / 2)
-        after = float(weights @ values / weights.sum())
-        if abs(after - at) < 1e-9 * width:
+        moved = float(weights @ values / weights.sum())
+        if abs(moved - at) < 1e-9 * width:
             break
-        at = after
+        at = moved
     return at

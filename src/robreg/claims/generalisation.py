@@ -7,7 +7,7 @@ from robreg.claims.claim import FALLS, HOLDS, RISES, Claim, Place
 from robreg.claims.contrasts import Change
 
 _ALL = ("c10", "c100", "tin")
-_SMALL, _LARGE = ("c10",), ("c100",)
+_C10, _C100 = ("c10",), ("c100",)
 _LOSS_GAP = Change("loss gap (nats)", quantities.loss_gap)
 _ERROR_GAP = Change("error gap (percentage points)", quantities.error_gap)
 _TEST_LOSS = Change("mean test loss (nats)", partial(quantities.loss, split="test"))
@@ -21,7 +21,7 @@ GENERALISATION = (
         (
             Place("section 4.1, Figure 3a, Tables 3 to 5", "plain", _ALL),
             Place("B.4.1, Figure 7a, Tables 3 and 4", "deeper"),
-            Place("B.4.2, Figure 6, Table 6", "bounded", _SMALL),
+            Place("B.4.2, Figure 6, Table 6", "bounded", _C10),
             Place("B.6, Figure 9a, Table 2", "FGSM"),
         ),
     ),
@@ -81,8 +81,8 @@ GENERALISATION = (
         RISES,
         _ERROR_GAP,
         (
-            Place("section 4.1, B.3, Figure 3a, Table 3", "plain", _SMALL),
-            Place("B.4.1, Figure 7a, Table 3", "deeper", _SMALL),
+            Place("section 4.1, B.3, Figure 3a, Table 3", "plain", _C10),
+            Place("B.4.1, Figure 7a, Table 3", "deeper", _C10),
         ),
         general=False,
     ),
@@ -93,7 +93,7 @@ GENERALISATION = (
         _ERROR_GAP,
         (
             Place("section 4.1, B.3, Figure 3a, Tables 4 and 5", "plain", ("c100", "tin")),
-            Place("B.4.1, Figure 7a, Table 4", "deeper", _LARGE),
+            Place("B.4.1, Figure 7a, Table 4", "deeper", _C100),
         ),
         general=False,
     ),
@@ -102,7 +102,7 @@ GENERALISATION = (
         "On CIFAR-10, with a spectral norm of at most 1, the error gap falls as AR grows.",
         FALLS,
         _ERROR_GAP,
-        (Place("B.4.2, Figure 6, Table 6", "bounded", _SMALL, bound=1),),
+        (Place("B.4.2, Figure 6, Table 6", "bounded", _C10, bound=1),),
         general=False,
     ),
     Claim(
@@ -114,7 +114,7 @@ GENERALISATION = (
             "whichever is the weaker",
             quantities.error_gap,
         ),
-        (Place("B.4.2, Figure 6, Table 6", "bounded", _SMALL, bound=1),),
+        (Place("B.4.2, Figure 6, Table 6", "bounded", _C10, bound=1),),
         general=False,
         against="no bound",
     ),

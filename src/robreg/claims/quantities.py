@@ -1,4 +1,4 @@
-"""What the claims speak of, measured on one network: a quantity takes a network's tables to an estimate."""
+"""The quantities that claims are about: functions that compute an estimate from the tables of one network."""
 
 import math
 from collections.abc import Mapping
@@ -15,28 +15,28 @@ from robreg.claims.estimates import LAYERS, Array, Estimate
 from robreg.tables import parquet
 
 Extreme = Literal["smallest", "largest"]
-MIDDLE = (0.1, 0.9)  # the range of probabilities that is neither end
-LARGE = -math.log(0.01)  # a large loss, in nats: the label has a probability below 0.01
-CONFIDENT = math.log(9)  # a confident margin, in logits: 0.9 to 0.1 between the prediction and its rival
+MIDDLE = (0.1, 0.9)  # probabilities in this range are in the middle, others are at the ends
+LARGE = -math.log(0.01)  # losses above this, in nats, are large: the label has a probability below 0.01
+CONFIDENT = math.log(9)  # a confident margin, in logits: 0.9 to 0.1 between the prediction and its best rival
 
 
 @dataclass(frozen=True)
 class Network:
-    """The tables of one run; folder: where they are."""
+    """The tables of one run. dataset: its data set; folder: where the tables are."""
 
     dataset: str
     folder: Path
 
     @cached_property
     def margins(self) -> Mapping[str, pd.DataFrame]:
-        """margins.parquet by split, in the order of the examples, in float64."""
+        """Read margins.parquet by split, in the order of the examples, in float64."""
         frame = parquet.read(self.folder / "margins.parquet").to_pandas()
         frame = frame.astype({"margin": "float64", "prob": "float64", "loss": "float64"})
         return {str(split): part.sort_values("index") for split, part in frame.groupby("split")}
 
     @cached_property
     def variation(self) -> Mapping[Extreme, Array]:
-        """The loss variation of every test example at the smallest and the largest eps of lossvar.parquet."""
+        """Read the loss variation of every test example at the smallest and the largest eps of lossvar.parquet."""
         frame = parquet.read(self.folder / "lossvar.parquet", ["eps", "index", "variation"]).to_pandas()
         frame = frame.sort_values("index")
         ends: dict[Extreme, float] = {"smallest": frame["eps"].min(), "largest": frame["eps"].max()}
@@ -44,12 +44,12 @@ class Network:
 
     @cached_property
     def svstd(self) -> pd.DataFrame:
-        """svstd.parquet, layers in order."""
+        """Read svstd.parquet, with the layers in order."""
         return parquet.read(self.folder / "svstd.parquet").to_pandas().sort_values("layer")
 
     @cached_property
     def spread(self) -> pd.DataFrame:
-        """spread.parquet, layers in order."""
+        """Read spread.parquet, with the layers in order."""
         return parquet.read(self.folder / "spread.parquet").to_pandas().sort_values("layer")
 
     def values(self, column: str, split: str = "test") -> Array:
@@ -57,128 +57,132 @@ class Network:
         return self.margins[split][column].to_numpy("float64")
 
     def called(self, split: str = "test") -> str:
-        """Name a split's examples, so that networks measured on the same ones are compared one by one."""
+        """Return the name of a split's examples; networks are compared example by example if their names are equal."""
         return f"{self.dataset} {split} examples"
 
 
 def loss(network: Network, split: str) -> Estimate:
-    """Mean cross entropy (nats)."""
+    """Return the mean cross entropy (nats)."""
     return estimates.mean(network.values("loss", split), network.called(split))
 
 
 def accuracy(network: Network, split: str) -> Estimate:
-    """Clean accuracy (percent)."""
-    return estimates.mean(100.0 * (_right(network, split)), network.called(split))
+    """Return the clean accuracy (percent)."""
+    return estimates.mean(100.0 * (_is_correct(network, split)), network.called(split))
 
 
 def loss_gap(network: Network) -> Estimate:
-    """Test loss minus training loss (nats)."""
+    """Return the test loss minus the training loss (nats)."""
     return loss(network, "test") - loss(network, "train")
 
 
 def error_gap(network: Network) -> Estimate:
-    """Test error minus training error, which is training accuracy minus test accuracy (percentage points)."""
+    """Return test minus training error, which equals training minus test accuracy (percentage points)."""
     return accuracy(network, "train") - accuracy(network, "test")
 
 
 def adversarial_accuracy(network: Network) -> Estimate:
-    """Share of the correct test examples that survive the evaluation attack (percent); NaN if none is correct."""
+    """Return the percentage of correct test examples that survive the evaluation attack; NaN if none is correct."""
     value = parquet.read(network.folder / "metrics.parquet", ["pgd_acc"])["pgd_acc"][0].as_py()
-    n = int(_right(network, "test").sum())
+    n = int(_is_correct(network, "test").sum())
     if value is None or not n:
         return Estimate(math.nan, estimates.EXAMPLES, parts=((math.nan, math.inf),))
     return estimates.proportion(value * n / 100, n)
 
 
 def margin_std(network: Network, split: str) -> Estimate:
-    """Standard deviation of the margins (logits)."""
+    """Return the standard deviation of the margins (logits)."""
     return estimates.std(network.values("margin", split), network.called(split))
 
 
 def margin_mode(network: Network) -> Estimate:
-    """Distance of the mode of the test margins from 0 (logits)."""
+    """Return the distance of the mode of the test margins from 0 (logits)."""
     estimate = estimates.mode(network.values("margin"), network.called())
     return estimate.scaled(-1 if estimate.value < 0 else 1)
 
 
 def margin_skewness(network: Network, split: str) -> Estimate:
-    """Skewness of the margins."""
+    """Return the skewness of the margins."""
     return estimates.skewness(network.values("margin", split), network.called(split))
 
 
 def skewness_excess(network: Network) -> Estimate:
-    """Skewness of the training margins minus that of the test margins."""
+    """Return the skewness of the training margins minus that of the test margins."""
     return margin_skewness(network, "train") - margin_skewness(network, "test")
 
 
 def middle(network: Network) -> Estimate:
-    """Share of test examples whose label has a probability in MIDDLE."""
+    """Return the share of test examples whose label has a probability in MIDDLE."""
     prob = network.values("prob")
     return estimates.mean((prob >= MIDDLE[0]) & (prob <= MIDDLE[1]), network.called())
 
 
 def ends(network: Network) -> Estimate:
-    """Share of test examples whose label has a probability outside MIDDLE, minus 1/2."""
+    """Return the share of test examples whose label has a probability outside MIDDLE, minus 1/2."""
     return middle(network).scaled(-1, 0.5)
 
 
 def large_losses(network: Network) -> Estimate:
-    """Share of test examples with a loss above LARGE."""
+    """Return the share of test examples with a loss above LARGE."""
     return estimates.mean(network.values("loss") > LARGE, network.called())
 
 
 def confident_errors(network: Network) -> Estimate:
-    """Share of all test examples that are wrong with a margin below -CONFIDENT."""
+    """Return the share of all test examples that are misclassified with a margin below -CONFIDENT."""
     return estimates.mean(network.values("margin") < -CONFIDENT, network.called())
 
 
 def indecisive_errors(network: Network) -> Estimate:
-    """Share of all test examples that are wrong with a margin of at least -CONFIDENT."""
-    wrong = ~_right(network, "test")
+    """Return the share of all test examples that are misclassified with a margin of at least -CONFIDENT."""
+    wrong = ~_is_correct(network, "test")
     return estimates.mean(wrong & (network.values("margin") >= -CONFIDENT), network.called())
 
 
 def variation_mean(network: Network, eps: Extreme = "largest") -> Estimate:
-    """Mean loss variation (nats) over test examples at an eps."""
+    """Return the mean loss variation (nats) over test examples at the smallest or largest eps."""
     return estimates.mean(network.variation[eps], network.called())
 
 
 def variation_std(network: Network, eps: Extreme = "largest") -> Estimate:
-    """Standard deviation of the loss variation (nats) over test examples at an eps."""
+    """Return the standard deviation of the loss variation (nats) over test examples at the smallest or largest eps."""
     return estimates.std(network.variation[eps], network.called())
 
 
 def variation_alike(network: Network, eps: Extreme = "largest") -> Estimate:
-    """1/2 minus |log10(std / mean)| of the loss variation: positive if the two are of the same order of magnitude."""
+    """Return 1/2 minus |log10(std / mean)| of the loss variation.
+
+    It is positive if the standard deviation and the mean are of the same order of magnitude.
+    """
     ratio = estimates.log10_ratio(variation_std(network, eps), variation_mean(network, eps))
     return ratio.scaled(1 if ratio.value < 0 else -1, 0.5)
 
 
 def svstd(network: Network) -> Estimate:
-    """Mean over layers of the standard deviation of the singular values."""
+    """Return the mean over layers of the standard deviation of the singular values."""
     return estimates.mean(network.svstd["std"].to_numpy(), LAYERS, LAYERS)
 
 
 def svstd_near_one(network: Network) -> Estimate:
-    """Share of layers whose standard deviation of singular values is between 1/2 and 2, minus 1/2."""
+    """Return the share of layers whose standard deviation of singular values is between 1/2 and 2, minus 1/2."""
     return estimates.share(network.svstd["std"].between(0.5, 2).to_numpy(), LAYERS).scaled(1, -0.5)
 
 
 def layers_fallen(low: Network, high: Network) -> Estimate:
-    """Share of layers whose standard deviation of singular values is smaller in the second network, minus 1/2."""
+    """Return the share of layers whose standard deviation of singular values is lower in `high`, minus 1/2."""
     return estimates.share(_svstd_change(low, high) < 0, LAYERS).scaled(1, -0.5)
 
 
 def svstd_balance(low: Network, high: Network, ratio: float) -> Estimate:
-    """The accumulated decrease's share of decrease and increase over convolutions (B.2), minus ratio / (1 + ratio)."""
+    """Return decrease / (decrease + increase), accumulated over convolutions (B.2), minus ratio / (1 + ratio)."""
     change = _svstd_change(low, high, "conv")
     return estimates.share(change < 0, LAYERS, np.abs(change)).scaled(1, -ratio / (1 + ratio))
 
 
 def spread_of_layers(network: Network, perturbation: str, column: str) -> Estimate:
-    """Mean over layers of the mean or std (column) over examples of how much a layer stretches a perturbation.
+    """Return the mean over layers of how much a layer stretches a perturbation.
 
-    A layer that no perturbation reaches has no row: networks with other layers than each other are not paired.
+    column: "mean" or "std", the statistic over examples. A layer that no perturbation reaches has no row, so networks
+    with rows for different layers are not paired.
     """
     frame = network.spread
     chosen = frame[(frame["perturbation"] == perturbation) & (frame["layer"] >= 1)]
@@ -186,13 +190,13 @@ def spread_of_layers(network: Network, perturbation: str, column: str) -> Estima
 
 
 def margin_change(network: Network, perturbation: str) -> Estimate:
-    """Mean over test examples of how much a perturbation changes the margin (logits): layer 0 of spread.parquet."""
+    """Return the mean change of the margin (logits) under a perturbation, which is layer 0 of spread.parquet."""
     frame = network.spread
     (row,) = frame[(frame["perturbation"] == perturbation) & (frame["layer"] == 0)].to_dict("records")
     return Estimate(row["mean"], estimates.EXAMPLES, parts=((row["std"] ** 2 / row["n"], row["n"] - 1.0),))
 
 
-def _right(network: Network, split: str) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+def _is_correct(network: Network, split: str) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
     frame = network.margins[split]
     return (frame["prediction"] == frame["label"]).to_numpy()
 
@@ -200,5 +204,7 @@ def _right(network: Network, split: str) -> "np.ndarray[tuple[int], np.dtype[np.
 def _svstd_change(low: Network, high: Network, kind: str | None = None) -> Array:
     first, second = (frame if kind is None else frame[frame["kind"] == kind] for frame in (low.svstd, high.svstd))
     if first["name"].tolist() != second["name"].tolist():
-        raise ValueError(f"{low.folder} and {high.folder}: svstd.parquet lists other layers; measure both again")
+        raise ValueError(
+            f"{low.folder} and {high.folder}: their svstd.parquet files list different layers; measure both again"
+        )
     return second["std"].to_numpy("float64") - first["std"].to_numpy("float64")

@@ -1,4 +1,4 @@
-"""The list of all claims."""
+"""The list of all claims that are judged."""
 
 from robreg.claims.confidence import CONFIDENCE
 from robreg.claims.generalisation import GENERALISATION

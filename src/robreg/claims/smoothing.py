@@ -1,4 +1,4 @@
-"""The paper's claims about how evenly layers pass perturbations on, about the loss variation, and what extends them."""
+"""The paper's claims about singular values and the loss variation, and extensions about perturbations in layers."""
 
 from functools import partial
 
@@ -98,7 +98,7 @@ _LOSS_VARIATION = (
     *(
         Claim(
             id_,
-            f"The standard deviation of the loss variation at the {eps} eps is of the size of its mean{but}.",
+            f"The standard deviation of the loss variation at the {eps} eps is of the size of its mean{remark}.",
             HOLDS,
             AtStrength(
                 f"1/2 minus |log10(std / mean)| of the loss variation at the {eps} eps",
@@ -107,7 +107,7 @@ _LOSS_VARIATION = (
             ),
             (Place("B.5, Figure 8, Table 1", "plain"),),
         )
-        for id_, eps, but in _LIKE_MEAN
+        for id_, eps, remark in _LIKE_MEAN
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Judge every claim of the paper by the runs of a study: an effect, its 95 % interval and a verdict."""
+"""Judge every claim of the paper by the runs of a study, with an effect, its 95 % interval and a verdict."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,28 +19,29 @@ from robreg.runs.groups import group_by_setting
 from robreg.tables import files
 from robreg.tables.parquet import write_frame
 
-_WHERE = ("dataset", "arch", "train_attack", "space", "spectral_norm")
-_TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
+_SETTING_COLUMNS = ("dataset", "arch", "train_attack", "space", "spectral_norm")
+_STRING, _FLOAT, _INTEGER = pa.string(), pa.float64(), pa.int64()
 SCHEMA = pa.schema(
-    [(key, _TEXT) for key in ("id", "claim", "source", "dataset", "arch", "train_attack", "space")]
-    + [("spectral_norm", _REAL), ("ar_low", _WHOLE), ("ar_high", _WHOLE), ("statistic", _TEXT)]
-    + [(key, _REAL) for key in ("at_low", "at_high", "effect", "ci_low", "ci_high")]
-    + [("ci_over", _TEXT), ("n_seeds", _WHOLE), ("verdict", _TEXT)]
+    [(key, _STRING) for key in ("id", "claim", "source", "dataset", "arch", "train_attack", "space")]
+    + [("spectral_norm", _FLOAT), ("ar_low", _INTEGER), ("ar_high", _INTEGER), ("statistic", _STRING)]
+    + [(key, _FLOAT) for key in ("at_low", "at_high", "effect", "ci_low", "ci_high")]
+    + [("ci_over", _STRING), ("n_seeds", _INTEGER), ("verdict", _STRING)]
 )
-_PAPER_NETWORKS: dict[str, dict[str, str]] = {  # by kind and data set
+_PAPER_NETWORKS: dict[str, dict[str, str]] = {  # architecture, by kind and data set
     "plain": {"c10": "resnet56", "c100": "resnet56", "tin": "wrn50"},
     "deeper": {"c10": "resnet110", "c100": "resnet110"},
     "FGSM": {"c10": "resnet56", "c100": "resnet56"},
     "bounded": {"c10": "resnet56"},
 }
-_PAPER_BOUNDS = (1.0, 3.0, 5.0)
+_PAPER_BOUNDS = (1.0, 3.0, 5.0)  # on the spectral norm
 
 
 @dataclass(frozen=True)
 class ClaimSetting:
-    """A setting: what its networks, of several strengths and seeds, share. paper: the data set that theirs stands for.
+    """A setting: what networks of several strengths and seeds have in common.
 
-    kind: the paper's kind of networks; None for one that it does not show.
+    paper: the paper's data set that this data set stands for, None if there is none; kind: the paper's kind of
+    networks, None for a kind that the paper does not show; networks: by strength and seed.
     """
 
     dataset: str
@@ -54,8 +55,8 @@ class ClaimSetting:
 
     @property
     def where(self) -> dict[str, Any]:
-        """Its columns in a table."""
-        return {key: getattr(self, key) for key in _WHERE}
+        """Return the columns that identify the setting in a table."""
+        return {key: getattr(self, key) for key in _SETTING_COLUMNS}
 
 
 def record(runs: Sequence[Run], *, compare: Sequence[int], study: str, parquet: Path, csv: Path) -> None:
@@ -64,57 +65,63 @@ def record(runs: Sequence[Run], *, compare: Sequence[int], study: str, parquet: 
     runs: as config.study_runs gives them; compare: the two strengths (1/255) between which a change is judged.
     """
     low, high = compare
-    found = pa.Table.from_pylist(list(judge_all(claim_settings(runs), low, high)), SCHEMA)
-    write_frame(parquet, found, {"study": study})
+    table = pa.Table.from_pylist(list(judge_all(claim_settings(runs), low, high)), SCHEMA)
+    write_frame(parquet, table, {"study": study})
     with files.atomic_write(csv) as temporary:
-        frame = found.to_pandas(types_mapper={_WHOLE: pd.Int64Dtype()}.get)
+        frame = table.to_pandas(types_mapper={_INTEGER: pd.Int64Dtype()}.get)
         frame.to_csv(temporary, index=False)
 
 
 def claim_settings(runs: Sequence[Run]) -> list[ClaimSetting]:
-    """Group runs into settings; standard training (AR 0) belongs to that of every attack."""
-    found = []
+    """Group runs into settings; standard training (AR 0) belongs to the setting of every attack."""
+    settings = []
     for members in group_by_setting(runs).values():
-        first = max(members, key=lambda run: run["ar"] > 0)  # only a trained one knows the attack
+        first = max(members, key=lambda run: run["ar"] > 0)  # prefer a run that was trained with an attack
         networks: dict[int, dict[int, Network]] = {}
         for run in members:
             networks.setdefault(run["ar"], {})[run["seed"]] = Network(run["dataset"], Path(run["folder"]))
-        found.append(
+        settings.append(
             ClaimSetting(
-                **{key: first[key] for key in _WHERE}, paper=first["paper"], kind=_kind(first), networks=networks
+                **{key: first[key] for key in _SETTING_COLUMNS},
+                paper=first["paper"],
+                kind=_paper_kind(first),
+                networks=networks,
             )
         )
-    return found
+    return settings
 
 
 def judge_all(every: Sequence[ClaimSetting], low: int, high: int) -> Iterator[dict[str, Any]]:
-    """Make one row of every claim in every setting that it speaks of, or could; and of those that were not run.
+    """Yield one row for every claim in every setting that it is about, and for the paper's settings that were not run.
 
-    A setting without the strengths is not run. Beyond what the paper shows, a general claim is judged as an extension
-    wherever that is possible.
+    A setting without the two strengths counts as not run. In settings that the paper does not show, a general claim is
+    judged as an extension wherever that is possible.
     """
     for claim in CLAIMS:
         for setting in every:
-            if _repeated(claim, setting, every, low, high):
+            if _is_judged_with_pgd(claim, setting, every, low, high):
                 continue
-            source = _source(claim, setting)
-            outcome = None if source is None else _measure(claim, setting, every, low, high)
+            source = _source_of(claim, setting)
+            outcome = None if source is None else _compute_outcome(claim, setting, every, low, high)
             if source is not None and (outcome or source != EXTENSION or not claim.places):
-                yield _row(claim, source, setting, outcome, low, high)
-        for place, setting in _missing(claim, every):
-            yield _row(claim, place.source, setting, None, low, high)
+                yield _table_row(claim, source, setting, outcome, low, high)
+        for place, setting in _settings_not_run(claim, every):
+            yield _table_row(claim, place.source, setting, None, low, high)
 
 
 def verdict(estimate: Estimate, sign: int) -> str:
-    """Say whether the 95 % interval excludes 0 in the claimed direction (holds), in the other (fails), or not."""
+    """Return "holds" if the 95 % interval excludes 0 in the claimed direction, "fails" if in the other one.
+
+    Otherwise, return "undecided".
+    """
     ends = [sign * end for end in estimate.interval()]
     if min(ends) > 0:
         return "holds"
     return "fails" if max(ends) < 0 else "undecided"
 
 
-def _kind(run: Run) -> Kind | None:
-    """The paper's kind of networks that a run belongs to."""
+def _paper_kind(run: Run) -> Kind | None:
+    """Return the paper's kind of networks that a run belongs to, or None if the paper does not show its kind."""
     usual = run["arch"] == run["default_arch"]
     kinds: dict[tuple[bool, bool, bool], Kind] = {
         (True, False, False): "plain",
@@ -126,8 +133,11 @@ def _kind(run: Run) -> Kind | None:
     return "deeper" if deeper else kinds.get(key)
 
 
-def _source(claim: Claim, setting: ClaimSetting) -> str | None:
-    """Where the paper makes a claim of such a setting; EXTENSION if only we do, None if it says nothing of it."""
+def _source_of(claim: Claim, setting: ClaimSetting) -> str | None:
+    """Return where the paper makes a claim about such a setting.
+
+    Returns EXTENSION if only this package makes it, None if the claim is not about such a setting.
+    """
     for place in claim.places:
         fits = place.kind == setting.kind and place.bound in (None, setting.spectral_norm)
         known = claim.general if setting.paper is None else setting.paper in place.datasets
@@ -136,8 +146,10 @@ def _source(claim: Claim, setting: ClaimSetting) -> str | None:
     return EXTENSION if claim.general else None
 
 
-def _repeated(claim: Claim, setting: ClaimSetting, every: Sequence[ClaimSetting], low: int, high: int) -> bool:
-    """Whether a claim speaks of standard networks only, and is judged by them in PGD's setting, too."""
+def _is_judged_with_pgd(
+    claim: Claim, setting: ClaimSetting, every: Sequence[ClaimSetting], low: int, high: int
+) -> bool:
+    """Return whether a claim is only about standard networks and is already judged by them in the setting of PGD."""
     if (
         not isinstance(claim.contrast, AtStrength)
         or claim.contrast.strength(low, high)
@@ -147,19 +159,21 @@ def _repeated(claim: Claim, setting: ClaimSetting, every: Sequence[ClaimSetting]
     return any(other.where == {**setting.where, "train_attack": "pgd"} for other in every)
 
 
-def _measure(claim: Claim, setting: ClaimSetting, every: Sequence[ClaimSetting], low: int, high: int) -> Outcome | None:
+def _compute_outcome(
+    claim: Claim, setting: ClaimSetting, every: Sequence[ClaimSetting], low: int, high: int
+) -> Outcome | None:
     outcome = claim.contrast(setting.networks, low, high)
     if claim.against is None or outcome is None:
         return outcome
-    other = _partner(claim, setting, every)
+    other = _find_partner(claim, setting, every)
     against = None if other is None else claim.contrast(other.networks, low, high)
     if against is None:
         return None
     return weaker(against, -outcome) if claim.against == "no bound" else outcome - against
 
 
-def _partner(claim: Claim, setting: ClaimSetting, every: Sequence[ClaimSetting]) -> ClaimSetting | None:
-    """The setting that a claim compares this one with: like it but for the data set, or for the bound."""
+def _find_partner(claim: Claim, setting: ClaimSetting, every: Sequence[ClaimSetting]) -> ClaimSetting | None:
+    """Return the setting that a claim compares this one with: one that differs only in the data set or the bound."""
     wanted = {**setting.where, "spectral_norm": None}
     if claim.against == "no bound":
         return next((other for other in every if other.where == wanted), None)
@@ -167,7 +181,7 @@ def _partner(claim: Claim, setting: ClaimSetting, every: Sequence[ClaimSetting])
     return next((other for other in alike if other.paper == claim.against), None)
 
 
-def _row(
+def _table_row(
     claim: Claim, source: str, setting: ClaimSetting, outcome: Outcome | None, low: int, high: int
 ) -> dict[str, Any]:
     row = {"id": claim.id, "claim": claim.text, "source": source, **setting.where, "ar_low": low, "ar_high": high}
@@ -185,17 +199,20 @@ def _row(
     }
 
 
-def _missing(claim: Claim, every: Sequence[ClaimSetting]) -> Iterator[tuple[Place, ClaimSetting]]:
-    """The paper's settings of a claim that the study has no run of, unless it has another data set's instead."""
+def _settings_not_run(claim: Claim, every: Sequence[ClaimSetting]) -> Iterator[tuple[Place, ClaimSetting]]:
+    """Yield the paper's settings of a claim that have no run in the study.
+
+    A general claim has none if the study has runs of the same kind on a data set that the paper does not have.
+    """
     for place in claim.places:
-        like = [setting for setting in every if setting.kind == place.kind]
-        if claim.general and any(setting.paper is None for setting in like):
+        same_kind = [setting for setting in every if setting.kind == place.kind]
+        if claim.general and any(setting.paper is None for setting in same_kind):
             continue
         bounds = _PAPER_BOUNDS if place.kind == "bounded" else (None,)
         for dataset in place.datasets:
             for bound in bounds if place.bound is None else (place.bound,):
                 setting = _paper_setting(place.kind, dataset, bound)
-                if not any(_stands_for(other, setting) for other in like):
+                if not any(_stands_for(other, setting) for other in same_kind):
                     yield place, setting
 
 

@@ -1,1 +1,1 @@
-"""Images and labels: from published archives and folders to arrays of bytes."""
+"""Read data sets from published archives and folders, and prepare them as arrays of bytes."""

@@ -1,4 +1,4 @@
-"""Augmentation of training images, whole batches at a time, on their device; every example draws for itself."""
+"""Augment batches of training images on their device, with independent random draws for every example."""
 
 import math
 from functools import partial
@@ -7,15 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCALE = (0.08, 1.0)  # of a crop's area to the image's, torchvision's default
-RATIO = (3 / 4, 4 / 3)  # of a crop's width to its height, likewise
-TRIES = 10
+SCALE = (0.08, 1.0)  # range of a crop's area, as a fraction of the image's; torchvision's default
+RATIO = (3 / 4, 4 / 3)  # range of a crop's width divided by its height; torchvision's default
+TRIES = 10  # random boxes per example, before the fallback
 
 
 def random_crop_flip(images: Tensor, *, pad: int, generator: torch.Generator) -> Tensor:
-    """Pad with zeros, crop at a random place to the old size, flip left-right with probability 1/2 (D.1).
+    """Pad with zeros, crop to the original size at a random place, and flip left-right with probability 1/2 (D.1).
 
-    images (B, C, H, W), any dtype, on the generator's device; every example draws its own place and flip.
+    images: (B, C, H, W), any dtype, on the generator's device; pad: pixels on each side. Every example has its own
+    place and flip. Returns images of the same shape and dtype.
     """
     batch, _, height, width = images.shape
     draw = partial(torch.randint, size=(batch,), generator=generator, device=generator.device)
@@ -28,19 +29,20 @@ def random_crop_flip(images: Tensor, *, pad: int, generator: torch.Generator) ->
 
 
 def random_resized_crop_flip(images: Tensor, *, size: int, generator: torch.Generator) -> Tensor:
-    """Crop a random box, resize it to a square of side `size`, flip it left-right with probability 1/2 (D.1).
+    """Crop a random box, resize it to a square of side `size`, and flip it left-right with probability 1/2 (D.1).
 
-    images uint8 (B, C, H, W) on the generator's device; returns uint8 (B, C, size, size). Boxes are drawn as
-    torchvision's RandomResizedCrop does, see `boxes`. The filter is its default too, bilinear with antialiasing: a
-    triangle as wide as one pixel of the coarser grid to each side. As it is separable, resizing is a product with two
-    matrices per example, so that boxes of all sizes are one batch; values are rounded once, so that they differ from
-    torchvision's by one grey level at most places where they differ at all.
+    images: uint8 (B, C, H, W) on the generator's device. Returns uint8 (B, C, size, size).
+
+    Boxes are drawn as in torchvision's RandomResizedCrop (see `boxes`). The filter is also torchvision's default,
+    bilinear with antialiasing: a triangle that extends one pixel of the coarser grid to each side. The filter is
+    separable, so resizing multiplies each example by two matrices, and boxes of all sizes form one batch. Values are
+    rounded once, and therefore differ from torchvision's by one grey level in some places.
     """
     height, width = images.shape[2:]
     top, left, rows, columns = boxes(len(images), height, width, generator=generator)
     flip = torch.randint(2, (len(images),), generator=generator, device=generator.device).bool()
-    down = _weights(top, rows, full=height, size=size)  # (B, size, H)
-    across = _weights(left, columns, full=width, size=size)  # (B, size, W)
+    down = _resize_matrices(top, rows, full=height, size=size)  # (B, size, H)
+    across = _resize_matrices(left, columns, full=width, size=size)  # (B, size, W)
     across = torch.where(flip[:, None, None], across.flip(1), across)
     with torch.autocast(images.device.type, enabled=False):  # half precision would lose grey levels
         pixels = down[:, None] @ images.to(torch.float32) @ across[:, None].mT  # (B, C, size, size)
@@ -50,9 +52,10 @@ def random_resized_crop_flip(images: Tensor, *, size: int, generator: torch.Gene
 def boxes(batch: int, height: int, width: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw boxes inside images of height x width: top, left, rows, columns, each int64 (batch,).
 
-    As torchvision's RandomResizedCrop: area uniform in SCALE, ratio log-uniform in RATIO, place uniform among the boxes
-    of that size; the first of TRIES draws that fits, else the largest centred box of an admitted ratio. Here all tries
-    are drawn at once, so the number of draws does not depend on their values; the distribution is the same.
+    This follows torchvision's RandomResizedCrop: the area is uniform in SCALE, the ratio log-uniform in RATIO, and the
+    place uniform among the boxes of that size. The first of TRIES draws that fits is taken, otherwise the largest
+    centred box whose ratio is in RATIO. Here all tries are drawn at once, so that the number of draws does not depend
+    on their values; the distribution is the same.
     """
     uniform = partial(torch.rand, generator=generator, device=generator.device)
     area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * uniform(TRIES, batch))
@@ -61,18 +64,18 @@ def boxes(batch: int, height: int, width: int, *, generator: torch.Generator) ->
     columns, rows = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()  # (TRIES, batch)
     fits = (columns >= 1) & (columns <= width) & (rows >= 1) & (rows <= height)
     first = fits.int().argmax(0, keepdim=True)  # (1, batch); 0 where none fits
-    rows, columns, found = (values.gather(0, first)[0] for values in (rows, columns, fits))
+    rows, columns, has_fit = (values.gather(0, first)[0] for values in (rows, columns, fits))
     top, left = ((uniform(batch) * (n + 1)).long().minimum(n) for n in (height - rows, width - columns))
-    whole_rows, whole_columns = _largest(height, width)
+    whole_rows, whole_columns = _largest_box(height, width)
     centre = (height - whole_rows) // 2, (width - whole_columns) // 2, whole_rows, whole_columns
     top, left, rows, columns = (
-        torch.where(found, drawn, fixed) for drawn, fixed in zip((top, left, rows, columns), centre, strict=True)
+        torch.where(has_fit, drawn, fixed) for drawn, fixed in zip((top, left, rows, columns), centre, strict=True)
     )
     return top, left, rows, columns
 
 
-def _largest(height: int, width: int) -> tuple[int, int]:
-    """Return rows and columns of the largest box whose ratio is in RATIO."""
+def _largest_box(height: int, width: int) -> tuple[int, int]:
+    """Return the rows and columns of the largest box whose ratio is in RATIO."""
     if width < RATIO[0] * height:
         return round(width / RATIO[0]), width
     if width > RATIO[1] * height:
@@ -80,11 +83,13 @@ def _largest(height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
-def _weights(start: Tensor, length: Tensor, *, full: int, size: int) -> Tensor:
-    """Make matrices (B, size, full) that resize the `length` pixels from `start` of a line of `full` to `size`."""
+def _resize_matrices(start: Tensor, length: Tensor, *, full: int, size: int) -> Tensor:
+    """Make matrices (B, size, full) that resize `length` pixels from `start` in a line of `full` pixels to `size`."""
     scale = (length / size)[:, None, None]  # pixels of the image per pixel of the result
-    centre = scale * (torch.arange(size, device=start.device)[None, :, None] + 0.5)  # (B, size, 1), from the box's edge
-    pixel = torch.arange(full, device=start.device)[None, None, :] - start[:, None, None]  # (B, 1, full), likewise
+    centre = scale * (torch.arange(size, device=start.device)[None, :, None] + 0.5)  # (B, size, 1), relative to the box
+    pixel = (
+        torch.arange(full, device=start.device)[None, None, :] - start[:, None, None]
+    )  # (B, 1, full), relative to the box
     inside = (pixel >= 0) & (pixel < length[:, None, None])
     weights = (1 - (pixel + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0) * inside
     return weights / weights.sum(2, keepdim=True)

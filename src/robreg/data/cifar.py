@@ -1,4 +1,4 @@
-"""The CIFAR archives in their official Python format: checked, and read without unpacking to disk."""
+"""Read the CIFAR archives in their official Python format, checked and without unpacking them to disk."""
 
 import gzip
 import pickle
@@ -10,135 +10,142 @@ from typing import IO, Any
 import numpy as np
 from torchvision import datasets
 
-from robreg.data.download import Remote, check_md5
+from robreg.data.download import AGAIN, Remote, check_md5
 from robreg.data.source import OFFICIAL, DataError, Images, Labels, Source, source_from_arrays
 
-MAX_UNPACKED = 256 * 2**20  # bytes of a whole archive; the genuine ones have 178 MiB
+MAX_UNPACKED = 256 * 2**20  # bytes of a whole unpacked archive; the official ones have 178 MiB
 
 
 def layout(kind: str) -> Any:  # noqa: ANN401  torchvision is untyped
-    """Look up torchvision's class, whose attributes know address, checksum and member names of an archive."""
+    """Return torchvision's class for cifar10 or cifar100, which has the archive's URL, checksum and member names."""
     return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
 
 
 def remote(kind: str) -> Remote:
-    """Say where the official archive of cifar10 or cifar100 is published."""
+    """Return the address, file name and MD5 of the official archive of cifar10 or cifar100."""
     archive = layout(kind)
     return Remote(archive.url, archive.filename, archive.tgz_md5)
 
 
-class _Dtype:
-    """Stands for a numpy dtype in a pickle: keeps its name alone."""
+class _DtypeStub:
+    """Stands in for a numpy dtype when a pickle is loaded; keeps only the dtype's name."""
 
     def __init__(self, name: object, *_: object) -> None:
-        """Take what numpy's would."""
+        """Accept the arguments of numpy's dtype."""
         self.name = name
 
     def __setstate__(self, state: object) -> None:
-        """Leave numpy's details: bytes have none."""
+        """Ignore numpy's state, which is not needed for bytes."""
 
 
-class _Array:
-    """Stands for a numpy array in a pickle; numpy's own ways to be unpickled trust what they are given."""
+class _ArrayStub:
+    """Stands in for a numpy array when a pickle is loaded, because numpy's own unpickling trusts its input."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Keep an array of bytes; raises UnpicklingError for all others."""
+        """Keep an array of bytes. Raises UnpicklingError for an array of any other type."""
         _, shape, dtype, fortran, content = state
-        if isinstance(content, str):  # as Python 2 wrote it
+        if isinstance(content, str):  # pickled by Python 2
             content = content.encode("latin1")
-        if type(dtype) is not _Dtype or dtype.name != "u1":
-            raise pickle.UnpicklingError("an array of anything but bytes is not admitted")
+        if type(dtype) is not _DtypeStub or dtype.name != "u1":
+            raise pickle.UnpicklingError("only arrays of bytes are allowed")
         self.array = np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
-def _encode(text: str, *_: object) -> bytes:
-    """Make the bytes that Python 3 writes as text, in latin1, where it writes for Python 2."""
+def _encode_latin1(text: str, *_: object) -> bytes:
+    """Restore bytes that Python 3 pickled as Latin-1 text, as it does in the protocols of Python 2."""
     return text.encode("latin1")
 
 
 PICKLE_GLOBALS: dict[tuple[str, str], Any] = {
-    ("_codecs", "encode"): _encode,
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _Array,
-    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
-    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("_codecs", "encode"): _encode_latin1,
+    ("numpy", "dtype"): _DtypeStub,
+    ("numpy", "ndarray"): _ArrayStub,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _ArrayStub(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _ArrayStub(),
 }
 
 
 class _CifarUnpickler(pickle._Unpickler):
-    """Rebuilds arrays of bytes and plain values, and admits nothing else: unpickling can run any code.
+    """Loads only arrays of bytes and plain values, because unpickling anything else could run arbitrary code.
 
-    Python's own unpickler, not the faster one in C, which takes as much memory as a number in the pickle says.
+    It derives from the unpickler written in Python. The faster one in C allocates as much memory as a number in the
+    pickle demands.
     """
 
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401  the base class says so
-        """Return what stands for an admitted global; raises UnpicklingError for every other."""
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401  as in the base class
+        """Return the stand-in for an allowed global. Raises UnpicklingError for any other."""
         if (module, name) not in PICKLE_GLOBALS:
-            raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
         return PICKLE_GLOBALS[module, name]
 
 
-class _Bounded(gzip.GzipFile):
-    """A .gz that is not read beyond MAX_UNPACKED bytes, whatever the headers in it claim."""
+class _BoundedGzip(gzip.GzipFile):
+    """A gzip file that refuses to unpack more than MAX_UNPACKED bytes, whatever the headers in it claim."""
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read size bytes; raises ValueError beyond the bound."""
+        """Read size bytes. Raises ValueError if more than MAX_UNPACKED bytes have been unpacked."""
         content = super().read(size)
         if self.tell() > MAX_UNPACKED:
-            raise ValueError(f"it has more than {MAX_UNPACKED} bytes unpacked")
+            raise ValueError(f"it has more than {MAX_UNPACKED} bytes when unpacked")
         return content
 
 
 def open_archive(path: Path, kind: str) -> Source:
-    """Open an archive in the official Python format, once its MD5 is right; nothing is unpacked to disk."""
+    """Open an archive in the official Python format, after its MD5 is verified; nothing is unpacked to disk.
+
+    Raises DataError if the archive is not the official one or cannot be read.
+    """
     archive = layout(kind)
     check_md5(path, archive.tgz_md5, name=str(path))
     train = [f"{archive.base_folder}/{name}" for name, _ in archive.train_list]
     test = [f"{archive.base_folder}/{name}" for name, _ in archive.test_list]
     meta = f"{archive.base_folder}/{archive.meta['filename']}"
-    found = _unpickle_members(path, {*train, *test, meta})
-    names = found[meta].get(archive.meta["key"])
+    contents = _unpickle_members(path, {*train, *test, meta})
+    names = contents[meta].get(archive.meta["key"])
     if not isinstance(names, list) or [type(name) for name in names] != [str] * OFFICIAL[kind].classes:
-        raise DataError(
-            f"{path}: {meta} does not name {OFFICIAL[kind].classes} classes; delete it and download it again"
-        )
+        raise DataError(f"{path}: {meta} does not name {OFFICIAL[kind].classes} classes; {AGAIN}")
     field = "fine_labels" if kind == "cifar100" else "labels"
-    splits = [_stack([_batch_arrays(found[m], field, f"{path}: {m}") for m in members]) for members in (train, test)]
+    splits = [
+        _concatenate([_batch_arrays(contents[m], field, f"{path}: {m}") for m in members]) for members in (train, test)
+    ]
     return source_from_arrays(splits[0], splits[1], names)
 
 
 def _unpickle_members(path: Path, names: set[str]) -> dict[str, dict[str, Any]]:
-    """Unpickle the members `names` of a .tar.gz in one pass; raises DataError if one is missing or not a plain file."""
-    found = {}
+    """Unpickle the members `names` of a .tar.gz in one pass. Raises DataError if one is missing or cannot be read."""
+    contents = {}
     try:
-        with _Bounded(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        with _BoundedGzip(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
             for member in tar:
                 if member.name in names:
-                    found[member.name] = _unpickle(tar, member, path)
+                    contents[member.name] = _unpickle(tar, member, path)
     except DataError:
         raise
     except Exception as error:  # a damaged header may raise anything
-        raise DataError(f"{path}: not a readable .tar.gz ({error}); delete it and download it again") from error
-    if missing := sorted(names - found.keys()):
-        raise DataError(f"{path}: {', '.join(missing)} missing; delete it and download it again")
-    return found
+        raise DataError(f"{path}: not a readable .tar.gz ({error}); {AGAIN}") from error
+    if missing := sorted(names - contents.keys()):
+        raise DataError(f"{path}: it does not contain {', '.join(missing)}; {AGAIN}")
+    return contents
 
 
 def _unpickle(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> dict[str, Any]:
-    """Unpickle one member, a dict; raises DataError."""
+    """Unpickle one member, a dict. Raises DataError if it is too large, not a plain file, or not a valid pickle."""
     file = tar.extractfile(member) if member.isreg() and member.size <= MAX_UNPACKED else None
     if file is None:
-        raise DataError(f"{path}: {member.name} is not a plain file of at most {MAX_UNPACKED} bytes; download it again")
+        raise DataError(f"{path}: {member.name} is not a plain file of at most {MAX_UNPACKED} bytes; {AGAIN}")
     try:
         batch = _load_pickle(file)
     except Exception as error:  # a broken pickle may raise anything
         reason = f"{member.name} cannot be unpickled ({type(error).__name__}: {error})"
-        raise DataError(f"{path}: {reason}; delete it and download it again") from error
+        raise DataError(f"{path}: {reason}; {AGAIN}") from error
     return batch
 
 
 def _load_pickle(file: IO[bytes]) -> dict[str, Any]:
-    """Load a dict that Python 2 pickled: its byte strings, array contents among them, become latin-1 text."""
+    """Load a dict that Python 2 pickled; its byte strings, including the contents of arrays, are read as Latin-1 text.
+
+    Raises UnpicklingError for a type that is not allowed; a damaged pickle may raise any error.
+    """
     batch = _CifarUnpickler(file, encoding="latin1").load()
     if not isinstance(batch, dict):
         raise pickle.UnpicklingError("not a dictionary")
@@ -146,21 +153,25 @@ def _load_pickle(file: IO[bytes]) -> dict[str, Any]:
 
 
 def _batch_arrays(batch: dict[str, Any], field: str, where: str) -> tuple[Images, Labels]:
-    """Turn an unpickled batch into images (N, 3, 32, 32) and labels (N,)."""
-    found, labels = batch.get("data"), batch.get(field)
-    data = getattr(found, "array", None) if type(found) is _Array else None
+    """Convert an unpickled batch to images (N, 3, 32, 32) and labels (N,); field: the key of the labels.
+
+    Raises DataError, whose message begins with `where`, if the batch does not have them.
+    """
+    pixels, labels = batch.get("data"), batch.get(field)
+    data = getattr(pixels, "array", None) if type(pixels) is _ArrayStub else None
     if data is None or data.ndim != 2 or data.shape[1] != 3072:
-        raise DataError(f"{where} holds no uint8 array (N, 3072) named data")
-    if not isinstance(labels, list) or len(labels) != len(data) or not all(map(_is_small, labels)):
-        raise DataError(f"{where} holds no list of {len(data)} whole numbers named {field}")
+        raise DataError(f"{where} has no uint8 array (N, 3072) named data; {AGAIN}")
+    if not isinstance(labels, list) or len(labels) != len(data) or not all(map(_fits_int32, labels)):
+        raise DataError(f"{where} has no list of {len(data)} whole numbers named {field}; {AGAIN}")
     return data.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
 
 
-def _is_small(label: object) -> bool:
+def _fits_int32(label: object) -> bool:
+    """Return whether a label is a whole number that fits into 32 bits."""
     return type(label) is int and abs(label) < 2**31
 
 
-def _stack(batches: Sequence[tuple[Images, Labels]]) -> tuple[Images, Labels]:
-    """Join batches of (images, labels)."""
+def _concatenate(batches: Sequence[tuple[Images, Labels]]) -> tuple[Images, Labels]:
+    """Concatenate batches of (images, labels)."""
     images, labels = zip(*batches, strict=True)
     return np.concatenate(images), np.concatenate(labels)

@@ -1,4 +1,4 @@
-"""A prepared data set: memory-mapped arrays of uint8, checked when they are loaded."""
+"""Load a prepared data set as memory-mapped arrays, checked when they are loaded."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ _META_TYPES = {
     "mean": list,
     "std": list,
     "sha256": str,  # of the arrays
-    "meta_sha256": str,  # of everything else here
+    "meta_sha256": str,  # of all other entries of meta.json
 }
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 class Dataset:
     """A prepared data set: images uint8 (N, C, H, W) and labels int64 (N,), memory-mapped tensors.
 
-    mean and std are per channel, of the training set, in [0, 1] units; sha256 is the fingerprint of the data.
-    crop is the side of the square that networks see of an image, None for all of it; the stored images are whole.
+    mean, std: of each channel of the training set, in [0, 1] units; sha256: fingerprint of the arrays; crop: side in
+    pixels of the square that networks see of an image, None for the whole image. The stored images are not cropped.
     """
 
     train_images: Tensor
@@ -51,14 +51,15 @@ class Dataset:
 
     @property
     def shape(self) -> Shape:
-        """The shape (C, H, W) of what networks see."""
+        """The shape (C, H, W) of the images that networks see."""
         channels, height, width = self.train_images.shape[1:]
         return (channels, height, width) if self.crop is None else (channels, self.crop, self.crop)
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return the images (N, *shape) and labels (N,) of "train" or "test": the whole images, or their centres.
+        """Return the images (N, *shape), cropped to their centres if crop is set, and the labels (N,) of a split.
 
-        A centre is a view of the mapped images, not a copy; of an odd margin the larger half is right and below (D.1).
+        name: "train" or "test". The images are a view of the mapped images, not a copy. If a margin is odd, its larger
+        half is at the right or at the bottom (D.1).
         """
         images, labels = (
             (self.train_images, self.train_labels) if name == "train" else (self.test_images, self.test_labels)
@@ -69,7 +70,7 @@ class Dataset:
 
 
 def load_dataset(folder: Path) -> Dataset:
-    """Map the arrays that `prepare` wrote to `folder`; raises DataError where a byte is not as meta.json says."""
+    """Map the arrays that `prepare` wrote to `folder`. Raises DataError if a byte is not as meta.json states."""
     meta = _load_meta(folder)
     tensors = {}
     for name in ARRAYS:
@@ -80,21 +81,21 @@ def load_dataset(folder: Path) -> Dataset:
             tensors[name] = _load_array(folder / f"{name}.npy", (n,), np.dtype(np.int64))
             _check_range(tensors[name], meta["classes"], folder / f"{name}.npy")
     if _fingerprint(folder) != meta["sha256"]:
-        raise _unusable(folder / META_FILE, "says another SHA-256 than that of the arrays beside it")
+        raise _unusable(folder / META_FILE, "states a SHA-256 that is not that of the arrays in the same folder")
     mean, std = tuple(meta["mean"]), tuple(meta["std"])
     return Dataset(**tensors, mean=mean, std=std, classes=meta["classes"], sha256=meta["sha256"], crop=meta["crop"])
 
 
 def _load_meta(folder: Path) -> dict[str, Any]:
-    """Read meta.json; raises DataError if it is missing, broken or lacks an entry."""
+    """Read meta.json. Raises DataError if it is missing or damaged, or if an entry is missing or impossible."""
     path = folder / META_FILE
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        wrong = [name for name, kind in _META_TYPES.items() if not _fits(meta[name], kind)]
-        wrong += ["crop"] if meta["crop"] is not None and not _fits(meta["crop"], int) else []
-        sealed = hash_meta(meta)
+        wrong = [name for name, kind in _META_TYPES.items() if not _is_possible(meta[name], kind)]
+        wrong += ["crop"] if meta["crop"] is not None and not _is_possible(meta["crop"], int) else []
+        actual_hash = hash_meta(meta)
     except KeyError as error:
-        raise _unusable(path, f"lacks {error}") from error
+        raise _unusable(path, f"has no entry {error}") from error
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _unusable(path, str(error)) from error
     if not wrong and (len(meta["shape"]) != 3 or not len(meta["mean"]) == len(meta["std"]) == meta["shape"][0]):
@@ -102,27 +103,32 @@ def _load_meta(folder: Path) -> dict[str, Any]:
     elif not wrong and (meta["crop"] or 1) > min(meta["shape"][1:]):
         wrong = ["crop"]
     if wrong:
-        raise _unusable(path, f"has a value that cannot be: {wrong[0]}")
-    if sealed != meta["meta_sha256"]:
-        raise _unusable(path, "was changed since it was written: it says another SHA-256 of itself")
+        raise _unusable(path, f"has an impossible value: {wrong[0]}")
+    if actual_hash != meta["meta_sha256"]:
+        raise _unusable(path, "was changed after it was written: its SHA-256 is not the one that it states")
     return dict(meta)
 
 
 def hash_meta(meta: Mapping[str, Any]) -> str:
-    """Hash what meta.json says, but for this hash: SHA-256 of its canonical JSON."""
-    said = {key: value for key, value in meta.items() if key != "meta_sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """Compute the SHA-256 of the canonical JSON of all entries of meta.json except this hash itself."""
+    entries = {key: value for key, value in meta.items() if key != "meta_sha256"}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
-def _fits(value: object, kind: type) -> bool:
-    """Say whether a value of meta.json can be: a whole number from 1 to 2^31, a list of numbers from 0, text."""
+def _is_possible(value: object, kind: type) -> bool:
+    """Return whether a value of meta.json is possible: a whole number in 1..2^31-1, a list of numbers >= 0, or text."""
     if kind is list:
-        return isinstance(value, list) and all(type(one) in (int, float) and 0 <= one < math.inf for one in value)
+        return isinstance(value, list) and all(
+            type(number) in (int, float) and 0 <= number < math.inf for number in value
+        )
     return type(value) is kind and (not isinstance(value, int) or 0 < value < 2**31)
 
 
 def _fingerprint(folder: Path) -> str:
-    """Hash the arrays as _write did; read as plain files, for the pages of a map would count as the job's memory."""
+    """Compute the SHA-256 of the arrays, as `prepare` did.
+
+    They are read as plain files, because the pages of a memory map would count as memory of the job.
+    """
     digest = hashlib.sha256()
     for name in ARRAYS:
         with (folder / f"{name}.npy").open("rb") as file:
@@ -134,40 +140,41 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _load_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
-    """Map one array as a tensor, without copying; raises DataError unless it has the shape and dtype."""
+    """Map one array as a tensor, without copying. Raises DataError unless it has the given shape and dtype."""
     try:
         with path.open("rb") as file:
             np.lib.format.read_magic(file)
-            found, fortran, kind = np.lib.format.read_array_header_1_0(file)
+            found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
             start = file.tell()
         if fortran:
-            raise ValueError("not laid out as it was written")
-        if (found, kind) != (shape, dtype):
-            raise ValueError(f"holds {kind} {found}, and meta.json says {dtype} {shape}")
+            raise ValueError("is in Fortran order, but was written in C order")
+        if (found_shape, found_dtype) != (shape, dtype):
+            raise ValueError(f"contains {found_dtype} {found_shape}, but meta.json states {dtype} {shape}")
         array = np.memmap(path, dtype, "c", start, shape)  # copy-on-write: torch has no read-only tensors
-    except Exception as error:  # a damaged header is read as Python, and may raise anything
+    except Exception as error:  # numpy parses the header as Python, so that a damaged one may raise any error
         raise _unusable(path, str(error)) from error
     return torch.from_numpy(array)
 
 
 def _check_range(labels: Tensor, classes: int, path: Path) -> None:
-    """Refuse labels (N,) outside 0..classes-1."""
+    """Raise DataError if a label (N,) is outside 0..classes-1."""
     low, high = (int(label) for label in labels.aminmax())
     if low < 0 or high >= classes:
-        raise _unusable(path, f"holds labels {low}..{high}, and meta.json says {classes} classes")
+        raise _unusable(path, f"contains labels {low}..{high}, but meta.json states {classes} classes")
 
 
 def _unusable(path: Path, reason: str) -> DataError:
-    """Make the error for a prepared file that cannot be used."""
-    return DataError(f"{path}: {reason}; make it anew: snakemake -c1 --force {path.parent / META_FILE}")
+    """Make the error for a prepared file that cannot be used; reason: continues a sentence about it."""
+    return DataError(f"{path}: {reason}; make it again: snakemake -c1 --force {path.parent / META_FILE}")
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Scale uint8 images to float32 in [0, 1], exactly v/255; in colour, laid out as convolutions read them fastest.
+    """Scale uint8 images (N, C, H, W) to float32 in [0, 1], exactly v/255.
 
-    That is channels last: a quarter faster for ResNet-56 on a CPU. Grey images have but one layout worth the name.
+    Colour images get the memory format channels last, in which ResNet-56 is a quarter faster on a CPU. For images of
+    one channel the formats do not differ.
     """
     layout = torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
     pixels = images.to(torch.float32, memory_format=layout)
-    # A number as divisor would become a factor 1/255 on a GPU, off by a rounding for some v.
+    # On a GPU, division by a Python number would become multiplication by 1/255, which rounds differently for some v.
     return pixels / torch.full((), 255, dtype=torch.float32, device=images.device)

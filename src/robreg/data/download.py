@@ -1,4 +1,4 @@
-"""Official archives: downloaded once, to their final name only when whole and right."""
+"""Download official archives once; a file gets its final name only after its checksum is verified."""
 
 import hashlib
 import logging
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Remote(NamedTuple):
-    """A published file: its address, its name, its MD5 in hexadecimal."""
+    """A published file: its address, its name, and its MD5 in hexadecimal."""
 
     url: str
     filename: str
@@ -23,11 +23,14 @@ class Remote(NamedTuple):
 
 
 def fetch(remote: Remote, folder: Path, where: str) -> Path:
-    """Download a file into `folder` unless it is there, and return its path; raises DataError, which begins `where`."""
+    """Download a file into `folder` unless it is already there, and return its path.
+
+    Raises DataError, whose message begins with `where`, if the download fails or has another MD5.
+    """
     path = folder / remote.filename
     if path.exists():
         return path
-    from torchvision.datasets.utils import download_url  # noqa: PLC0415  three seconds that only a download needs
+    from torchvision.datasets.utils import download_url  # noqa: PLC0415  takes three seconds, which only a download needs
 
     folder.mkdir(parents=True, exist_ok=True)
     log.info("downloading %s to %s", remote.url, path)
@@ -35,16 +38,16 @@ def fetch(remote: Remote, folder: Path, where: str) -> Path:
         try:
             download_url(remote.url, unfinished, remote.filename)
         except (OSError, RuntimeError) as error:  # URLError is an OSError
-            mend = f"try again, or put the archive at {path} yourself"
-            raise DataError(f"{where}: cannot download {remote.url} ({error}); {mend}") from error
+            fix = f"try again, or put the archive at {path} yourself"
+            raise DataError(f"{where}: cannot download {remote.url} ({error}); {fix}") from error
         check_md5(Path(unfinished, remote.filename), remote.md5, name=f"{where}: the file from {remote.url}")
         os.replace(Path(unfinished, remote.filename), path)
     return path
 
 
-def check_md5(path: Path, expected: str, *, name: str, mend: str = AGAIN) -> None:
-    """Refuse a file whose MD5 is not `expected`: raises DataError, which calls it `name` and ends with `mend`."""
+def check_md5(path: Path, expected: str, *, name: str, fix: str = AGAIN) -> None:
+    """Check the MD5 of a file. Raises DataError, which calls the file `name` and ends with `fix`, if it differs."""
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if actual != expected:
-        raise DataError(f"{name} has MD5 {actual}, not {expected}; {mend}")
+        raise DataError(f"{name} has MD5 {actual}, not {expected}; {fix}")

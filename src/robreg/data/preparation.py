@@ -22,11 +22,11 @@ RECORDED = ("kind", "source", "max_train", "max_test", "subset_seed", "crop")
 
 
 def prepare(settings: Settings, *, data_root: Path, out: Path) -> None:
-    """Read the data set that `settings` describe and write its arrays and meta.json to the folder `out`.
+    """Read the data set that `settings` describe, and write its arrays and meta.json to the folder `out`.
 
     settings: kind, source, max_train, max_test, subset_seed; optionally crop, incomplete, label_column, name. A local
-    source is relative to `data_root`. The images are never in memory all at once. Raises DataError; files get their
-    final names only once all are complete, meta.json last.
+    source is relative to `data_root`. The images are never all in memory at once. Files get their final names only
+    after all are complete, meta.json last. Raises DataError if the data cannot be used.
     """
     chosen = read_selection(settings, data_root=data_root)
     out.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def prepare(settings: Settings, *, data_root: Path, out: Path) -> None:
         meta = _describe(chosen, settings, histogram) | {"sha256": fingerprint}
         meta["meta_sha256"] = hash_meta(meta)
         Path(unfinished, META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        (out / META_FILE).unlink(missing_ok=True)  # so that an old one never describes new arrays
+        (out / META_FILE).unlink(missing_ok=True)  # so that the old file never describes new arrays
         for file in (*(f"{name}.npy" for name in ARRAYS), META_FILE):
             os.replace(Path(unfinished, file), out / file)
     counts = f"{meta['n_train']} training and {meta['n_test']} test images {format_shape(meta['shape'])}"
@@ -43,11 +43,11 @@ def prepare(settings: Settings, *, data_root: Path, out: Path) -> None:
 
 
 def _write(chosen: Selection, folder: Path, where: str) -> tuple[npt.NDArray[np.int64], str]:
-    """Write the four arrays in one pass, a chunk in memory at a time.
+    """Write the four arrays in one pass, with one chunk in memory at a time.
 
     Returns how often each value occurs in each channel of the training images, (C, 256), and the SHA-256 of the bytes
-    of all arrays, in the order of ARRAYS. Written as a plain file and not through a map, whose pages would count as
-    the job's memory, and which a full disk would end with a signal instead of an error.
+    of all arrays, in the order of ARRAYS. The arrays are written as plain files. The pages of a memory map would count
+    as memory of the job, and a full disk would end the job with a signal instead of an error.
     """
     digest, histogram = hashlib.sha256(), np.zeros((chosen.train_images.shape[0], 256), np.int64)
     splits = (("train", chosen.train_images, chosen.train_labels), ("test", chosen.test_images, chosen.test_labels))
@@ -64,7 +64,7 @@ def _write(chosen: Selection, folder: Path, where: str) -> tuple[npt.NDArray[np.
                     histogram += _histogram(pixels)
         if n != len(labels):
             raise DataError(
-                f"{where}: {n} images for {len(labels)} labels: it changed while it was read; prepare again"
+                f"{where}: {n} images for {len(labels)} labels: the source changed while it was read; prepare it again"
             )
         np.save(Path(folder, f"{split}_labels.npy"), labels)
         digest.update(np.ascontiguousarray(labels).data)
@@ -72,18 +72,18 @@ def _write(chosen: Selection, folder: Path, where: str) -> tuple[npt.NDArray[np.
 
 
 def _histogram(images: Images) -> npt.NDArray[np.int64]:
-    """Count the values of each channel of images (N, C, H, W): (C, 256)."""
+    """Count how often each value occurs in each channel of images (N, C, H, W). Returns counts (C, 256)."""
     channels = np.moveaxis(images, 1, 0)
     return np.stack([np.bincount(pixels.ravel(), minlength=256) for pixels in channels])
 
 
 def _describe(chosen: Selection, settings: Settings, histogram: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Make the content of meta.json; raises DataError if a channel of the training images is constant."""
+    """Make the content of meta.json, without hashes. Raises DataError if a channel of the training set is constant."""
     mean, std = _moments(histogram)
     if 0 in std:
-        found = f"channel {std.index(0)} of the training images is constant"
+        problem = f"channel {std.index(0)} of the training images is constant"
         raise DataError(
-            f"{config_key(settings, 'source')}: {found} and cannot be normalised; give a source where it varies"
+            f"{config_key(settings, 'source')}: {problem} and cannot be normalised; give a source where it varies"
         )
     return {
         **{field: settings.get(field) for field in RECORDED},
@@ -98,9 +98,9 @@ def _describe(chosen: Selection, settings: Settings, histogram: npt.NDArray[np.i
 
 
 def _moments(histogram: npt.NDArray[np.int64]) -> tuple[list[float], list[float]]:
-    """Compute mean and population standard deviation of each channel, in [0, 1] units, from its counts (C, 256)."""
+    """Compute the mean and population standard deviation of each channel, in [0, 1] units, from counts (C, 256)."""
     mean, std = [], []
-    for count in histogram:  # in whole numbers, so that the same images give the same bits everywhere
+    for count in histogram:  # sums of whole numbers, so that the results are bit-identical on every machine
         n, total, squares = (int(count @ np.arange(256) ** power) for power in range(3))
         mean.append(total / (255 * n))
         std.append(math.sqrt(n * squares - total**2) / (255 * n))

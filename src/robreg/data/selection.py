@@ -1,10 +1,10 @@
-"""Open a source (bundled digits, an archive, a folder), check it and choose the subset."""
+"""Open a source (the digits, an archive or a folder), check it, and choose a subset of it."""
 
 from pathlib import Path
 
 import numpy as np
 
-from robreg.data import cifar, parquet_folder
+from robreg.data import cifar, parquet_folder, tiny_imagenet
 from robreg.data.digits import open_digits
 from robreg.data.download import fetch
 from robreg.data.source import (
@@ -23,9 +23,9 @@ from robreg.data.subset import stratified_subset
 
 
 def read_selection(settings: Settings, *, data_root: Path) -> Selection:
-    """Open the data set that `settings` describe and choose its subset; the images are yet to be read.
+    """Open the data set that `settings` describe and choose its subset; the images are read later, from its streams.
 
-    Raises DataError, as reading the images does.
+    Raises DataError if the data cannot be used, as reading from the streams does.
     """
     source = _open_source(settings, data_root)
     _check_labels(source, settings)
@@ -38,23 +38,24 @@ def read_selection(settings: Settings, *, data_root: Path) -> Selection:
 
 
 def _check_shapes(train: Stream, test: Stream, settings: Settings) -> None:
-    """Refuse splits of two sizes, images that are not of the kind's shape, and a crop that does not fit into them."""
+    """Raise DataError for splits of different shapes, images without the kind's shape, and a crop that does not fit."""
     where, kind, crop = config_key(settings, "source"), settings["kind"], settings.get("crop")
-    found = format_shape(train.shape)
+    shape = format_shape(train.shape)
     if train.shape != test.shape:
         raise DataError(
-            f"{where}: training images are {found}, test images {format_shape(test.shape)}; make all of one size"
+            f"{where}: training images are {shape}, test images {format_shape(test.shape)}; "
+            "make all images the same size"
         )
     if kind in OFFICIAL and train.shape != OFFICIAL[kind].shape:
         expected = format_shape(OFFICIAL[kind].shape)
-        raise DataError(f"{where}: images of kind {kind} are {expected}, not {found}; give kind parquet")
+        raise DataError(f"{where}: images of kind {kind} are {expected}, not {shape}; give kind parquet")
     if crop is not None and not 1 <= crop <= min(train.shape[1:]):
-        mend = f"give 1 to {min(train.shape[1:])}, or null for the whole image"
-        raise DataError(f"{config_key(settings, 'crop')}: {crop} does not fit into images {found}; {mend}")
+        fix = f"give 1 to {min(train.shape[1:])}, or null for the whole image"
+        raise DataError(f"{config_key(settings, 'crop')}: {crop} does not fit into images {shape}; {fix}")
 
 
 def _choose(labels: Labels, settings: Settings, field: str) -> Labels:
-    """Choose the rows of a split: all, or a stratified subset of `settings[field]` that depends on nothing but seed."""
+    """Choose the rows of a split: all, or a stratified subset of `settings[field]` rows, drawn with subset_seed."""
     limit = settings.get(field)
     if limit is not None and limit < 1:
         raise DataError(f"{config_key(settings, field)}: {limit} leaves no example; give at least 1, or null for all")
@@ -64,15 +65,15 @@ def _choose(labels: Labels, settings: Settings, field: str) -> Labels:
 
 
 def _check_labels(source: Source, settings: Settings) -> None:
-    """Refuse an empty split, a label outside 0..classes-1, and a CIFAR that is not complete."""
+    """Raise DataError for an empty split, labels outside 0..classes-1, one class, or an incomplete official set."""
     where, kind = config_key(settings, "source"), settings["kind"]
     for split, labels in (("training", source.train_labels), ("test", source.test_labels)):
         if len(labels) == 0:
             raise DataError(f"{where}: the {split} split is empty; give a source with examples in both splits")
         wrong = np.flatnonzero((labels < 0) | (labels >= source.classes))
         if len(wrong):
-            found = f"label {labels[wrong[0]]} in row {wrong[0]} of the {split} split"
-            raise DataError(f"{where}: {found} is outside 0..{source.classes - 1}; correct the labels of the source")
+            problem = f"label {labels[wrong[0]]} in row {wrong[0]} of the {split} split"
+            raise DataError(f"{where}: {problem} is outside 0..{source.classes - 1}; correct the labels of the source")
     if source.classes < 2:
         raise DataError(f"{where}: all training labels are 0; give a source with two classes or more")
     if kind in OFFICIAL:
@@ -80,7 +81,7 @@ def _check_labels(source: Source, settings: Settings) -> None:
 
 
 def _check_official(source: Source, settings: Settings) -> None:
-    """Refuse a published data set that is not complete, unless its settings say so, and one that lacks a class."""
+    """Raise DataError unless a published data set is complete, or marked as incomplete, and has all its classes."""
     where, kind = config_key(settings, "source"), settings["kind"]
     counts, official = (len(source.train_labels), len(source.test_labels)), OFFICIAL[kind]
     expected = official.train, official.test
@@ -95,62 +96,48 @@ def _check_official(source: Source, settings: Settings) -> None:
 
 
 def _open_source(settings: Settings, data_root: Path) -> Source:
-    """Open the source that `settings` name, its images not yet read; raises DataError."""
+    """Open the source that `settings` name, without reading its images. Raises DataError if there is no such source."""
     kind, source, where = settings["kind"], settings.get("source"), config_key(settings, "source")
     if kind not in KINDS:
         raise DataError(f"{config_key(settings, 'kind')}: unknown kind {kind!r}; give one of {', '.join(KINDS)}")
     if kind == "digits":
         if source is not None:
-            raise DataError(f"{where}: kind digits is bundled with scikit-learn; leave source out, or null")
+            raise DataError(f"{where}: kind digits is bundled with scikit-learn; leave source out, or give null")
         return open_digits()
     if not source or (source == "download" and kind == "parquet"):
-        raise DataError(f"{where}: {source!r} is no source for kind {kind}; give a path relative to data_root")
+        raise DataError(f"{where}: {source!r} is not a source for kind {kind}; give a path relative to data_root")
     if source == "download":
         return _open_download(settings, data_root / "download")
     path = data_root / source
     if not path.exists():
-        mend = f"put it there or pass --config data_root=<folder that holds {source}>"
-        raise DataError(f"{where}: no folder or file {path}; {mend}")
+        fix = f"put it there or pass --config data_root=<folder that holds {source}>"
+        raise DataError(f"{where}: no folder or file {path}; {fix}")
     return _open_folder(path, settings) if path.is_dir() else _open_file(path, settings)
 
 
-# Modules are imported where they are needed: what a job does not use costs it no time.
-
-
 def _open_download(settings: Settings, folder: Path) -> Source:
-    """Open the official archive of the kind, downloaded into `folder` unless it is there."""
-
+    """Open the official archive of the kind, which is downloaded into `folder` if it is not there."""
     kind, where = settings["kind"], config_key(settings, "source")
     if kind == "tiny-imagenet":
-        from robreg.data import tiny_imagenet  # noqa: PLC0415
-
         return tiny_imagenet.open_layout(fetch(tiny_imagenet.ARCHIVE, folder, where), settings)
-    from robreg.data import cifar  # noqa: PLC0415
-
     return cifar.open_archive(fetch(cifar.remote(kind), folder, where), kind)
 
 
 def _open_file(path: Path, settings: Settings) -> Source:
-    """Open an archive that lies under `data_root`."""
+    """Open an archive that is a local file. Raises DataError for kind parquet, which needs a folder."""
     kind = settings["kind"]
     if kind == "parquet":
         raise DataError(
             f"{config_key(settings, 'source')}: {path} is a file; "
-            "kind parquet wants the folder that holds the .parquet files"
+            "kind parquet needs the folder that contains the .parquet files"
         )
     if kind == "tiny-imagenet":
-        from robreg.data import tiny_imagenet  # noqa: PLC0415
-
         return tiny_imagenet.open_layout(path, settings)
-
     return cifar.open_archive(path, kind)
 
 
 def _open_folder(path: Path, settings: Settings) -> Source:
-    """Open a folder of Parquet files, or Tiny-ImageNet unpacked."""
+    """Open a folder of Parquet files, or an unpacked Tiny-ImageNet."""
     if settings["kind"] == "tiny-imagenet" and not any(path.rglob("*.parquet")):
-        from robreg.data import tiny_imagenet  # noqa: PLC0415
-
         return tiny_imagenet.open_layout(path, settings)
-
     return parquet_folder.open_folder(path, settings)

@@ -1,4 +1,4 @@
-"""What reading a source deals in: streams of images, an opened source, an error that names the mend."""
+"""Define the types that the readers of all sources share: streams of images, an opened source, a selection, errors."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Images = npt.NDArray[np.uint8]  # (N, C, H, W), or one image (C, H, W)
+Images = npt.NDArray[np.uint8]  # (N, C, H, W), or a single image (C, H, W)
 Labels = npt.NDArray[np.int64]  # (N,)
 Settings = Mapping[str, Any]
 Shape = tuple[int, int, int]  # C, H, W
 
-CHUNK = 2**22  # bytes of images in memory at a time
+CHUNK = 2**22  # bytes of decoded images that are in memory at a time
 
 
 class Official(NamedTuple):
-    """The size of a published data set: numbers of classes, training and test images, and the shape of an image."""
+    """The size of a published data set: the numbers of classes, training and test images, and the shape of an image."""
 
     classes: int
     train: int
@@ -34,18 +34,18 @@ OFFICIAL = {
 
 
 class DataError(ValueError):
-    """Data that cannot be used: one sentence that names the file or key, and the mend."""
+    """Raised for data that cannot be used, with one sentence that names the file or key and how to fix it."""
 
     def __init__(self, said: str) -> None:
-        """Take the sentence; what it quotes of another error may have several lines."""
+        """Join the lines of the message into one, because errors that it quotes may have several lines."""
         super().__init__(" ".join(line.strip() for line in said.splitlines()))
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Images of one shape (C, H, W), read while they are asked for: `chunks` are uint8 arrays (n, C, H, W), in order.
+    """Images of one shape (C, H, W) that are read on demand, in order, as `chunks`: uint8 arrays (n, C, H, W).
 
-    It can be read once. A chunk has about CHUNK bytes, so that a set of any size passes through bounded memory.
+    A stream can be read once. A chunk has about CHUNK bytes, so that data sets of any size need little memory.
     """
 
     shape: Shape
@@ -54,9 +54,9 @@ class Stream:
 
 @dataclass(frozen=True)
 class Source:
-    """An opened source: the labels of all examples (N,), and `read`, which streams the images of chosen rows.
+    """An opened source: the labels of all its examples, (N,), and a function that streams the images of chosen rows.
 
-    `read(train_rows, test_rows)` returns the two streams; rows are sorted.
+    read: called with sorted row numbers (train_rows, test_rows), returns the streams of the two splits.
     """
 
     train_labels: Labels
@@ -68,7 +68,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Selection:
-    """The examples chosen from a source: their images, as many as there are labels, int64 (N,) in 0..classes-1."""
+    """The examples chosen from a source: their images, and as many labels, int64 (N,) in 0..classes-1."""
 
     train_images: Stream
     train_labels: Labels
@@ -79,28 +79,28 @@ class Selection:
 
 
 def config_key(settings: Settings, field: str) -> str:
-    """Name a setting as config.yaml does: `datasets.c10.source`."""
+    """Return the key of a setting in config.yaml, such as `datasets.c10.source`."""
     return f"datasets.{settings['name']}.{field}" if settings.get("name") else field
 
 
 def format_shape(shape: Sequence[int]) -> str:
-    """Write the shape of an image for a message: 3x32x32."""
+    """Format the shape of an image for a message, such as 3x32x32."""
     return "x".join(map(str, shape))
 
 
 def stream_images(images: Iterable[Images], shape: Shape) -> Stream:
-    """Make a stream of single images, each (C, H, W)."""
+    """Make a stream from single images, each of the given shape (C, H, W)."""
     return Stream(shape, _chunks(iter(images), max(1, CHUNK // math.prod(shape))))
 
 
 def _chunks(images: Iterator[Images], n: int) -> Iterator[Images]:
-    """Stack up to n images at a time."""
+    """Yield stacks of n images, the last of which may have fewer."""
     while chunk := list(islice(images, n)):
         yield np.stack(chunk)
 
 
 def source_from_arrays(train: tuple[Images, Labels], test: tuple[Images, Labels], names: Sequence[str]) -> Source:
-    """Make a source of (images, labels) that are in memory already."""
+    """Make a source from the (images, labels) of both splits that are already in memory; names: of the classes."""
 
     def pick(images: Images, rows: Labels) -> Stream:
         return stream_images((images[row] for row in rows), images.shape[1:])

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet in its official layout, read from the zip, which is never unpacked, or from a folder."""
+"""Read Tiny-ImageNet in its official layout, from the zip, which is never unpacked, or from a folder."""
 
 import io
 import logging
@@ -20,14 +20,14 @@ ARCHIVE = Remote(
 )
 BASE = "tiny-imagenet-200/"  # the folder inside the zip
 SUFFIX = ".JPEG"
-MAX_FILE = 16 * 2**20  # bytes; the largest genuine file, words.txt, has 2.6 MB
+MAX_FILE = 16 * 2**20  # bytes; the largest official file, words.txt, has 2.6 MB
 COPY = "copy it again"
 
 log = logging.getLogger(__name__)
 
 
 class _Tree(NamedTuple):
-    """A zip or a folder: `names` lists its files, relative and with slashes; size in bytes and content of a file."""
+    """A zip or a folder: functions that list its files (relative, with slashes), and give size in bytes and content."""
 
     path: Path
     names: Callable[[], Iterable[str]]
@@ -35,10 +35,10 @@ class _Tree(NamedTuple):
     content: Callable[[str], bytes]
 
     def read(self, name: str) -> bytes:
-        """Read a file; raises DataError."""
+        """Read a file. Raises DataError if it cannot be read or has more than MAX_FILE bytes."""
         try:
             content = self.content(name) if self.size(name) <= MAX_FILE else None
-        except Exception as error:  # zipfile raises many kinds at damaged members
+        except Exception as error:  # zipfile raises many types of errors for damaged members
             reason = f"{name} cannot be read ({type(error).__name__}: {error})"
             raise DataError(f"{self.path}: {reason}; {COPY}") from error
         if content is None:
@@ -48,9 +48,11 @@ class _Tree(NamedTuple):
 
 @dataclass(frozen=True)
 class _Layout:
-    """What is in a source: the base folder's name, the names of the image files in each folder, a reader of files.
+    """The content of a source.
 
-    incomplete: classes may have fewer images than the official set.
+    base: the folder in it that has wnids.txt; images: the names of the image files in each folder; read: returns the
+    content of a file; incomplete: whether classes may have fewer images than in the official set; key: of `incomplete`
+    in config.yaml.
     """
 
     path: Path
@@ -60,22 +62,23 @@ class _Layout:
     incomplete: bool
     key: str
 
-    def error(self, found: str, mend: str = COPY) -> DataError:
-        """Make the error for something found under `base`."""
-        return DataError(f"{self.path}: {self.base}{found}; {mend}")
+    def error(self, problem: str, fix: str = COPY) -> DataError:
+        """Make the error for a problem; problem: begins with the name of a file or folder in `base`."""
+        return DataError(f"{self.path}: {self.base}{problem}; {fix}")
 
 
 def open_layout(path: Path, settings: Settings) -> Source:
-    """Open a zip or a folder in the official layout; raises DataError, which names what is wrong in it.
+    """Open a zip or a folder in the official layout. Raises DataError, which names what is wrong in it.
 
-    Labels are line numbers in wnids.txt; the validation images are the test split. Rows are in order of class
-    (training) and of file name, numbers by value. A zip must have the official MD5 unless settings say `incomplete`:
-    then, too, classes may have fewer images than the official ones. Files foreign to the layout are ignored.
+    Labels are line numbers in wnids.txt, from 0; the validation images are the test split. Training images are sorted
+    by class, and all images by file name, with numbers in numerical order. A zip must have the official MD5 unless
+    settings mark it as `incomplete`; classes may then have fewer images than in the official set. Files that do not
+    belong to the layout are ignored.
     """
     if path.is_file():
         _check_zip(path, settings)
-    with _opened(path) as tree:
-        layout = _look(path, tree, settings)
+    with _open_tree(path) as tree:
+        layout = _find_layout(path, tree, settings)
         wnids = _read_wnids(layout)
         names = _read_names(layout, wnids)
         train, train_labels = _list_training(layout, wnids)
@@ -88,17 +91,17 @@ def open_layout(path: Path, settings: Settings) -> Source:
 
 
 def _check_zip(path: Path, settings: Settings) -> None:
-    """Refuse a zip that is not the official one, unless it is said to be incomplete."""
+    """Raise DataError for a zip that is not the official one, unless it is marked as incomplete."""
     if settings.get("incomplete") and settings["source"] != "download":
-        log.info("%s is said to be incomplete: its MD5 is not checked", path)
+        log.info("%s is marked as incomplete: its MD5 is not checked", path)
         return
-    mend = f"{AGAIN}, or set {config_key(settings, 'incomplete')}: true for a subset of it"
-    check_md5(path, ARCHIVE.md5, name=str(path), mend=AGAIN if settings["source"] == "download" else mend)
+    fix = f"{AGAIN}, or set {config_key(settings, 'incomplete')}: true for a subset of it"
+    check_md5(path, ARCHIVE.md5, name=str(path), fix=AGAIN if settings["source"] == "download" else fix)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Tree]:
-    """Open a zip or a folder; raises DataError where it is neither."""
+def _open_tree(path: Path) -> Iterator[_Tree]:
+    """Open a zip or a folder. Raises DataError if it is neither."""
     if path.is_dir():
         yield _Tree(
             path,
@@ -109,19 +112,19 @@ def _opened(path: Path) -> Iterator[_Tree]:
         return
     try:
         archive = zipfile.ZipFile(path)
-    except Exception as error:  # a damaged directory may raise anything
+    except Exception as error:  # a damaged central directory may raise anything
         raise DataError(f"{path}: not a readable zip ({error}); {AGAIN}") from error
     with archive:
         yield _Tree(path, archive.namelist, lambda name: archive.getinfo(name).file_size, archive.read)
 
 
-def _look(path: Path, tree: _Tree, settings: Settings) -> _Layout:
-    """Find the base folder, and the images of each folder, in order of their names."""
+def _find_layout(path: Path, tree: _Tree, settings: Settings) -> _Layout:
+    """Find the base folder, and the images of each folder sorted by name. Raises DataError if there is no wnids.txt."""
     names = set(tree.names())
     base = BASE if f"{BASE}wnids.txt" in names else ""
     if f"{base}wnids.txt" not in names:
-        mend = "give a zip or a folder in Tiny-ImageNet's official layout, or a folder of .parquet files"
-        raise DataError(f"{config_key(settings, 'source')}: no wnids.txt in {path}; {mend}")
+        fix = "give a zip or a folder in Tiny-ImageNet's official layout, or a folder of .parquet files"
+        raise DataError(f"{config_key(settings, 'source')}: no wnids.txt in {path}; {fix}")
     images: dict[str, list[str]] = {}
     for name in sorted(names, key=lambda name: (len(name), name)):  # so that x_2 comes before x_10
         file = PurePosixPath(name)
@@ -131,7 +134,7 @@ def _look(path: Path, tree: _Tree, settings: Settings) -> _Layout:
 
 
 def _read_lines(layout: _Layout, name: str) -> list[list[str]]:
-    """Read a text file: its lines that are not empty, cut at tabs."""
+    """Read the lines of a text file that are not empty, split at tabs. Raises DataError if it is not text."""
     try:
         text = layout.read(f"{layout.base}{name}").decode()
     except UnicodeDecodeError as error:
@@ -140,17 +143,17 @@ def _read_lines(layout: _Layout, name: str) -> list[list[str]]:
 
 
 def _read_wnids(layout: _Layout) -> list[str]:
-    """Read the classes, in the order of their labels."""
+    """Read the WordNet ids of the classes, in the order of their labels. Raises DataError if their number is wrong."""
     wnids, expected = [line[0].strip() for line in _read_lines(layout, "wnids.txt")], OFFICIAL["tiny-imagenet"].classes
     if len(wnids) != expected or len(set(wnids)) != expected:
         raise layout.error(
-            f"wnids.txt names {len(set(wnids))} classes on {len(wnids)} lines, not {expected} on as many"
+            f"wnids.txt names {len(set(wnids))} classes on {len(wnids)} lines, not {expected} on {expected}"
         )
     return wnids
 
 
 def _read_names(layout: _Layout, wnids: Sequence[str]) -> list[str]:
-    """Read what the classes are called, from words.txt, which describes many more."""
+    """Read the names of the classes from words.txt, which also has others. Raises DataError if one is missing."""
     words = {line[0]: line[1] for line in _read_lines(layout, "words.txt") if len(line) == 2}
     for wnid in wnids:
         if wnid not in words:
@@ -159,63 +162,66 @@ def _read_names(layout: _Layout, wnids: Sequence[str]) -> list[str]:
 
 
 def _list_training(layout: _Layout, wnids: Sequence[str]) -> tuple[list[str], Labels]:
-    """List the training files and their labels."""
+    """List the training files and their labels (N,). Raises DataError if a class has a wrong number of files."""
     official, files, counts = OFFICIAL["tiny-imagenet"], [], []
     for wnid in wnids:
         folder = f"train/{wnid}/images"
-        found = layout.images.get(f"{layout.base}{folder}", [])
-        if not found:
-            raise layout.error(f"{folder} is missing or holds no {SUFFIX} file")
-        _check_count(layout, len(found), official.train // official.classes, f"{folder} holds")
-        files += found
-        counts.append(len(found))
+        images = layout.images.get(f"{layout.base}{folder}", [])
+        if not images:
+            raise layout.error(f"{folder} is missing or contains no {SUFFIX} file")
+        _check_count(layout, len(images), official.train // official.classes, f"{folder} contains")
+        files += images
+        counts.append(len(images))
     return files, np.repeat(np.arange(len(wnids), dtype=np.int64), counts)
 
 
 def _list_validation(layout: _Layout, wnids: Sequence[str]) -> tuple[list[str], Labels]:
-    """List the validation files and their labels."""
+    """List the validation files and their labels (N,). Raises DataError if files and annotations do not match."""
     official, annotations = OFFICIAL["tiny-imagenet"], "val/val_annotations.txt"
     label = {wnid: i for i, wnid in enumerate(wnids)}
-    found: dict[str, int] = {}
+    annotated: dict[str, int] = {}
     for line in _read_lines(layout, annotations):
         name = f"{layout.base}val/images/{line[0]}"
-        if len(line) < 2 or line[1] not in label or name in found:
-            raise layout.error(f"{annotations}: {line[0]} has no class of wnids.txt, or several")
-        found[name] = label[line[1]]
+        if len(line) < 2 or line[1] not in label or name in annotated:
+            raise layout.error(f"{annotations}: {line[0]} has no class that is in wnids.txt, or several classes")
+        annotated[name] = label[line[1]]
     files = layout.images.get(f"{layout.base}val/images", [])
-    for name in sorted(found.keys() - set(files)):
-        raise DataError(f"{layout.path}: {name} is in {annotations} and missing; {COPY}")
-    for name in sorted(set(files) - found.keys()):
-        raise DataError(f"{layout.path}: {name} is not in {annotations}; {COPY}")
-    labels = np.array([found[name] for name in files], dtype=np.int64)
+    for name in sorted(annotated.keys() - set(files)):
+        raise DataError(f"{layout.path}: {name} is listed in {annotations} but missing; {COPY}")
+    for name in sorted(set(files) - annotated.keys()):
+        raise DataError(f"{layout.path}: {name} is not listed in {annotations}; {COPY}")
+    labels = np.array([annotated[name] for name in files], dtype=np.int64)
     for wnid, count in zip(wnids, np.bincount(labels, minlength=len(wnids)), strict=True):
         _check_count(layout, int(count), official.test // official.classes, f"{annotations} gives class {wnid}")
     return files, labels
 
 
-def _check_count(layout: _Layout, count: int, expected: int, found: str) -> None:
-    """Refuse a class of another than the expected number of images; an incomplete set's may be smaller."""
+def _check_count(layout: _Layout, count: int, expected: int, subject: str) -> None:
+    """Raise DataError if a class does not have `expected` images; an incomplete set may have fewer.
+
+    subject: the beginning of the message, which continues with the count.
+    """
     if count == expected or (layout.incomplete and count < expected):
         return
-    mend = COPY if layout.incomplete or count > expected else f"{COPY}, or set {layout.key}: true for a subset"
-    raise layout.error(f"{found} {count} images, not {expected}", mend)
+    fix = COPY if layout.incomplete or count > expected else f"{COPY}, or set {layout.key}: true for a subset"
+    raise layout.error(f"{subject} {count} images, not {expected}", fix)
 
 
 def _decode_files(path: Path, names: Iterable[str]) -> Iterator[Images]:
-    """Decode image files to RGB, uint8 (3, 64, 64), one after the other; raises DataError."""
-    with _opened(path) as tree:
+    """Yield the image files `names` as RGB, uint8 (3, 64, 64). Raises DataError if one cannot be decoded."""
+    with _open_tree(path) as tree:
         for name in names:
             yield _decode(tree.read(name), f"{path}: {name}")
 
 
 def _decode(encoded: bytes, where: str) -> Images:
-    """Decode one JPEG to RGB, uint8 (3, 64, 64); raises DataError, which begins with `where`."""
+    """Decode one JPEG to RGB, uint8 (3, 64, 64). Raises DataError, whose message begins with `where`."""
     height, width = OFFICIAL["tiny-imagenet"].shape[1:]
     try:
         with Image.open(io.BytesIO(encoded), formats=["JPEG"]) as image:
             size = image.size
             pixels = np.asarray(image.convert("RGB")) if size == (width, height) else None
-    except Exception as error:  # Pillow's decoders raise many kinds at a corrupt image
+    except Exception as error:  # Pillow's decoders raise many types of errors for a damaged image
         raise DataError(f"{where} cannot be decoded ({error}); {COPY}") from error
     if pixels is None:
         raise DataError(f"{where} is {size[0]}x{size[1]}, not {width}x{height}; {COPY}")

@@ -1,4 +1,4 @@
-"""The comparison with the paper as a plot: a study's numbers against the paper's, a panel per kind of quantity."""
+"""Plot a study's numbers against the paper's, with one panel per kind of quantity."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from robreg.runs.catalogue import Run
 from robreg.tables import files
 from robreg.tables.parquet import write_frame
 
-PANELS = {  # title: the metrics that it shows, or how their names begin; unit; whether its axes are logarithmic
+PANELS = {  # title: prefixes of the names of the metrics shown, unit, whether the axes may be logarithmic
     "Accuracies": (("train_acc", "test_acc", "pgd_acc"), "%", False),
     "Losses": (("train_loss", "test_loss"), "nats", True),
     "Loss variation": (("loss_variation",), "nats", True),
@@ -26,27 +26,28 @@ PANELS = {  # title: the metrics that it shows, or how their names begin; unit; 
     "Loss gap": (("loss_gap",), "nats", False),
     "Std of singular values (B.2)": (("svstd",), "change, AR 4 to 16", False),
 }
-SPAN = 5  # numbers that span no more than this factor have linear axes, whatever they are
+SPAN = 5  # axes are linear if max / min of the numbers is at most this factor
 NOTHING = "This study has no network that the paper prints a number of, so there is nothing to compare."
 _RED = "#c00000"
 
 
 def draw_comparison(frame: pd.DataFrame) -> Figure:
-    """Draw comparison.parquet: ours (mean over seeds, bar of one std) against the paper's, equal on the diagonal.
+    """Draw comparison.parquet: our numbers (mean over seeds, error bars of one std) against the paper's.
 
-    One look per data set of ours and perturbation space; a ring marks a suspected misprint of the paper.
+    Equal numbers lie on the diagonal. Every data set of ours and perturbation space has its own colour and marker; a
+    ring marks a suspected misprint of the paper.
     """
     ran = frame[frame["ours_mean"].notna()]
     if ran.empty:
-        return _nothing()
-    panels = {title: _of(ran, metrics) for title, (metrics, _, _) in PANELS.items()}
+        return _empty_comparison()
+    panels = {title: _select_metrics(ran, metrics) for title, (metrics, _, _) in PANELS.items()}
     shown = [title for title, part in panels.items() if len(part)]
     rows = -(-len(shown) // 3)
     figure = Figure(figsize=(style.WIDTH, 0.5 + 2.4 * rows), layout="constrained")
     axes = figure.subplots(rows, min(3, len(shown)), squeeze=False).flatten()
-    looks = _looks(ran)
+    looks = _choose_looks(ran)
     for ax, title in zip(axes, shown, strict=False):
-        _panel(ax, panels[title], looks, title)
+        _draw_panel(ax, panels[title], looks, title)
     for ax in axes[len(shown) :]:
         ax.remove()
     ring = [Look(MISPRINT, _RED, "none", "o", filled=False)] if (ran["status"] == MISPRINT).any() else []
@@ -54,7 +55,7 @@ def draw_comparison(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _panel(ax: Axes, frame: pd.DataFrame, looks: Mapping[tuple[str, str], Look], title: str) -> None:
+def _draw_panel(ax: Axes, frame: pd.DataFrame, looks: Mapping[tuple[str, str], Look], title: str) -> None:
     _, unit, logarithmic = PANELS[title]
     for (dataset, space), look in looks.items():
         part = frame[(frame["run_dataset"] == dataset) & (frame["space"] == space)]
@@ -64,12 +65,12 @@ def _panel(ax: Axes, frame: pd.DataFrame, looks: Mapping[tuple[str, str], Look],
     ax.scatter(odd["paper"], odd["ours_mean"], s=110, facecolors="none", edgecolors=_RED)
     both = pd.concat([frame["paper"], frame["ours_mean"]])
     _scale(ax, both, logarithmic=logarithmic and both.max() > SPAN * both.min() > 0)
-    ax.plot(ax.get_xlim(), ax.get_xlim(), color="#9a9a9a", linewidth=0.9, zorder=0)  # equal
+    ax.plot(ax.get_xlim(), ax.get_xlim(), color="#9a9a9a", linewidth=0.9, zorder=0)  # the diagonal
     ax.set(title=title, xlabel=f"paper ({unit})", ylabel=f"ours ({unit})", box_aspect=1)
 
 
 def _scale(ax: Axes, values: pd.Series, *, logarithmic: bool) -> None:
-    """Give both axes the same limits and ticks, with room for the markers."""
+    """Set the same limits and ticks on both axes, with room for the markers."""
     low, high = values.min(), values.max()
     room = (high / low) ** 0.06 if logarithmic else 0.06 * (high - low or 1)
     limits = (low / room, high * room) if logarithmic else (low - room, high + room)
@@ -85,8 +86,8 @@ def _scale(ax: Axes, values: pd.Series, *, logarithmic: bool) -> None:
             axis.set_major_locator(MaxNLocator(4))
 
 
-def _looks(frame: pd.DataFrame) -> dict[tuple[str, str], Look]:
-    """A colour and a marker for every data set; filled in pixel space, hollow in normalised space."""
+def _choose_looks(frame: pd.DataFrame) -> dict[tuple[str, str], Look]:
+    """Choose a colour and a marker for every data set; markers are filled for pixel space, else hollow."""
     keys = list(frame[["run_dataset", "space"]].drop_duplicates().itertuples(index=False, name=None))
     by_data = style.by_setting(list(dict.fromkeys(dataset for dataset, _ in keys)))
     return {
@@ -101,22 +102,22 @@ def _looks(frame: pd.DataFrame) -> dict[tuple[str, str], Look]:
     }
 
 
-def _of(frame: pd.DataFrame, metrics: tuple[str, ...]) -> pd.DataFrame:
+def _select_metrics(frame: pd.DataFrame, metrics: tuple[str, ...]) -> pd.DataFrame:
     return frame[frame["metric"].str.startswith(metrics)]
 
 
-def _nothing() -> Figure:
+def _empty_comparison() -> Figure:
     figure = Figure(figsize=(style.WIDTH, 0.8), layout="constrained")
     figure.text(0.5, 0.5, NOTHING, ha="center", va="center")
     return figure
 
 
 def record(runs: Sequence[Run], *, study: str, parquet: Path, csv: Path, svg: Path, png: Path) -> None:
-    """Write the comparison of a study as Parquet and CSV, and draw it. runs: as config.study_runs gives them."""
-    found = pa.Table.from_pylist(compare(runs), SCHEMA)
-    write_frame(parquet, found, {"study": study})
-    frame = found.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    """Write the comparison of a study as Parquet and CSV, and draw it. runs: as returned by config.study_runs."""
+    table = pa.Table.from_pylist(compare(runs), SCHEMA)
+    write_frame(parquet, table, {"study": study})
+    frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     with files.atomic_write(csv) as temporary:
         frame.to_csv(temporary, index=False)
     with mpl.rc_context(style.THEME):
-        style.save(draw_comparison(found.to_pandas()), svg, png)
+        style.save(draw_comparison(table.to_pandas()), svg, png)

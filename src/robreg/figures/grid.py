@@ -1,4 +1,4 @@
-"""How a figure's panels are arranged: sections, each with a heading, a legend and one panel per setting."""
+"""Arrange the panels of a figure in sections, each with a heading, a legend and one panel per setting."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,18 @@ from robreg.figures.style import Look
 from robreg.runs.catalogue import Run
 from robreg.runs.groups import strengths
 
-Panels = list[list[Axes]]  # of every section, its panels in the order of the settings
-_TITLE = 30  # letters of a panel's title that a third of the width has room for
+Panels = list[list[Axes]]  # per section, its panels in the order of the settings
+_LONGEST_TITLE = 30  # the longest title, in letters, that fits a panel of a third of the figure's width
 
 
 @dataclass(frozen=True)
 class Section:
-    """draw fills the panel of one setting, and returns the panel's right axis if it makes one.
+    """A section of a figure, with one panel per setting.
 
-    looks: of its legend; height: of a row of panels, in inches; wide: one panel fills the width; shared: all panels
-    have the same vertical ranges; over_strength: the horizontal axis is the AR strength, and the same for all panels.
+    draw: fills the panel of one setting, and returns the panel's right axis if it makes one; looks: entries of the
+    legend; height: of a row of panels, in inches; wide: whether a panel fills the figure's width; shared: whether all
+    panels have the same vertical ranges; over_strength: whether the horizontal axis is the AR strength, in which case
+    it is the same for all panels.
     """
 
     heading: str
@@ -35,18 +37,18 @@ class Section:
 def arrange(
     settings: Mapping[str, Sequence[Run]], rows: Sequence[Sequence[Section]], looks: Sequence[Look] = ()
 ) -> tuple[Figure, Panels]:
-    """Arrange sections below one another, under a legend of looks.
+    """Arrange sections below each other, under a legend of looks. Returns the figure and its panels.
 
-    If there is but one setting, sections of one row stand side by side, under one legend that bears its name.
+    If there is only one setting, the sections of a row are side by side, under one legend with the setting's name.
     """
     alone = len(settings) == 1
     lines = rows if alone else [[section] for row in rows for section in row]
     heights = [max(_height(section, settings) for section in line) for line in lines]
     figure = Figure(figsize=(style.WIDTH, sum(heights) + 0.3 + 0.2 * alone), layout="constrained")
     panels = []
-    for part, line in zip(_column(figure, heights), lines, strict=True):
-        for place, section in zip(_row(part, len(line)), line, strict=True):
-            panels.append(_fill(place, section, settings))
+    for part, line in zip(_stack_rows(figure, heights), lines, strict=True):
+        for place, section in zip(_split_row(part, len(line)), line, strict=True):
+            panels.append(_draw_section(place, section, settings))
     if alone:
         own = [look for line in lines for section in line for look in section.looks]
         style.legend(figure, [*looks, *own], title=next(iter(settings)))
@@ -56,36 +58,36 @@ def arrange(
 
 
 def share(panels: Sequence[Axes]) -> None:
-    """Give panels the same vertical range."""
+    """Set the same vertical range on all panels."""
     bottom, top = min(ax.get_ylim()[0] for ax in panels), max(ax.get_ylim()[1] for ax in panels)
     for ax in panels:
         ax.set_ylim(bottom, top)
 
 
 def columns(section: Section, settings: Mapping[str, Sequence[Run]]) -> int:
-    """Say how many panels stand side by side: at most three; two if a title is long, or if there are four."""
+    """Return how many panels are side by side: at most three, or two if a title is long or if there are four panels."""
     count = len(settings)
     if section.wide:
         return 1
-    narrow = count != 4 and max(map(len, settings)) <= _TITLE
+    narrow = count != 4 and max(map(len, settings)) <= _LONGEST_TITLE
     return min(count, 3 if narrow else 2)
 
 
 def _height(section: Section, settings: Mapping[str, Sequence[Run]]) -> float:
-    """In inches, with heading and legend."""
+    """Return the height of a section in inches, including its heading and legend."""
     return section.height * -(-len(settings) // columns(section, settings)) + 0.25 + 0.25 * bool(section.looks)
 
 
-def _column(figure: Figure, heights: Sequence[float]) -> list[SubFigure]:
+def _stack_rows(figure: Figure, heights: Sequence[float]) -> list[SubFigure]:
     return list(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights).ravel())
 
 
-def _row(part: SubFigure, count: int) -> list[SubFigure]:
+def _split_row(part: SubFigure, count: int) -> list[SubFigure]:
     return list(part.subfigures(1, count, squeeze=False).ravel())
 
 
-def _fill(part: SubFigure, section: Section, settings: Mapping[str, Sequence[Run]]) -> list[Axes]:
-    """Draw a section's panels. Labels that neighbours share stand once, at the outer panels."""
+def _draw_section(part: SubFigure, section: Section, settings: Mapping[str, Sequence[Run]]) -> list[Axes]:
+    """Draw a section's panels. Labels of vertical axes are shown only at the outer panels."""
     across = columns(section, settings)
     axes = part.subplots(-(-len(settings) // across), across, squeeze=False).ravel()
     for ax in axes[len(settings) :]:

@@ -1,4 +1,4 @@
-"""What one panel of a figure shows, of the runs of one setting. Bars and bands are std over seeds, with ddof 1."""
+"""Draw a panel of a figure from the runs of one setting. Error bars and bands are stds over seeds, with ddof 1."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,17 +16,17 @@ from robreg.runs.catalogue import Run
 from robreg.runs.groups import strengths
 from robreg.tables.study_tables import gather
 
-KINDS = {"random": "random", "pgd": "PGD"}  # perturbations of spread.parquet
+KINDS = {"random": "random", "pgd": "PGD"}  # perturbations in spread.parquet, and their names in figures
 STRENGTH = "AR strength (1/255)"
-_MARKED = 30  # layers up to which each has its marker
-_GRID = 240  # points of a density's curve
-_SHOWN = np.array([0.001, 0.999])  # quantiles of a split's margins between which their densities are drawn
+_MOST_MARKERS = 30  # the largest number of layers for which each has a marker
+_GRID_POINTS = 240  # points per density curve
+_SHOWN_QUANTILES = np.array([0.001, 0.999])  # quantiles of a split's margins; densities are drawn between them
 
 
 def metric(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, Look], *, ylabel: str) -> None:
-    """Draw columns of frame, the keys of looks, against AR: mean over seeds, bars of one std.
+    """Draw columns of frame, the keys of looks, against AR: mean over seeds, error bars of one std.
 
-    frame: one row per run, with ar; null values (an accuracy conditional on nothing) are left out.
+    frame: one row per run, with the column ar; null values (a conditional accuracy of no examples) are left out.
     """
     for name, look in looks.items():
         sns.lineplot(
@@ -34,14 +34,14 @@ def metric(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, Look], *, ylabel: 
         )
     ax.set(xlabel=STRENGTH, ylabel=ylabel, xticks=sorted(frame["ar"].unique()))
     low, high = min(0, ax.dataLim.y0), ax.dataLim.y1
-    room = 0.05 * ((high - low) or 1)  # that no marker is cut
+    room = 0.05 * ((high - low) or 1)  # so that no marker is cut off
     ax.set_ylim(low - room, high + room)
 
 
 def twins(ax: Axes, frame: pd.DataFrame, left: Mapping[str, Look], right: Mapping[str, Look], labels: str) -> Axes:
-    """Draw losses against the left axis and errors against the right one, each axis in its lines' colour.
+    """Draw losses on the left axis and errors on the right one, each axis in the colour of its lines.
 
-    labels: what they are, "gap" or "", said behind loss and error. Returns the right axis.
+    labels: appended to "loss" and "error" in the axis labels, " gap" or "". Returns the right axis.
     """
     other = ax.twinx()
     other.grid(visible=False)
@@ -58,55 +58,55 @@ def twins(ax: Axes, frame: pd.DataFrame, left: Mapping[str, Look], right: Mappin
 def spectra(ax: Axes, runs: Sequence[Run], compare: Sequence[int], looks: Mapping[int, Look]) -> None:
     """Draw the std of every layer's singular values at the strengths of compare: mean over seeds, band of one std.
 
-    Of a setting that has neither strength, those that it has.
+    If the runs have none of these strengths, all strengths are drawn.
     """
     frame = gather(at(runs, compare), "svstd", ["layer", "std"])
-    for part, look in _parts(frame, looks):
+    for part, look in _by_strength(frame, looks):
         layers(ax, part, "std", look)
     ax.set(xlabel="layer (input to output)", ylabel="std of singular values")
-    _from_zero(ax)
+    _start_at_zero(ax)
 
 
 def layers(ax: Axes, frame: pd.DataFrame, column: str, look: Look) -> None:
-    """Draw a column of frame, with layer and seed, against the layer: mean over seeds, band of one std."""
-    keywords = look.marked if frame["layer"].nunique() <= _MARKED else look.line
+    """Draw a column of frame against its column layer: mean over seeds, band of one std."""
+    keywords = look.marked if frame["layer"].nunique() <= _MOST_MARKERS else look.line
     sns.lineplot(frame, x="layer", y=column, errorbar="sd", ax=ax, err_kws={"linewidth": 0}, **keywords)
     ax.set_xlim(0.5, frame["layer"].max() + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
 
 
 def at(runs: Sequence[Run], compare: Sequence[int]) -> Sequence[Run]:
-    """Choose the runs at the strengths of compare; all of them if there is none."""
+    """Return the runs at the strengths of compare, or all runs if there is none."""
     return [run for run in runs if run["ar"] in compare] or runs
 
 
 def margins(ax: Axes, runs: Sequence[Run], split: str, looks: Mapping[int, Look]) -> None:
-    """Draw the density of a split's margins at every strength: mean over seeds, band of one std; a line at margin 0.
+    """Draw the density of a split's margins at every strength: mean over seeds, band of one std, and a line at 0.
 
-    A seed's density is a Gaussian kernel estimate with Scott's bandwidth.
+    The density of each seed is a Gaussian kernel estimate with Scott's bandwidth.
     """
     frame = gather(runs, "margins", ["split", "margin"])
-    ends = frame.groupby("split")["margin"].quantile(_SHOWN)  # of both splits, to be compared
-    grid = np.linspace(ends.min(), ends.max(), _GRID)
-    for part, look in _parts(frame[frame["split"] == split], looks):
+    ends = frame.groupby("split")["margin"].quantile(_SHOWN_QUANTILES)  # both splits have the same axis
+    grid = np.linspace(ends.min(), ends.max(), _GRID_POINTS)
+    for part, look in _by_strength(frame[frame["split"] == split], looks):
         curves = [density(values.to_numpy("float64"), grid) for _, values in part.groupby("seed")["margin"]]
-        _band(ax, grid, np.array(curves), look)
+        _draw_band(ax, grid, np.array(curves), look)
     ax.axvline(0, color="black", linewidth=0.9)
     ax.set(xlabel=f"margin ({split} set, logits)", ylabel="density", xlim=(grid[0], grid[-1]))
     ax.set_ylim(bottom=0)
 
 
 def density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Estimate the density of values (N,) at the points of grid (P,): Gaussian kernels, Scott's bandwidth."""
+    """Estimate the density of values (N,) at the points of grid (P,), with Gaussian kernels and Scott's bandwidth."""
     width = max(float(values.std(ddof=1)) * len(values) ** -0.2, 1e-9)
     kernels = (np.exp(-0.5 * ((point - values) / width) ** 2).mean() for point in grid)
     return np.fromiter(kernels, "float64", len(grid)) / (width * np.sqrt(2 * np.pi))
 
 
 def histogram(ax: Axes, frame: pd.DataFrame, column: str, bins: np.ndarray, looks: Mapping[int, Look]) -> None:
-    """Draw the share (percent) of examples in each bin at every strength: mean over seeds, bars of one std.
+    """Draw the share (percent) of examples in each bin at every strength: mean over seeds, error bars of one std.
 
-    frame: ar, seed and the column. Bars of different strengths stand side by side inside a bin.
+    frame: has the columns ar, seed and column. Error bars of different strengths are side by side inside a bin.
     """
     width = np.diff(bins)
     present = sorted(frame["ar"].unique())
@@ -121,9 +121,9 @@ def histogram(ax: Axes, frame: pd.DataFrame, column: str, bins: np.ndarray, look
 
 
 def lower(ax: Axes, box: tuple[float, float, float, float], *, margin: float) -> None:
-    """Raise the top of a panel of histograms until its bars stay below an inset's box and the margin for its labels.
+    """Raise the upper limit of a panel of histograms until the bars stay below an inset and the margin for its labels.
 
-    box: (left, bottom, width, height), and margin, in shares of the panel.
+    box: (left, bottom, width, height) of the inset; margin: of its labels; both in fractions of the panel.
     """
     begin, end = (ax.get_xlim()[1] * share for share in (box[0] - margin, box[0] + box[2]))
     full, top = ax.get_ylim()[1], ax.get_ylim()[1]
@@ -133,21 +133,21 @@ def lower(ax: Axes, box: tuple[float, float, float, float], *, margin: float) ->
             beneath = values[(edges[1:] > begin) & (edges[:-1] < end)]
             top = max(top, beneath.max(initial=0) / (box[1] - margin))
     ax.set_ylim(0, top)
-    ax.set_yticks([tick for tick in ax.get_yticks() if tick <= full])  # no share is as large as the room above
+    ax.set_yticks([tick for tick in ax.get_yticks() if tick <= full])  # no bar reaches into the added room
 
 
 def variation(ax: Axes, runs: Sequence[Run], looks: Mapping[float, Look]) -> None:
-    """Draw the loss variation against AR for every eps: mean over test examples, thin bars of their std.
+    """Draw the loss variation against AR for every eps: mean over test examples, with thin error bars of their std.
 
-    Mean and std are a run's, averaged over seeds, as in Table 1; thick bars are the std over seeds of the mean. Series
-    are moved sideways so that their bars can be told apart.
+    Mean and std are computed for each run and averaged over seeds, as in Table 1; thick error bars are the std of the
+    mean over seeds. Series are shifted horizontally so that their error bars do not overlap.
     """
     frame = gather(runs, "lossvar", ["eps", "variation"]).astype({"variation": "float64"})
     each = frame.groupby(["eps", "ar", "seed"])["variation"].agg(mean="mean", spread=lambda values: values.std(ddof=0))
     places = strengths(runs)
     shift = min(0.12 * min(np.diff(places), default=1.0), 0.05 * (places[-1] - places[0] or 8))
     for index, (eps, look) in enumerate(looks.items()):
-        if eps not in each.index:  # another data set's radius
+        if eps not in each.index:  # a radius of another data set
             continue
         over = each.loc[eps].groupby("ar").agg({"mean": ["mean", "std"], "spread": "mean"})
         x = over.index + shift * (index - (len(looks) - 1) / 2)
@@ -159,20 +159,23 @@ def variation(ax: Axes, runs: Sequence[Run], looks: Mapping[float, Look]) -> Non
 
 
 def passed(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> None:
-    """Draw mean and std over examples of the layers' |change of output| / |change of input|, at every strength.
+    """Draw mean and std over examples of every layer's |change of output| / |change of input|, at every strength.
 
-    frame: rows of spread.parquet with ar and seed; layer 0, the margin, is left out. Bands are std over seeds.
+    frame: rows of spread.parquet with ar and seed; layer 0, the margin, is left out. Bands are stds over seeds.
     """
-    for part, look in _parts(frame[frame["layer"] > 0], looks):
+    for part, look in _by_strength(frame[frame["layer"] > 0], looks):
         layers(ax, part, "mean", solid(look))
         layers(ax, part, "std", std_look(look))
     ax.set(xlabel="layer (input to output)", ylabel="‖δ out‖ / ‖δ in‖")
-    _logarithmic(ax)
+    _make_logarithmic(ax)
 
 
 def margin_change(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> None:
-    """Draw mean and std over examples of the margin's change, layer 0 of spread.parquet; bars of one std over seeds."""
-    parts = list(_parts(frame, looks))
+    """Draw mean and std over examples of the change of the margin, with error bars of one std over seeds.
+
+    frame: rows of layer 0 of spread.parquet.
+    """
+    parts = list(_by_strength(frame, looks))
     for index, (part, look) in enumerate(parts):
         shift = 0.36 * (index - (len(parts) - 1) / 2) / max(len(parts) - 1, 1)
         for place, kind in enumerate(KINDS):
@@ -182,21 +185,21 @@ def margin_change(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> N
                 ax.errorbar(place + shift, values.mean(), error, elinewidth=1, **one.marked)
     ax.set(ylabel="|Δ margin| (logits)")
     ax.set(xticks=range(len(KINDS)), xticklabels=KINDS.values(), xlim=(-0.5, 1.5))
-    _logarithmic(ax)
+    _make_logarithmic(ax)
 
 
 def solid(look: Look) -> Look:
-    """Give a strength's mean over examples its look."""
+    """Return the look of a strength's mean over examples."""
     return replace(look, dashes="solid", marker="o", filled=True)
 
 
 def std_look(look: Look) -> Look:
-    """Give a strength's std over examples its look."""
+    """Return the look of a strength's std over examples."""
     return replace(look, dashes=(0, (3, 1.5)), marker="s", filled=False)
 
 
 def reference(ax: Axes, ar: float, value: float, label: str) -> Look:
-    """Mark a published accuracy (percent) by a star where dotted lines meet; return its look for the legend."""
+    """Mark a published accuracy (percent) with a star and dotted lines to both axes; return its look for the legend."""
     look = Look(label, "#3d3d3d", (0, (1, 1.5)), "*")
     edge, _ = limits = ax.get_xlim()
     ax.plot([edge, ar, ar], [value, value, ax.get_ylim()[0]], linewidth=1, **look.line)
@@ -205,34 +208,34 @@ def reference(ax: Axes, ar: float, value: float, label: str) -> Look:
     return look
 
 
-def _from_zero(ax: Axes) -> None:
-    """Let the vertical axis begin at 0, with room for markers at its upper end."""
+def _start_at_zero(ax: Axes) -> None:
+    """Start the vertical axis at 0, and leave room for markers at its upper end."""
     ax.set_ylim(0, 1.06 * ax.dataLim.y1)
 
 
-def _logarithmic(ax: Axes) -> None:
-    """Make the vertical axis logarithmic, for std that are far smaller than their means; ticks are plain numbers."""
+def _make_logarithmic(ax: Axes) -> None:
+    """Make the vertical axis logarithmic, because stds are far smaller than their means; ticks are plain numbers."""
     ax.set_yscale("log", nonpositive="clip")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _parts(frame: pd.DataFrame, looks: Mapping[int, Look]) -> Iterator[tuple[pd.DataFrame, Look]]:
-    """Yield the rows of every strength that frame has, with the strength's look."""
+def _by_strength(frame: pd.DataFrame, looks: Mapping[int, Look]) -> Iterator[tuple[pd.DataFrame, Look]]:
+    """Yield the rows of every strength in frame, with the look of the strength."""
     for ar, look in looks.items():
         part = frame[frame["ar"] == ar]
         if not part.empty:
             yield part, look
 
 
-def _band(ax: Axes, x: np.ndarray, curves: np.ndarray, look: Look) -> None:
-    """curves: (seeds, points)."""
+def _draw_band(ax: Axes, x: np.ndarray, curves: np.ndarray, look: Look) -> None:
+    """Draw the mean over seeds of curves (seeds, points) with a band of one std."""
     mean, std = curves.mean(0), _std(curves)
     ax.plot(x, mean, **look.line)
     ax.fill_between(x, mean - std, mean + std, color=look.color, alpha=0.15, linewidth=0)
 
 
 def _std(values: np.ndarray) -> np.ndarray:
-    """Std over the first axis with ddof 1; 0 for one row, where nothing is drawn."""
+    """Return the std over the first axis with ddof 1, or 0 for a single row, which has no error bar."""
     return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])

@@ -1,4 +1,4 @@
-"""The paper's figures, drawn from the tables of a study's runs: a panel per setting, sections as in the paper."""
+"""Draw the paper's figures from the tables of a study's runs, with one panel per setting and the paper's sections."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +36,7 @@ from robreg.tables.study_tables import KEYS, failed_masking_checks, gather
 
 PROBABILITY = np.linspace(0, 1, 11)
 LOSS_BIN = 0.25  # nats
-MIDDLE = {"prob": slice(1, -1), "loss": slice(1, 10)}  # of the bins' edges: 0.1 to 0.9, and 0.25 to 2.25
+MIDDLE = {"prob": slice(1, -1), "loss": slice(1, 10)}  # slices of the bin edges: 0.1 to 0.9, and 0.25 to 2.25 nats
 _DASHED = (0, (4, 2))
 LOSS_GAP = {"loss_gap": Look("loss gap", style.LOSS, "solid", "D")}
 ERROR_GAP = {"acc_gap": Look("error gap", style.ERROR, _DASHED, "^")}
@@ -56,16 +56,16 @@ Looks = Mapping[int, Look]  # by strength
 
 
 def draw(name: str, runs: Sequence[Run], *, compare: Sequence[int], svg: Path, png: Path) -> None:
-    """Draw a figure, bearing the paper's name for it ("fig1"), and write it as SVG and PNG.
+    """Draw a figure and write it as SVG and PNG. The same tables give bit-identical files.
 
-    runs: those that it shows (item.chosen); compare: the two strengths (1/255) at which layers are shown. Equal tables
-    give equal bytes.
+    name: a key of FIGURES, such as "fig1" for the paper's Figure 1; runs: those that the figure shows, as returned by
+    catalogue.select_runs; compare: the two strengths (1/255) at which layers are shown.
     """
     style.save(compose(name, runs, compare), svg, png)
 
 
 def compose(name: str, runs: Sequence[Run], compare: Sequence[int]) -> Figure:
-    """Compose a figure without writing it. Raises KeyError for a name that is not in FIGURES."""
+    """Draw a figure without writing it. Raises KeyError if name is not in FIGURES."""
     with mpl.rc_context(style.THEME):
         figure = FIGURES[name](runs, compare, style.by_strength(strengths(runs)))
         if flagged := [f"{run['dataset']}/{run['variant']}" for run in runs if failed_masking_checks(run)]:
@@ -74,22 +74,22 @@ def compose(name: str, runs: Sequence[Run], compare: Sequence[int]) -> Figure:
 
 
 def fig1(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
-    """(a) Spread of singular values per layer, (b) test margins, (c) standard and adversarial accuracy."""
+    """Draw (a) the spread of singular values per layer, (b) test margins, (c) standard and adversarial accuracy."""
     sections = [
         Section("(a) singular values", lambda ax, members: spectra(ax, members, compare, looks), shared=True),
         Section("(b) margins, test set", lambda ax, members: margins(ax, members, "test", looks)),
-        Section("(c) accuracy", _accuracy, over_strength=True),
+        Section("(c) accuracy", _draw_accuracy, over_strength=True),
     ]
     return grid.arrange(group_by_setting(runs), [sections], [*looks.values(), *ACCURACIES.values()])[0]
 
 
 def fig3(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
-    """(a) Gaps of loss and error, (b) loss and error on train and test, against AR (also Figure 7)."""
-    return grid.arrange(group_by_setting(runs), [_gaps_and_levels(shared=False)])[0]
+    """Draw (a) loss and error gaps, (b) train and test losses and errors, against AR (also Figure 7)."""
+    return grid.arrange(group_by_setting(runs), [_gap_sections(shared=False)])[0]
 
 
 def fig4(runs: Sequence[Run], _compare: Sequence[int], looks: Looks) -> Figure:
-    """Margins on test and train at every strength, a column per setting (also Figure 10)."""
+    """Draw test and training margins at every strength, with one column per setting (also Figure 10)."""
     sections = [
         Section("(a, b) margins, test set", lambda ax, members: margins(ax, members, "test", looks)),
         Section("(c, d) margins, training set", lambda ax, members: margins(ax, members, "train", looks)),
@@ -103,10 +103,10 @@ def fig4(runs: Sequence[Run], _compare: Sequence[int], looks: Looks) -> Figure:
 
 
 def fig5(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
-    """(a) Probability and (b) loss of test examples, middle range inset; (c, d) spread per layer (also Figure 11)."""
+    """Draw histograms of (a) probability and (b) loss on the test set; (c, d) the spread per layer (also Figure 11)."""
     histograms = [
-        Section("(a) estimated probability of the label, test set", _histogram("prob", looks), height=2.5),
-        Section("(b) loss, test set", _histogram("loss", looks), height=2.5),
+        Section("(a) estimated probability of the label, test set", _histogram_drawer("prob", looks), height=2.5),
+        Section("(b) loss, test set", _histogram_drawer("loss", looks), height=2.5),
     ]
     spectra = Section(
         "(c, d) spread of singular values per layer",
@@ -118,37 +118,37 @@ def fig5(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
 
 
 def fig6(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
-    """As Figure 3, by bound on the spectral norm: the complexity falls from the first panel to the last."""
-    settings = sorted(group_by_setting(runs).items(), key=lambda item: (_network(item[1][0]), -_bound(item[1][0])))
+    """Draw Figure 3 for every bound on the spectral norm, so that complexity falls from the first panel to the last."""
+    settings = sorted(group_by_setting(runs).items(), key=lambda item: (_network_key(item[1][0]), -_bound(item[1][0])))
     named = {name if _bound(members[0]) < np.inf else f"{name}, no bound": members for name, members in settings}
-    return grid.arrange(named, [_gaps_and_levels(shared=True)])[0]
+    return grid.arrange(named, [_gap_sections(shared=True)])[0]
 
 
 def fig8(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
-    """Maximal loss variation within eps of a test example, against AR."""
+    """Draw the maximal loss variation within eps of a test example, against AR."""
     radii = style.by_radius(gather(runs, "lossvar", ["eps"])["eps"].unique().tolist())
     section = Section("", lambda ax, members: variation(ax, members, radii), height=2.5, over_strength=True)
     return grid.arrange(group_by_setting(runs), [[section]], list(radii.values()))[0]
 
 
 def fig9(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
-    """(a) Loss gap and (b) error on train and test, against AR."""
+    """Draw (a) the loss gap and (b) train and test errors, against AR."""
     sections = [
-        _metric("(a) loss gap: test \N{MINUS SIGN} train", LOSS_GAP, "loss gap (nats)"),
-        _metric("(b) error on train and test", ERROR, "error (%)"),
+        _metric_section("(a) loss gap: test \N{MINUS SIGN} train", LOSS_GAP, "loss gap (nats)"),
+        _metric_section("(b) error on train and test", ERROR, "error (%)"),
     ]
     return grid.arrange(group_by_setting(runs), [sections])[0]
 
 
 def fig12(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
-    """Accuracy under the evaluation attack against AR, (a) as in the paper, (b) of all test examples; all settings."""
+    """Draw the adversarial accuracy of all settings against AR, (a) conditional as in the paper, (b) unconditional."""
     settings = group_by_setting(runs)
     looks = style.by_setting(list(settings))
     figure = Figure(figsize=(style.WIDTH, 2.9 + 0.1 * len(settings)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for name, members in settings.items():
         for ax, column in ((left, "pgd_acc"), (right, "robust_acc")):
-            metric(ax, _metrics(members), {column: looks[name]}, ylabel="adversarial accuracy (%)")
+            metric(ax, _read_metrics(members), {column: looks[name]}, ylabel="adversarial accuracy (%)")
     for ax, title in ((left, "(a) of those correct when clean"), (right, "(b) of all test examples")):
         ax.set_title(title, loc="left", fontweight="bold")
         ax.set(ylim=(0, 100), xticks=strengths(runs))
@@ -158,7 +158,7 @@ def fig12(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure
 
 
 def spread(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
-    """How strongly layers pass perturbations on, random and PGD: mean and std over examples, and of the margin."""
+    """Draw how strongly layers amplify random and PGD perturbations, and how much the margin changes."""
     settings = {name: at(members, compare) for name, members in group_by_setting(runs).items()}
     figure = Figure(figsize=(style.WIDTH, 2.4 * len(settings) + 0.4), layout="constrained")
     parts = figure.subfigures(len(settings), 1, squeeze=False).ravel()
@@ -196,43 +196,45 @@ FIGURES: dict[str, Callable[[Sequence[Run], Sequence[int], Looks], Figure]] = {
 }
 
 
-def _metrics(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run: KEYS, the numbers of metrics.parquet as floats (null as nan), train_error and test_error."""
+def _read_metrics(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return one row per run: KEYS, the columns of metrics.parquet as floats (NaN for null), and both errors."""
     frame = gather(runs, "metrics")
     numbers = frame.drop(columns=KEYS).astype("float64")
     errors = {f"{split}_error": 100 - numbers[f"{split}_acc"] for split in ("train", "test")}
     return frame[KEYS].join(numbers.assign(**errors))
 
 
-def _metric(heading: str, looks: Mapping[str, Look], ylabel: str) -> Section:
+def _metric_section(heading: str, looks: Mapping[str, Look], ylabel: str) -> Section:
     def fill(ax: Axes, members: Sequence[Run]) -> None:
-        metric(ax, _metrics(members), looks, ylabel=ylabel)
+        metric(ax, _read_metrics(members), looks, ylabel=ylabel)
 
     return Section(heading, fill, list(looks.values()), over_strength=True)
 
 
-def _accuracy(ax: Axes, members: Sequence[Run]) -> None:
-    metric(ax, _metrics(members), ACCURACIES, ylabel="accuracy (%)")
+def _draw_accuracy(ax: Axes, members: Sequence[Run]) -> None:
+    metric(ax, _read_metrics(members), ACCURACIES, ylabel="accuracy (%)")
     ax.set_ylim(0, 100)
 
 
-def _gaps_and_levels(*, shared: bool) -> list[Section]:
-    """Sections (a) gaps and (b) their parts: losses on the left axis, errors on the right one."""
+def _gap_sections(*, shared: bool) -> list[Section]:
+    """Return the sections (a) gaps and (b) their parts, with losses on the left axis and errors on the right one."""
     return [
-        _twins("(a) gap: test \N{MINUS SIGN} train", LOSS_GAP, ERROR_GAP, label=" gap", shared=shared),
-        _twins("(b) train and test", LOSS, ERROR, label="", shared=shared),
+        _twin_section("(a) gap: test \N{MINUS SIGN} train", LOSS_GAP, ERROR_GAP, label=" gap", shared=shared),
+        _twin_section("(b) train and test", LOSS, ERROR, label="", shared=shared),
     ]
 
 
-def _twins(heading: str, left: Mapping[str, Look], right: Mapping[str, Look], *, label: str, shared: bool) -> Section:
+def _twin_section(
+    heading: str, left: Mapping[str, Look], right: Mapping[str, Look], *, label: str, shared: bool
+) -> Section:
     def fill(ax: Axes, members: Sequence[Run]) -> Axes:
-        return twins(ax, _metrics(members), left, right, label)
+        return twins(ax, _read_metrics(members), left, right, label)
 
     return Section(heading, fill, [*left.values(), *right.values()], shared=shared, over_strength=True)
 
 
-def _histogram(column: str, looks: Looks) -> Callable[[Axes, Sequence[Run]], None]:
-    """Fill a panel with a histogram of test examples; its middle range is an inset in its empty part."""
+def _histogram_drawer(column: str, looks: Looks) -> Callable[[Axes, Sequence[Run]], None]:
+    """Return a function that draws a histogram of test examples, and its middle range as an inset in its empty part."""
 
     def fill(ax: Axes, members: Sequence[Run]) -> None:
         frame = gather(members, "margins", ["split", column]).query("split == 'test'")
@@ -255,7 +257,7 @@ def _loss_bins(largest: float) -> np.ndarray:
     return np.arange(0, max(largest, 10 * LOSS_BIN) + LOSS_BIN, LOSS_BIN)
 
 
-def _network(run: Run) -> tuple[str, str, str]:
+def _network_key(run: Run) -> tuple[str, str, str]:
     return run["dataset"], run["arch"], run["space"]
 
 

@@ -1,1 +1,1 @@
-"""What is measured on one trained network; each module fills one of the run's tables."""
+"""Measurements on one trained network, which fill the tables of its run."""

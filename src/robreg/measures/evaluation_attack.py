@@ -1,4 +1,4 @@
-"""The evaluation attack on one network: attacks.parquet."""
+"""Run the evaluation attack on one network and write attacks.parquet."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from robreg.measures.open_run import open_run
 from robreg.tables import parquet, provenance, schemas
 
 
-def record(  # noqa: PLR0913 - a measure is its files and settings
+def record(  # noqa: PLR0913 - one argument per file and setting
     *,
     checkpoint: Path,
     data: Path,
@@ -23,7 +23,7 @@ def record(  # noqa: PLR0913 - a measure is its files and settings
 ) -> None:
     """Write attacks.parquet of one network: the evaluation attack on the test split, then the rows of apgd.parquet.
 
-    margins, apgd: the run's tables of these names.
+    margins, apgd: the run's tables of the same names; attack: the settings of the evaluation attack.
     """
     model, meta, prepared = open_run(checkpoint, data, device)
     images, labels = prepared.split("test")

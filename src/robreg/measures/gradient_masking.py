@@ -1,4 +1,4 @@
-"""Does a network hide its gradients from attacks? Then its adversarial accuracy says little (Athalye et al. 2018)."""
+"""Check whether a network hides its gradients; if so, its adversarial accuracy says little (Athalye et al. 2018)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,22 +18,23 @@ from robreg.networks.classifier import Classifier
 from robreg.networks.frozen import frozen
 from robreg.tables import parquet, provenance, schemas
 
-# What each check admits, in percentage points of accuracy unless said. Hidden gradients miss by tens of points; this
-# leaves room for what attacks differ by on networks that hide nothing.
+# The largest value with which a check passes, in percentage points of accuracy unless stated otherwise. Hidden
+# gradients exceed these limits by tens of points. The limits leave room for the differences between attacks on networks
+# that hide nothing.
 LIMITS = {
-    "large_eps": 5.0,  # percent that are left at the largest radius, where every image can be made gray
-    "larger_eps": 5.0,  # rise from one radius to the next
-    "more_steps": 5.0,  # fall
-    "more_restarts": 10.0,  # fall
-    "one_step": 5.0,  # by how much one step finds more than many do
-    "fgsm_collapse": 20.0,  # fall from one step to many, at the radius of training (Wong et al. 2020)
-    "zero_gradient": 1.0,  # percent of the correct examples whose gradient is exactly 0 in every pixel
-    "other_loss": 10.0,  # fall from APGD with cross entropy to the worst case over it and DLR
+    "large_eps": 5.0,  # percent still correct at the largest radius, where every image can be made grey
+    "larger_eps": 5.0,  # rise of the accuracy from one radius to the next larger one
+    "more_steps": 5.0,  # fall of the accuracy with more steps
+    "more_restarts": 10.0,  # fall of the accuracy with more restarts
+    "one_step": 5.0,  # accuracy after many steps minus accuracy after one step
+    "fgsm_collapse": 20.0,  # fall of the accuracy from one step to many, at the training radius (Wong et al. 2020)
+    "zero_gradient": 1.0,  # percent of the correctly classified images whose gradient is exactly 0 in every pixel
+    "other_loss": 10.0,  # fall of the accuracy from APGD with cross entropy to the worst case over both losses
 }
-REACH = 2.5  # all steps together, in radii (Madry et al. 2018)
+REACH = 2.5  # total length of all steps, in radii (Madry et al. 2018)
 
 
-def record(  # noqa: PLR0913 - a measure is its files and settings
+def record(  # noqa: PLR0913 - one argument per file and setting
     *,
     checkpoint: Path,
     data: Path,
@@ -44,10 +45,10 @@ def record(  # noqa: PLR0913 - a measure is its files and settings
     batch: int,
     device: str,
 ) -> None:
-    """Write masking.parquet of one network: a row per check.
+    """Write masking.parquet of one network, with one row per check.
 
-    margins, apgd: the run's tables of these names; spec: n, of the first how many test examples, and what
-    masking_checks asks for.
+    margins, apgd: the run's tables of the same names; spec: n (the first n test examples are used) and the settings
+    of masking_checks.
     """
     model, meta, prepared = open_run(checkpoint, data, device)
     images, labels = (part[: spec["n"]] for part in prepared.split("test"))
@@ -60,9 +61,10 @@ def record(  # noqa: PLR0913 - a measure is its files and settings
 
 @dataclass(frozen=True)
 class AttackedNetwork:
-    """A network and what it is attacked on.
+    """A network and the images that it is attacked on.
 
-    images: (n, C, H, W) uint8; labels: (n,); correct: (n,) bool, who is classified correctly; spec: see checks.
+    images: (n, C, H, W) uint8; labels: (n,); correct: (n,) bool, which images are classified correctly; spec: the
+    settings of masking_checks; batch: images per forward pass.
     """
 
     model: Classifier
@@ -73,14 +75,15 @@ class AttackedNetwork:
     batch: int
 
     def accuracy(self, eps: float, *, steps: int, restarts: int = 1, space: str | None = None) -> float:
-        """Percent of all images that PGD leaves correct; one step is FGSM's, from the image itself.
+        """Return the percentage of all images that are classified correctly under PGD.
 
-        eps: in 1/255, in pixel or normalised space (spec's, unless said).
+        eps: the radius in 1/255; space: "pixel" or "normalised", by default that of spec. With steps=1 the attack is
+        FGSM, which starts at the image itself.
         """
         size = pixel_radius(eps, space or self.spec["space"], self.model.normalise.std)
         attacks = [partial(self._pgd, eps=size, steps=steps, restart=restart) for restart in range(restarts)]
-        left = survivors(self.model, self.images, self.labels, attacks, correct=self.correct, batch=self.batch)
-        return 100 * int(left.sum()) / len(left)
+        robust = survivors(self.model, self.images, self.labels, attacks, correct=self.correct, batch=self.batch)
+        return 100 * int(robust.sum()) / len(robust)
 
     def _pgd(self, index: Tensor, x: Tensor, y: Tensor, *, eps: Radius, steps: int, restart: int) -> Tensor:
         step, start = eps * min(1.0, REACH / steps), {"seed": self.spec["seed"], "restart": restart}
@@ -88,7 +91,10 @@ class AttackedNetwork:
         return pgd(self.model, x, y, eps=eps, step=step, steps=steps, noise=noise)
 
     def zero_gradients(self) -> float:
-        """Percent of the correct images at which the cross entropy's gradient is 0 in every pixel; 0 of none."""
+        """Return the percentage of correctly classified images whose cross-entropy gradient is 0 in every pixel.
+
+        Returns 0 if no image is classified correctly.
+        """
         device = self.model.normalise.std.device
         zero = 0
         with frozen(self.model):
@@ -99,10 +105,11 @@ class AttackedNetwork:
 
 
 def masking_checks(attacked: AttackedNetwork) -> list[dict[str, Any]]:
-    """Attack a network in ways that agree if its gradients lead anywhere; a row for each.
+    """Attack a network in several ways that agree if its gradients are useful; return one row per check.
 
-    spec: eps, radii in pixel space, growing; steps and more_steps; restarts; strength, the radius of training (0: no
-    attack), and attack_eps, that of evaluation, both in space; seed. Radii are in 1/255.
+    The settings in attacked.spec are: eps, increasing radii in pixel space; steps and more_steps; restarts; strength,
+    the training radius (0 for training without an attack), and attack_eps, the evaluation radius, both in space; seed.
+    All radii are in 1/255.
     """
     spec, accuracy = attacked.spec, attacked.accuracy
     few, many, eps = spec["steps"], spec["more_steps"], spec["attack_eps"]
@@ -124,16 +131,16 @@ def masking_checks(attacked: AttackedNetwork) -> list[dict[str, Any]]:
 
 
 def other_loss(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Hold APGD's losses against each other, from the rows of apgd.parquet; nothing where there is one loss alone."""
+    """Compare APGD's losses, given the rows of apgd.parquet; return an empty list if there is only one loss."""
     by_loss = {row["loss"]: row for row in rows}
-    if "dlr" not in by_loss:  # two classes
+    if "dlr" not in by_loss:  # with two classes, APGD uses only the cross entropy
         return []
     first, worst = by_loss["cross_entropy"], by_loss["worst"]
     return [{**_fall("other_loss", first["eps"], first["acc_robust"], worst["acc_robust"]), "n": first["n"]}]
 
 
 def failed_checks(path: Path) -> list[str]:
-    """Name the checks that a network failed, from its masking.parquet."""
+    """Return the names of the checks that a network failed, read from its masking.parquet."""
     return [row["check"] for row in parquet.read(path, ["check", "passed"]).to_pylist() if not row["passed"]]
 
 
@@ -143,5 +150,5 @@ def _fall(check: str, eps: float, before: float, after: float) -> dict[str, Any]
 
 def _row(check: str, eps: float, before: float | None, after: float | None, value: float) -> dict[str, Any]:
     limit = LIMITS[check]
-    found = {"check": check, "eps": eps, "before": before, "after": after, "value": value, "limit": limit}
-    return {**found, "passed": value <= limit}
+    row = {"check": check, "eps": eps, "before": before, "after": after, "value": value, "limit": limit}
+    return {**row, "passed": value <= limit}

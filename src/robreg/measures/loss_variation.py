@@ -1,4 +1,4 @@
-"""Maximal variation of the loss in an l_inf ball around each example (paper, B.5, Figure 8 and Table 1)."""
+"""Measure the largest variation of the loss in an l_inf ball around each example (paper, B.5, Figure 8 and Table 1)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +17,13 @@ from robreg.networks.frozen import frozen
 from robreg.tables import parquet, provenance, schemas
 
 
-def record(  # noqa: PLR0913 - a measure is its files and settings
+def record(  # noqa: PLR0913 - one argument per file and setting
     *, checkpoint: Path, data: Path, margins: Path, lossvar: Path, attack: Mapping[str, Any], batch: int, device: str
 ) -> None:
-    """Write lossvar.parquet of one network: every test example at each of attack's radii ("eps", a list).
+    """Write lossvar.parquet of one network: every test example at each of the attack's radii.
 
-    margins: its margins.parquet, which has the losses of the clean examples.
+    margins: the run's margins.parquet, which holds the losses of the clean examples; attack: eps, a list of radii in
+    1/255; relative_step, the step in radii; steps, space, seed.
     """
     model, meta, prepared = open_run(checkpoint, data, device)
     images, labels = prepared.split("test")
@@ -46,29 +47,29 @@ def measure(
     batch: int,
     losses: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Measure loss_clean and loss_adv = max over x and PGD's start and iterates of the cross entropy of the label.
+    """Measure the cross entropy of each clean example, and its maximum over x and PGD's start and iterates.
 
-    images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, space, seed; losses: (N,) of the clean
-    examples, if they are known. Returns the two losses and variation = loss_adv - loss_clean >= 0, each (N,), nats, on
-    the CPU.
+    images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, space, seed; losses: (N,), the losses
+    of the clean examples, if they are known. Returns loss_clean, loss_adv (the maximum) and variation = loss_adv -
+    loss_clean >= 0, each (N,), in nats, on the CPU.
     """
-    found = []
+    pairs = []
     device = next(model.parameters()).device
     with frozen(model):
         for index in torch.arange(len(images)).split(batch):
             x, y = to_float(images[index].to(device)), labels[index].to(device)
-            first = _loss(model, x, y) if losses is None else losses[index].to(device)
+            clean = _loss(model, x, y) if losses is None else losses[index].to(device)
             noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"])
-            found.append((first, _highest(model, x, y, spec, noise=noise, first=first)))
-    lowest, highest = (torch.cat(column).cpu() for column in zip(*found, strict=True))
-    return {"loss_clean": lowest, "loss_adv": highest, "variation": highest - lowest}
+            pairs.append((clean, _highest_loss(model, x, y, spec, noise=noise, clean=clean)))
+    clean, highest = (torch.cat(column).cpu() for column in zip(*pairs, strict=True))
+    return {"loss_clean": clean, "loss_adv": highest, "variation": highest - clean}
 
 
-def _highest(
-    model: Classifier, x: Tensor, y: Tensor, spec: Mapping[str, Any], *, noise: Tensor, first: Tensor
+def _highest_loss(
+    model: Classifier, x: Tensor, y: Tensor, spec: Mapping[str, Any], *, noise: Tensor, clean: Tensor
 ) -> Tensor:
     eps, step = (pixel_radius(spec[key], spec["space"], model.normalise.std) for key in ("eps", "step"))
-    highest = first
+    highest = clean
     total = x.new_zeros(())
     for point, loss in pgd_iterates(model, x, y, eps=eps, step=step, steps=spec["steps"], noise=noise, total=total):
         highest = torch.maximum(highest, _loss(model, point, y) if loss is None else loss)

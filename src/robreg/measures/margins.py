@@ -1,4 +1,4 @@
-"""Margins, probabilities and losses of clean examples, from one pass (paper, Definition 3 and section 4.2)."""
+"""Measure margins, probabilities and losses of clean examples in one pass (paper, Definition 3 and section 4.2)."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from robreg.tables import parquet, provenance, schemas
 
 
 def record(*, checkpoint: Path, data: Path, margins: Path, batch: int, device: str) -> None:
-    """Write margins.parquet of one network: every example of both splits of its prepared data."""
+    """Write margins.parquet of one network, with every example of both splits of its prepared data."""
     model, meta, prepared = open_run(checkpoint, data, device)
     columns: dict[str, list[Any]] = {name: [] for name in schemas.SCHEMAS["margins"].names}
     for split in ("train", "test"):
@@ -28,22 +28,23 @@ def record(*, checkpoint: Path, data: Path, margins: Path, batch: int, device: s
 
 
 def read_clean(path: Path, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Read from margins.parquet which test examples are classified correctly, and their losses, so no pass is repeated.
+    """Read from margins.parquet which test examples are classified correctly, and their losses.
 
-    labels: (n,), of the first n. Returns (n,) bool and (n,) float32. Raises ValueError if it is of other examples.
+    This saves another pass over the test split. labels: (n,), of the first n test examples. Returns (n,) bool and
+    (n,) float32. Raises ValueError if the table holds other examples.
     """
-    found = parquet.read(path, ["split", "index", "label", "prediction", "loss"]).to_pandas()
-    found = found[found["split"] == "test"].head(len(labels))
-    if found["index"].tolist() != list(range(len(labels))) or found["label"].tolist() != labels.tolist():
+    table = parquet.read(path, ["split", "index", "label", "prediction", "loss"]).to_pandas()
+    table = table[table["split"] == "test"].head(len(labels))
+    if table["index"].tolist() != list(range(len(labels))) or table["label"].tolist() != labels.tolist():
         raise ValueError(f"{path}: its test examples are not those of the prepared data; delete it and measure again")
-    right = found["prediction"] == found["label"]
-    return torch.from_numpy(right.to_numpy().copy()), torch.from_numpy(found["loss"].to_numpy().copy())
+    correct = table["prediction"] == table["label"]
+    return torch.from_numpy(correct.to_numpy().copy()), torch.from_numpy(table["loss"].to_numpy().copy())
 
 
 def margins(logits: Tensor, y: Tensor) -> Tensor:
     """Return the logit of the label minus the largest other logit (paper, Definition 3).
 
-    logits: (B, classes); y: (B,) int64, the labels. Returns (B,): positive where the prediction is right.
+    logits: (B, classes); y: (B,) int64, the labels. Returns (B,), positive where the prediction is correct.
 
     >>> import robreg, torch
     >>> robreg.margins(torch.tensor([[2.0, 0.5, 1.0]]), torch.tensor([0]))
@@ -58,7 +59,7 @@ def margins(logits: Tensor, y: Tensor) -> Tensor:
 def measure(model: nn.Module, images: Tensor, labels: Tensor, *, batch: int) -> dict[str, Tensor]:
     """Measure every example of a split once, without augmentation, in fp32.
 
-    images: (N, C, H, W) uint8; labels: (N,); the model is in eval mode. Returns prediction, margin, prob (softmax of
+    images: (N, C, H, W) uint8; labels: (N,); model: in eval mode. Returns prediction, margin, prob (softmax of
     the label) and loss (cross entropy, nats), each (N,), on the CPU.
     """
     columns: dict[str, list[Tensor]] = {"prediction": [], "margin": [], "prob": [], "loss": []}

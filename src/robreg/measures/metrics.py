@@ -1,4 +1,4 @@
-"""The numbers of one run, made from its tables (paper, Tables 3 to 6; Definition 7)."""
+"""Compute the metrics of one run from its tables (paper, Tables 3 to 6; Definition 7)."""
 
 import math
 from pathlib import Path
@@ -21,12 +21,12 @@ def record(*, margins: Path, attacks: Path, svstd: Path, metrics: Path) -> None:
 
 
 def compute_metrics(margins: pd.DataFrame, attacks: pd.DataFrame, svstd: pd.DataFrame) -> dict[str, float | None]:
-    """Make one row: accuracies in percent, losses in nats, gaps as the paper prints them, spectral complexity.
+    """Compute accuracies in percent, losses in nats, gaps with the paper's signs, and the spectral complexity.
 
-    margins, attacks, svstd: the run's tables; attacks has one row of PGD, the evaluation attack, on the test split.
-    acc_gap = train - test accuracy, loss_gap = test - train loss. spectral_complexity is the product of all layers'
-    largest singular values: None where it leaves the range of a float; its log10 is always given, and is -inf-free
-    because a layer of norm 0 is an error.
+    margins, attacks, svstd: the run's tables; attacks has exactly one row of PGD, the evaluation attack, on the test
+    split. acc_gap = train - test accuracy; loss_gap = test - train loss. spectral_complexity is the product of the
+    largest singular values of all layers, or None if it is outside the range of a float; its log10 is always finite.
+    Raises ValueError if a layer has no positive spectral norm.
     """
     clean = margins.assign(acc=100.0 * (margins["prediction"] == margins["label"]), loss=margins["loss"].astype(float))
     means = clean.groupby("split")[["acc", "loss"]].mean()
@@ -50,7 +50,7 @@ def _spectral_complexity(svstd: pd.DataFrame) -> dict[str, float | None]:
         dead = svstd.loc[~(svstd["max"] > 0), "name"].tolist()
         raise ValueError(f"layers {dead} have no positive spectral norm, so the network is constant: train it again")
     log10 = float(sum(math.log10(value) for value in svstd["max"]))
-    fits = abs(log10) < 308  # a float's decimal exponent
+    fits = abs(log10) < 308  # largest decimal exponent of a float
     return {"spectral_complexity": 10.0**log10 if fits else None, "log10_spectral_complexity": log10}
 
 

@@ -1,4 +1,4 @@
-"""What every measure begins with: a trained network on its device, and the data that it was trained on."""
+"""Load what every measure needs first: a trained network on its device, and the data that it was trained on."""
 
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,16 @@ from robreg.networks.device import choose_device
 
 
 def open_run(checkpoint: Path, data: Path, device: str) -> tuple[Classifier, dict[str, Any], Dataset]:
-    """Open a trained network on its device, its meta data, and the data set that it was trained on.
+    """Load a trained network onto its device, with its metadata and the data set that it was trained on.
 
-    data: meta.json of the prepared data; device: see choose_device.
+    data: path of the prepared data's meta.json; device: see choose_device.
     Raises ValueError if the prepared data are not those that the checkpoint was trained on.
     """
     model, meta = load_network(checkpoint)
     prepared = load_dataset(data.parent)
     if prepared.sha256 != meta["data_sha256"]:
         raise ValueError(
-            f"{checkpoint} was trained on other data than {data.parent} now holds: delete it to train again"
+            f"{checkpoint} was not trained on the data that {data.parent} now holds; "
+            "delete the checkpoint to train again"
         )
     return model.to(choose_device(device, meta["threads"])), meta, prepared

@@ -1,4 +1,4 @@
-"""How evenly layers pass perturbations on: the mechanism that the paper infers from singular values, measured."""
+"""Measure how evenly layers pass perturbations on, the mechanism that the paper infers from singular values."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -25,16 +25,21 @@ log = logging.getLogger(__name__)
 
 
 def record(*, checkpoint: Path, data: Path, spread: Path, spec: Mapping[str, Any], batch: int, device: str) -> None:
-    """Write spread.parquet of one network: layers and margin under both perturbations of its first test examples."""
+    """Write spread.parquet of one network: its layers and its margin under both perturbations.
+
+    spec: n (the first n test examples are used) and the settings of measure.
+    """
     model, meta, prepared = open_run(checkpoint, data, device)
     images, labels = (part[: spec["n"]] for part in prepared.split("test"))
     names = [layer.name for layer in list_layers(model, tuple(meta["shape"]))]
     columns: dict[str, list[Any]] = {name: [] for name in schemas.SCHEMAS["spread"].names}
-    for perturbation, found in measure(model, images, labels, spec, batch=batch).items():
+    for perturbation, measured in measure(model, images, labels, spec, batch=batch).items():
         for number, name in enumerate(["margin", *names]):
-            values = found[name]
+            values = measured[name]
             if not len(values):
-                log.warning("no %s perturbation reaches layer %s: it has no row", perturbation, name)
+                log.warning(
+                    "no %s perturbation reaches layer %s, so spread.parquet has no row for it", perturbation, name
+                )
                 continue
             row = {"layer": number, "name": name, "perturbation": perturbation, "eps": spec["eps"], "n": len(values)}
             row |= {"mean": float(values.mean()), "std": float(values.std(correction=0))}
@@ -46,31 +51,32 @@ def record(*, checkpoint: Path, data: Path, spread: Path, spec: Mapping[str, Any
 def measure(
     model: Classifier, images: Tensor, labels: Tensor, spec: Mapping[str, Any], *, batch: int
 ) -> dict[str, dict[str, Tensor]]:
-    """Measure ||output' - output|| / ||input' - input|| of every layer and |margin' - margin|, example by example.
+    """Measure ||output' - output|| / ||input' - input|| of every layer and |margin' - margin|, for each example.
 
-    images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, seed, space. Of the two perturbations
-    "random" is uniform in the l_inf ball, cut to [0, 1], and "pgd" ascends the loss from there. fp32, norms in float64;
-    a bias cancels. Returns, per perturbation, "margin" (N,), in logits, and by layer the ratios of those examples
-    whose perturbation reaches the layer, float64 on the CPU; no activation is kept.
+    images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, seed, space. There are two
+    perturbations: "random" is uniform in the l_inf ball, clipped to [0, 1], and "pgd" ascends the loss from there. The
+    network runs in fp32 and norms are in float64; biases cancel. Returns for each perturbation "margin" (N,), in
+    logits, and for each layer the ratios of those examples whose perturbation reaches the layer, all float64 on the
+    CPU. No activations are kept.
     """
     device = next(model.parameters()).device
-    found: dict[str, Ratios] = {perturbation: {"margin": []} for perturbation in PERTURBATIONS}
+    ratios: dict[str, Ratios] = {perturbation: {"margin": []} for perturbation in PERTURBATIONS}
     for begin in range(0, len(images), batch):
         index = torch.arange(begin, min(begin + batch, len(images)))
         x, y = to_float(images[index].to(device)), labels[index].to(device)
         noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"])
         for perturbation, moved in perturbed(model, x, y, spec, noise).items():
-            with frozen(model), _watched(model, found[perturbation]), torch.no_grad():
+            with frozen(model), _collect_ratios(model, ratios[perturbation]), torch.no_grad():
                 clean, other = (margins(logits, y) for logits in model(torch.cat([x, moved])).chunk(2))
-            found[perturbation]["margin"].append((other.double() - clean.double()).abs().cpu())
+            ratios[perturbation]["margin"].append((other.double() - clean.double()).abs().cpu())
     return {
-        perturbation: {name: torch.cat(parts) for name, parts in ratios.items()}
-        for perturbation, ratios in found.items()
+        perturbation: {name: torch.cat(parts) for name, parts in by_name.items()}
+        for perturbation, by_name in ratios.items()
     }
 
 
 def perturbed(model: Classifier, x: Tensor, y: Tensor, spec: Mapping[str, Any], noise: Tensor) -> dict[str, Tensor]:
-    """Return x (B, C, H, W), moved by noise in [-1, 1] times eps, and what PGD makes of that start."""
+    """Return x (B, C, H, W) under both perturbations: moved by eps times noise in [-1, 1], and by PGD from there."""
     eps, step = (pixel_radius(spec[key], spec["space"], model.normalise.std) for key in ("eps", "step"))
     random = (x + eps * noise.to(x)).clamp(0, 1)
     return {
@@ -80,16 +86,16 @@ def perturbed(model: Classifier, x: Tensor, y: Tensor, spec: Mapping[str, Any], 
 
 
 @contextmanager
-def _watched(model: nn.Module, ratios: Ratios) -> Iterator[None]:
-    """Collect every layer's ratios while a batch (clean, perturbed) passes."""
+def _collect_ratios(model: nn.Module, ratios: Ratios) -> Iterator[None]:
+    """Add every layer's ratios to `ratios` while the model runs on a batch whose halves are clean and perturbed."""
 
-    def note(name: str, x: Tensor, y: Tensor) -> None:
-        moved, came = _change(x), _change(y)
-        reached = moved > 0
-        ratios.setdefault(name, []).append((came[reached] / moved[reached]).cpu())
+    def append_ratios(name: str, x: Tensor, y: Tensor) -> None:
+        before, after = _norm_of_change(x), _norm_of_change(y)
+        reached = before > 0
+        ratios.setdefault(name, []).append((after[reached] / before[reached]).cpu())
 
     hooks = [
-        module.register_forward_hook(lambda module, args, output, name=name: note(name, args[0], output))
+        module.register_forward_hook(lambda module, args, output, name=name: append_ratios(name, args[0], output))
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
@@ -100,7 +106,7 @@ def _watched(model: nn.Module, ratios: Ratios) -> Iterator[None]:
             hook.remove()
 
 
-def _change(x: Tensor) -> Tensor:
-    """Return the norm (B,) of the difference between the two halves of x (2 B, ...)."""
+def _norm_of_change(x: Tensor) -> Tensor:
+    """Return the norm, (B,), of the difference between the two halves of x (2 B, ...)."""
     clean, other = x.flatten(1).chunk(2)
     return torch.linalg.vector_norm(other - clean, dim=1, dtype=torch.float64)

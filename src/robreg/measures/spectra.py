@@ -1,4 +1,4 @@
-"""The singular values of every layer of one network: sv.parquet, svstd.parquet and padding.parquet."""
+"""Write the singular values of every layer of one network: sv.parquet, svstd.parquet and padding.parquet."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +15,9 @@ from robreg.tables import parquet, provenance, schemas
 def record(*, checkpoint: Path, sv: Path, svstd: Path, padding: Path, dense: int, device: str) -> None:
     """Write sv.parquet, svstd.parquet and padding.parquet of one network.
 
-    sv: every distinct singular value; svstd: one row per layer; padding: beside them the operators as they are padded,
-    exact up to dense rows or columns (see robreg.padding).
+    sv: every distinct singular value; svstd: one row per layer; padding: the same layers' operators with
+    zero padding, compared with the circular ones; dense: the largest number of rows or columns up to which these are
+    computed exactly (see robreg.spectra.zero_padding).
     """
     model, meta = load_network(checkpoint)
     model.to(choose_device(device, meta["threads"]))
@@ -29,11 +30,11 @@ def record(*, checkpoint: Path, sv: Path, svstd: Path, padding: Path, dense: int
         values = {"sigma": sigma.tolist(), "multiplicity": multiplicity.tolist()}
         rows: dict[str, dict[str, list[Any]]] = {
             "sv": {"layer": [number] * len(sigma), "name": [layer.name] * len(sigma), **values},
-            "svstd": {"layer": [number], **_listed({**layer.facts(), **circular})},
+            "svstd": {"layer": [number], **_as_columns({**layer.facts(), **circular})},
             "padding": {
                 "layer": [number],
                 "name": [layer.name],
-                **_listed(compare_with_circular(layer, circular, dense=dense)),
+                **_as_columns(compare_with_circular(layer, circular, dense=dense)),
             },
         }
         for kind, names in columns.items():
@@ -43,5 +44,5 @@ def record(*, checkpoint: Path, sv: Path, svstd: Path, padding: Path, dense: int
         parquet.write(path, kind, columns[kind], provenance.run_metadata(meta))
 
 
-def _listed(row: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _as_columns(row: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {key: [value] for key, value in row.items()}

@@ -1,4 +1,4 @@
-"""APGD on one network: apgd.parquet."""
+"""Run APGD on one network and write apgd.parquet."""
 
 import logging
 from collections.abc import Mapping
@@ -13,19 +13,19 @@ from robreg.tables import parquet, provenance, schemas
 log = logging.getLogger(__name__)
 
 
-def record(  # noqa: PLR0913 - a measure is its files and settings
+def record(  # noqa: PLR0913 - one argument per file and setting
     *, checkpoint: Path, data: Path, margins: Path, apgd: Path, attack: Mapping[str, Any], batch: int, device: str
 ) -> None:
-    """Write apgd.parquet of one network: a row per loss and their worst case, on the first n test examples.
+    """Write apgd.parquet of one network: one row per loss and one for their worst case, on the first n test examples.
 
-    margins: its margins.parquet; attack: n, and what evaluate asks for. With two classes the cross entropy is the only
-    loss, as dlr needs three.
+    margins: the run's margins.parquet; attack: n, and the settings of evaluate. With two classes the cross entropy is
+    the only loss, because dlr needs three classes.
     """
     model, meta, prepared = open_run(checkpoint, data, device)
     images, labels = (part[: attack["n"]] for part in prepared.split("test"))
     losses = list(LOSSES) if prepared.classes > 2 else ["cross_entropy"]
     if "dlr" not in losses:
-        log.info("dlr needs 3 classes and there are %d: worst is cross entropy alone", prepared.classes)
+        log.info("dlr needs 3 classes and there are %d, so the worst case is over cross entropy only", prepared.classes)
     correct, _ = read_clean(margins, labels)
     rows = evaluate(model, images, labels, attack, losses=losses, batch=batch, correct=correct)
     columns = {name: [row[name] for row in rows] for name in schemas.SCHEMAS["apgd"].names}

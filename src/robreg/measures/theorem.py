@@ -1,16 +1,16 @@
-"""The quantities of Theorem 3.1 for a trained network, and Lemma 3.1 checked on it (paper, section 3, appendix C).
+"""Compute the quantities of Theorem 3.1 for a trained network and check Lemma 3.1 (paper, section 3, appendix C).
 
-Directions. v_min_upper is an upper estimate: an attack finds some point behind the boundary, rarely the nearest, and it
-starts at training examples only, not everywhere in the balls that hold them. So u_min is an upper estimate, and the
-first term of the bound, max{0, 1 - u_min/gamma}, a lower one. The second term is exact, given constants that nobody can
-measure. Its printed form is used; the proof itself ends with max{0, 2 (1 - u_min/gamma)} and, in the second term, with
-2^(k+1) / gamma^k in the place of 2 / eps^k. A convolution's singular values are the circular operator's, while the
-networks pad with zeros.
+Which side the estimates are on. v_min_upper is an upper estimate: an attack finds some point behind the boundary,
+rarely the nearest one, and it starts only at training examples, not everywhere in the balls that contain them.
+Therefore u_min is an upper estimate, and the first term of the bound, max{0, 1 - u_min/gamma}, is a lower one. The
+second term is exact, given constants that nobody can measure. The bound is used as printed; the proof itself ends with
+max{0, 2 (1 - u_min/gamma)} and, in the second term, with 2^(k+1) / gamma^k instead of 2 / eps^k. The singular values of
+a convolution are those of the circular operator, whereas the networks pad with zeros.
 
 None of this is a guarantee: eq. (5) is for plain ReLU nets without biases (eq. 2; residual nets have another form), and
-even there its step (14) needs the units that matter to be on. Counterexample, with all its assumptions: W_1 =
-diag(1, 1, -1), w_y - w_yhat = (1, -1, 1), x = (0.9, 0.4, 1) has the margin 0.5 and the distance 0.35 from the boundary,
-x_1 = x_2, so that "u_min" is 0.61.
+even for these nets its step (14) requires that the units that matter are on. This counterexample meets all its
+assumptions: for W_1 = diag(1, 1, -1) and w_y - w_yhat = (1, -1, 1), the input x = (0.9, 0.4, 1) has the margin 0.5 and
+the distance 0.35 from the boundary, x_1 = x_2, so that "u_min" is 0.61.
 """
 
 import logging
@@ -29,23 +29,24 @@ from robreg.networks.classifier import Classifier
 from robreg.networks.frozen import frozen
 from robreg.tables import parquet, provenance, schemas
 
-_BATCH = 50  # images attacked together
-_DEEPFOOL = 10  # steps, at most
-_HALVINGS = 24  # of the way between an image and its adversarial example
+_BATCH = 50  # images per batch of the attacks
+_DEEPFOOL_STEPS = 10  # largest number of DeepFool steps
+_BISECTIONS = 24  # times that the line from an image to its adversarial example is halved
 
 log = logging.getLogger(__name__)
 
 
-def record(  # noqa: PLR0913 - a measure is its files and settings
+def record(  # noqa: PLR0913 - one argument per file and setting
     *, checkpoint: Path, data: Path, svstd: Path, margins: Path, theory: Path, spec: Mapping[str, Any], device: str
 ) -> None:
-    """Write theory.parquet of one network, one row.
+    """Write theory.parquet of one network, with one row.
 
-    svstd, margins: the run's tables of these names; spec: n, steps, gamma, eta, c_x, k, eps (1/255), pairs, pieces,
-    seed. What cannot be had is null, and the log says why.
+    svstd, margins: the run's tables of the same names; spec: n, steps, gamma, eta, c_x, k, eps (1/255), pairs, pieces,
+    seed. A quantity that cannot be computed is null, and the log says why.
     """
     model, meta, prepared = open_run(checkpoint, data, device)
-    chosen = _draw(len(prepared.train_labels), spec["n"], spec["seed"])  # at random: a set may be sorted by class
+    # Random examples, because the data may be sorted by class.
+    chosen = _draw_indices(len(prepared.train_labels), spec["n"], spec["seed"])
     images, labels = (part[chosen] for part in prepared.split("train"))
     v_min, n = smallest_distance(model, images, labels, steps=spec["steps"])
     layers = parquet.read(svstd).to_pylist()
@@ -57,15 +58,15 @@ def record(  # noqa: PLR0913 - a measure is its files and settings
         **constants,
         **first_term(model, layers, v_min, gamma=spec["gamma"]),
         "log10_second_term": log10_second_term({**constants, "eps": spec["eps"] / 255}, m),
-        **_risks(margins, spec["gamma"]),
-        **_lemma(model, prepared, spec),
+        **_ramp_risks(margins, spec["gamma"]),
+        **_check_lemma(model, prepared, spec),
     }
     columns = {name: [row[name]] for name in schemas.SCHEMAS["theory"].names}
     parquet.write(theory, "theory", columns, provenance.run_metadata(meta, theory=dict(spec)))
 
 
 def ramp(r: Tensor, gamma: float) -> Tensor:
-    """Return the ramp loss (Definition 4): 0 below -gamma, 1 above 0, linear between. It is applied to -margin."""
+    """Return the ramp loss (Definition 4): 0 below -gamma, 1 above 0, linear in between. It is applied to -margin."""
     return (1 + r / gamma).clamp(0, 1)
 
 
@@ -77,7 +78,7 @@ def ramp_risk(margins: Tensor, gamma: float) -> float:
 def log10_second_term(constants: Mapping[str, float], m: int) -> float:
     """Return log10 of sqrt(2 log(2) C_X^k / (eps^k m) + 2 log(1/eta) / m), eq. (4).
 
-    constants: c_x, k, eta, and eps in the units of c_x; m: size of the training set.
+    constants: c_x, k, eta, and eps in the units of c_x; m: the size of the training set.
     """
     covering = math.log10(2 * math.log(2)) + constants["k"] * math.log10(constants["c_x"] / constants["eps"])
     confidence = math.log10(2 * math.log(1 / constants["eta"]))
@@ -88,16 +89,17 @@ def log10_second_term(constants: Mapping[str, float], m: int) -> float:
 def first_term(
     model: Classifier, layers: Sequence[Mapping[str, Any]], v_min: float | None, *, gamma: float
 ) -> dict[str, Any]:
-    """Return what max{0, 1 - u_min/gamma} is made of, eq. (4) and (5).
+    """Compute the first term of the bound, max{0, 1 - u_min/gamma}, and what it is made of, eq. (4) and (5).
 
-    layers: the rows of svstd.parquet; v_min: smallest distance to the boundary in pixels of [0, 1], None if unknown.
-    The product of sigma_min runs over all layers before the last, linear one, and the normalisation, whose smallest
-    singular value is 1 / max std, for distances are those of pixels. Its log10 is None if one of them is 0.
+    layers: the rows of svstd.parquet; v_min: the smallest distance to the boundary for pixels in [0, 1], None if
+    unknown. The product of sigma_min runs over all layers before the last one, which is linear, and over the
+    normalisation, because distances are between pixels; its smallest singular value is 1 / max std. The product's log10
+    is None if a factor is 0.
     """
     inner, zero = layers[:-1], 0
     logs = [-math.log10(float(model.normalise.std.max()))]
     for layer in inner:
-        if layer["min"] <= _rounding(layer):
+        if layer["min"] <= _zero_threshold(layer):
             zero += 1
         else:
             logs.append(math.log10(layer["min"]))
@@ -110,62 +112,66 @@ def first_term(
         "w_min": w_min,
         "v_min_upper": v_min,
         "log10_u_min_upper": u_min,
-        "first_term_lower": _first_term(u_min, gamma, known=zero > 0 or 0 in (w_min, v_min)),
+        "first_term_lower": _evaluate_first_term(u_min, gamma, is_zero=zero > 0 or 0 in (w_min, v_min)),
     }
 
 
 def smallest_distance(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int) -> tuple[float | None, int]:
     """Estimate, from above, the smallest L2 distance from an image to the decision boundary (Definition 6).
 
-    images: (N, C, H, W) uint8; labels: (N,); those that are classified correctly are attacked with foolbox's DDN and
-    DeepFool (its FMN, in version 3.3.4, never projects), and the way to each adversarial example is halved to the
-    boundary. Returns the smallest distance in pixels of [0, 1], None if there is none, and the number of images that it
-    is the smallest of. Raises ImportError.
+    images: (N, C, H, W) uint8; labels: (N,). Images that are classified correctly are attacked with DDN and DeepFool of
+    foolbox (its FMN, in version 3.3.4, never projects). The boundary is then located by bisection between each image
+    and its adversarial example. Returns the smallest distance for pixels in [0, 1], or None if no adversarial example
+    is found, and the number of images with an adversarial example.
+    Raises ImportError if foolbox is not installed.
     """
     parameter = next(model.parameters())
-    found = [torch.zeros(0)]
+    parts = [torch.zeros(0)]
     with frozen(model):
         for begin in range(0, len(images), _BATCH):
             x = to_float(images[begin : begin + _BATCH].to(parameter.device))
             y = labels[begin : begin + _BATCH].to(parameter.device)
             correct = _predict(model, x) == y
             if correct.any():
-                found.append(_distances(model, x[correct], y[correct], steps=steps))
-    distances = torch.cat(found)
+                parts.append(_boundary_distances(model, x[correct], y[correct], steps=steps))
+    distances = torch.cat(parts)
     if not len(distances):
-        log.warning("v_min: of %d training images, none is correct and has an adversarial one", len(images))
+        log.warning("v_min is null: none of %d training images is correct and has an adversarial example", len(images))
         return None, 0
     return float(distances.min()), len(distances)
 
 
-def _distances(model: nn.Module, x: Tensor, y: Tensor, *, steps: int) -> Tensor:
+def _boundary_distances(model: nn.Module, x: Tensor, y: Tensor, *, steps: int) -> Tensor:
     """Return the distances to the nearest adversarial examples that were found, (n,) with n <= B, on the CPU.
 
-    DDN is the better attack far from the boundary, DeepFool, which reaches it in a few steps, next to it.
+    DDN is the better attack far from the boundary; DeepFool, which reaches it in a few steps, is better close to it.
     """
-    try:  # an extra, which only this needs
+    try:  # an optional dependency that only this function needs
         from foolbox.attacks.ddn import DDNAttack  # noqa: PLC0415
         from foolbox.attacks.deepfool import L2DeepFoolAttack  # noqa: PLC0415
         from foolbox.criteria import Misclassification  # noqa: PLC0415
         from foolbox.models.pytorch import PyTorchModel  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError("v_min needs foolbox: pip install robreg[theory]") from error
+        raise ImportError("v_min needs foolbox; install it with pip install robreg[theory]") from error
     wrapped = PyTorchModel(model, bounds=(0, 1), device=x.device)
     shortest = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-    for attack in (DDNAttack(steps=steps), L2DeepFoolAttack(steps=min(steps, _DEEPFOOL))):
-        way = attack.run(wrapped, x, Misclassification(y)).detach() - x
-        share = _nearest(model, x, y, way)
-        behind = _predict(model, x + way) != y
-        shortest = torch.where(behind, shortest.fmin(way.double().flatten(1).norm(dim=1) * share), shortest)
+    for attack in (DDNAttack(steps=steps), L2DeepFoolAttack(steps=min(steps, _DEEPFOOL_STEPS))):
+        change = attack.run(wrapped, x, Misclassification(y)).detach() - x
+        share = _bisect(model, x, y, change)
+        succeeded = _predict(model, x + change) != y
+        shortest = torch.where(succeeded, shortest.fmin(change.double().flatten(1).norm(dim=1) * share), shortest)
     return shortest[shortest.isfinite()].cpu()
 
 
-def _nearest(model: nn.Module, x: Tensor, y: Tensor, way: Tensor) -> Tensor:
-    """Halve the way from x to x + way, if that is misclassified; return the share of it that still is, (B,) float64."""
+def _bisect(model: nn.Module, x: Tensor, y: Tensor, change: Tensor) -> Tensor:
+    """Bisect the line from x to x + change; return the share of change just behind the boundary, (B,) float64.
+
+    x + change must be misclassified; where it is not, the share has no meaning.
+    """
     near, far = x.new_zeros(len(x), dtype=torch.float64), x.new_ones(len(x), dtype=torch.float64)
-    for _ in range(_HALVINGS):
+    for _ in range(_BISECTIONS):
         middle = (near + far) / 2
-        wrong = _predict(model, x + middle.view(-1, *[1] * (x.ndim - 1)).to(x.dtype) * way) != y
+        wrong = _predict(model, x + middle.view(-1, *[1] * (x.ndim - 1)).to(x.dtype) * change) != y
         near, far = torch.where(wrong, near, middle), torch.where(wrong, middle, far)
     return far
 
@@ -175,41 +181,46 @@ def _predict(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).argmax(1)
 
 
-def _rounding(layer: Mapping[str, Any]) -> float:
-    """Return up to where a singular value is 0 but for rounding, as for a matrix's rank."""
+def _zero_threshold(layer: Mapping[str, Any]) -> float:
+    """Return the value up to which a singular value counts as 0, given rounding errors, as for a matrix's rank."""
     size = max(layer["c_out"], layer["c_in"] * layer["kernel"] ** 2)
     return float(layer["max"] * size * torch.finfo(torch.float64).eps)
 
 
 def _smallest_row_distance(model: nn.Module, last: Mapping[str, Any]) -> float | None:
-    """Return the smallest ||w_y - w_yhat||_2 of the last layer's rows; None, with a message, if it is not linear."""
+    """Return the smallest ||w_y - w_yhat||_2 between rows of the last layer; warn and return None if there is none."""
     if last["kind"] != "linear" or last["c_out"] < 2:
-        log.warning("w_min: the last layer, %s, is a %s layer, not a linear one", last["name"], last["kind"])
+        log.warning(
+            "w_min is null: the last layer, %s, must be linear with at least 2 outputs, but it is a %s layer with %d",
+            last["name"],
+            last["kind"],
+            last["c_out"],
+        )
         return None
     weight = model.get_parameter(f"{last['name']}.weight").detach().double().cpu()
-    return float(torch.pdist(weight).min())  # pdist: exact, without the squares' cancellation
+    return float(torch.pdist(weight).min())  # pdist subtracts before squaring, so nothing cancels
 
 
 def _log10_product(log10_product: float | None, *factors: float | None) -> float | None:
-    """Return log10 of a product; None if a factor is unknown or 0."""
+    """Return log10 of a product, or None if a factor is unknown or 0."""
     if log10_product is None or not all(factors):
         return None
     return log10_product + sum(math.log10(factor) for factor in factors if factor)
 
 
-def _first_term(log10_u_min: float | None, gamma: float, *, known: bool) -> float | None:
-    """Return max{0, 1 - u_min/gamma}; without u_min 1, if it is known to be 0, or None."""
+def _evaluate_first_term(log10_u_min: float | None, gamma: float, *, is_zero: bool) -> float | None:
+    """Return max{0, 1 - u_min/gamma}; if log10_u_min is None, return 1 if u_min is known to be 0, else None."""
     if log10_u_min is None:
-        return 1.0 if known else None
+        return 1.0 if is_zero else None
     return 1 - 10 ** min(0.0, log10_u_min - math.log10(gamma))
 
 
-def _draw(n: int, count: int, seed: int) -> Tensor:
-    """Draw count of n places (all if there are fewer) without replacement, in random order."""
+def _draw_indices(n: int, count: int, seed: int) -> Tensor:
+    """Draw count of n indices (all if there are fewer) without replacement, in random order."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count]
 
 
-def _risks(margins: Path, gamma: float) -> dict[str, float]:
+def _ramp_risks(margins: Path, gamma: float) -> dict[str, float]:
     columns = parquet.read(margins, ["split", "margin"]).to_pydict()
     split, margin = columns["split"], torch.tensor(columns["margin"])
     train, test = (
@@ -218,22 +229,24 @@ def _risks(margins: Path, gamma: float) -> dict[str, float]:
     return {"ramp_risk_train": train, "ramp_risk_test": test, "ramp_gap": test - train}
 
 
-def _lemma(model: Classifier, prepared: Dataset, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Check Lemma 3.1 between random pairs of test images; the worst of the pairs that could be checked."""
+def _check_lemma(model: Classifier, prepared: Dataset, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Check Lemma 3.1 between random pairs of test images; return the worst values over the pairs that were checked."""
     images = prepared.split("test")[0]
-    pairs = _draw(len(images), 2 * min(spec["pairs"], len(images) // 2), spec["seed"]).view(-1, 2)
+    pairs = _draw_indices(len(images), 2 * min(spec["pairs"], len(images) // 2), spec["seed"]).view(-1, 2)
     x = to_float(images[pairs.flatten()].to(model.normalise.mean.device)).unflatten(0, (-1, 2))
     try:
         checked = [lemma.verify(model, *pair, pieces=spec["pieces"]) for pair in x]
     except lemma.NotPiecewiseLinear as error:
         log.warning("Lemma 3.1 was not checked: %s", error)
         checked = []
-    found = [each for each in checked if each is not None]
-    log.info("Lemma 3.1: %d of %d pairs checked, each up to %d pieces", len(found), len(pairs), spec["pieces"])
+    results = [each for each in checked if each is not None]
+    log.info(
+        "Lemma 3.1 was checked on %d of %d pairs, with up to %d pieces each", len(results), len(pairs), spec["pieces"]
+    )
     return {
-        "lemma_pairs": len(found),
-        "lemma_pieces": max((int(each["count"]) for each in found), default=0),
-        "lemma_share": min((each["share"] for each in found), default=None),
-        "lemma_residual": max((each["residual"] for each in found), default=None),
-        "lemma_slack": max((each["slack"] for each in found), default=None),
+        "lemma_pairs": len(results),
+        "lemma_pieces": max((int(each["count"]) for each in results), default=0),
+        "lemma_share": min((each["share"] for each in results), default=None),
+        "lemma_residual": max((each["residual"] for each in results), default=None),
+        "lemma_slack": max((each["slack"] for each in results), default=None),
     }

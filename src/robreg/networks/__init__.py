@@ -1,1 +1,1 @@
-"""The architectures, the normalising first layer, and the checkpoint that a network is kept in."""
+"""Network architectures, the normalising first layer, and checkpoints of trained networks."""

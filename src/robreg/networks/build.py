@@ -10,7 +10,7 @@ from robreg.networks.user_defined import build_user_network
 from robreg.networks.wide_resnet import wide_resnet50
 
 
-def build_network(  # noqa: PLR0913 - what a checkpoint must say to be rebuilt
+def build_network(  # noqa: PLR0913 - all that is needed to rebuild a network from its checkpoint
     arch: str,
     *,
     width: int,
@@ -20,9 +20,11 @@ def build_network(  # noqa: PLR0913 - what a checkpoint must say to be rebuilt
     std: Sequence[float],
     factory: Mapping[str, Any] | None = None,
 ) -> Classifier:
-    """Build Normalise + network from an architecture's name ("resnet56") for images of shape (C, H, W) in [0, 1].
+    """Build a Normalise layer and a network from an architecture's name, such as "resnet56".
 
-    factory: of a user's architecture (see own), None for one of the package's. Raises ValueError for an unknown name.
+    shape: (C, H, W) of the images, whose pixels are in [0, 1]; mean, std: one value per channel; factory: for a
+    user-defined architecture, what build_user_network needs, or None for one of the package's architectures.
+    Raises ValueError if the name is unknown.
     """
     depth = re.fullmatch(r"resnet(\d+)", arch)
     if factory is not None:
@@ -33,6 +35,6 @@ def build_network(  # noqa: PLR0913 - what a checkpoint must say to be rebuilt
         network = FixupResNet(int(depth[1]), shape[0], classes, width)
     else:
         raise ValueError(
-            f"architecture {arch!r} is unknown: use resnet8, resnet56, resnet110, wrn50, or one of your own"
+            f"architecture {arch!r} is unknown: use resnet8, resnet56, resnet110, wrn50, or a user-defined architecture"
         )
     return Classifier(Normalise(mean, std), network)

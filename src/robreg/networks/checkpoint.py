@@ -1,4 +1,7 @@
-"""Checkpoints and training states: written whole or not at all, and read as they were written or not at all."""
+"""Read and write checkpoints and training states.
+
+A file is written completely or not at all, and a file that changed since it was written is not read.
+"""
 
 import errno
 import zipfile
@@ -16,37 +19,41 @@ from robreg.tables.files import atomic_write
 
 
 def save_file(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values to a file that torch.load reads; raises OSError, naming it, if that fails."""
+    """Write tensors and plain values to a file that torch.load reads.
+
+    Raises OSError, naming the file, if it cannot be written.
+    """
     with atomic_write(path) as temporary:
         try:
             torch.save(dict(content), temporary)
-        except RuntimeError as error:  # torch's word for a disk that takes no more
-            raise OSError(errno.ENOSPC, "torch could not write all of it") from error
+        except RuntimeError as error:  # torch raises this when the disk is full
+            raise OSError(errno.ENOSPC, "torch could not write the whole file") from error
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put weights into a model as they are; raises ValueError or RuntimeError where they are not exactly its own kind.
+    """Load weights into a model without converting them.
 
-    load_state_dict alone would convert their types.
+    load_state_dict alone would convert their data types. Raises ValueError or RuntimeError if the names, shapes or data
+    types of the weights are not exactly those of the model.
     """
     for name, own in model.state_dict().items():
         if name in weights and isinstance(own, Tensor) and weights[name].dtype != own.dtype:
-            raise ValueError(f"{name} is of {weights[name].dtype}, and its architecture makes it of {own.dtype}")
+            raise ValueError(f"{name} has type {weights[name].dtype}, but the architecture defines it as {own.dtype}")
     model.load_state_dict(weights)
 
 
 def load_file(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """Load what pack wrote, and nothing of it if a byte changed since; nothing in the file is executed.
+    """Load a file that save_file wrote, after verifying that no byte has changed; nothing in it is executed.
 
-    torch.load does not look at the checksums of the zip that such a file is. Raises many kinds of errors.
+    Such a file is a zip archive, whose checksums torch.load does not verify. Damaged files raise many kinds of errors.
     """
     with zipfile.ZipFile(path) as file:
         if (bad := file.testzip()) is not None:
-            raise zipfile.BadZipFile(f"{bad} has another CRC-32 than when it was written")
+            raise zipfile.BadZipFile(f"{bad} does not match the CRC-32 that was stored when it was written")
     return torch.load(path, map_location=device, weights_only=True)
 
 
-_META_TYPES = {  # by a checkpoint, beside what its network is built from
+_META_TYPES = {  # metadata of a checkpoint in addition to what its network is built from
     "dataset": str,
     "variant": str,
     "seed": int,
@@ -57,24 +64,27 @@ _META_TYPES = {  # by a checkpoint, beside what its network is built from
 }
 
 
-def _refuse_inconsistent(weights: Mapping[str, Tensor], model: Classifier, meta: Mapping[str, Any]) -> None:
-    """Raise ValueError for a normalisation that is not the meta data's, and for meta data that a measure would miss."""
+def _check_metadata(weights: Mapping[str, Tensor], model: Classifier, meta: Mapping[str, Any]) -> None:
+    """Raise ValueError if the normalisation contradicts the metadata, or if metadata that measures need are wrong.
+
+    Raises KeyError if they are missing.
+    """
     for name, value in model.normalise.state_dict().items():
         if not torch.equal(weights[f"normalise.{name}"], value):
-            raise ValueError(f"normalise.{name} is not that of the meta data")
+            raise ValueError(f"normalise.{name} does not match the metadata")
     for key, kind in _META_TYPES.items():
         if type(meta[key]) is not kind:
             raise ValueError(f"{key} is not of type {kind.__name__}")
 
 
 def load_network(checkpoint: str | Path, device: torch.device | str = "cpu") -> tuple[Classifier, dict[str, Any]]:
-    """Load a trained network from its checkpoint, in eval mode, and its meta data.
+    """Load a trained network in eval mode, and its metadata, from a checkpoint.
 
-    The network maps pixels (B, C, H, W) in [0, 1] to logits (B, classes); the meta data say what it was made from:
-    "shape" (C, H, W), "classes", "arch", "dataset", "variant", "settings". Nothing in the file is executed; a user's
-    architecture is imported and called as build_user_network describes.
-    Raises ValueError, naming the file, if it is damaged, does not fit its own meta data or holds a value that is not
-    finite; ArchitectureError if the user's architecture cannot be imported here.
+    The network maps pixels (B, C, H, W) in [0, 1] to logits (B, classes). The metadata describe how it was made:
+    "shape" (C, H, W), "classes", "arch", "dataset", "variant", "settings". Nothing in the file is executed; a
+    user-defined architecture is imported and called as build_user_network describes.
+    Raises ValueError, naming the file, if it is damaged, does not match its own metadata or holds values that are not
+    finite. Raises ArchitectureError if a user-defined architecture cannot be imported here.
 
     >>> import robreg
     >>> model, meta = robreg.load("results/digits/ar8/checkpoint.pt")
@@ -87,11 +97,11 @@ def load_network(checkpoint: str | Path, device: torch.device | str = "cpu") -> 
         meta = content["meta"]
         keys = ("width", "shape", "classes", "mean", "std", "factory")
         model = build_network(meta["arch"], **{key: meta[key] for key in keys})
-        _refuse_inconsistent(content["model"], model, meta)
+        _check_metadata(content["model"], model, meta)
         load_weights(model, content["model"])
     except (FileNotFoundError, ArchitectureError):
         raise
-    except Exception as error:  # damaged bytes can raise anything
+    except Exception as error:  # damaged files can raise any kind of error
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(
             f"{checkpoint} is damaged, or not a checkpoint of this version: delete it and train again ({why})"

@@ -1,4 +1,4 @@
-"""A classifier of pixels in [0, 1]: a layer that normalises, then a network."""
+"""A classifier for pixels in [0, 1]: a normalising layer, followed by a network."""
 
 from collections.abc import Sequence
 
@@ -7,33 +7,36 @@ from torch import Tensor, nn
 
 
 class Normalise(nn.Module):
-    """Subtract a channel's mean and divide by its std, so that attacks in front of it see pixels in [0, 1]."""
+    """Subtract each channel's mean and divide by its std, so that attacks on the whole model see pixels in [0, 1]."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Keep mean and std, one positive value per channel, as (C, 1, 1) buffers."""
+        """Store mean and std, one value per channel, as (C, 1, 1) buffers.
+
+        Raises ValueError if their lengths differ or if a std is not positive.
+        """
         super().__init__()
         if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise ValueError(f"mean {mean} and std {std} must have one value per channel, std positive")
+            raise ValueError(f"mean {mean} and std {std} must have one value per channel, and std must be positive")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise pixels."""
-        return (x - self.mean) / self.std  # (B, C, H, W)
+        """Normalise pixels (B, C, H, W)."""
+        return (x - self.mean) / self.std
 
 
 class Classifier(nn.Module):
-    """Normalise layer and network: maps pixels in [0, 1] to logits."""
+    """A Normalise layer and a network, which together map pixels in [0, 1] to logits."""
 
     def __init__(self, normalise: Normalise, network: nn.Module) -> None:
-        """Put normalise in front of network."""
+        """Store the two parts; normalise is applied first."""
         super().__init__()
         self.normalise = normalise
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (B, classes) of pixels (B, C, H, W) in [0, 1]."""
+        """Return the logits (B, classes) for pixels (B, C, H, W) in [0, 1]."""
         return self.network(self.normalise(x))

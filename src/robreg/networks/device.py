@@ -1,4 +1,4 @@
-"""The device that a job computes on, and its number of threads."""
+"""The device that a job computes on, and its number of CPU threads."""
 
 import logging
 import os
@@ -8,17 +8,18 @@ import torch
 
 
 def choose_device(wish: str, threads: int) -> torch.device:
-    """Return the torch device for "auto" (a GPU if there is one), "cpu" or "cuda", and fix the CPU threads.
+    """Return the torch device for "auto" (a GPU if there is one), "cpu" or "cuda", and set the number of CPU threads.
 
-    Results on a CPU depend on the number of threads in their last bits, so it is a setting, not the scheduler's.
-    Raises ValueError where "cuda" is asked for and absent, and in a SLURM job that does not see exactly its one GPU.
+    The last bits of CPU results depend on the number of threads, so it is a setting and not left to the scheduler.
+    Raises ValueError if "cuda" is requested but not available, or, unless the device is "cpu", if a SLURM job does not
+    see the GPU that SLURM gave it or sees several GPUs.
     """
     torch.set_num_threads(threads)
     available = torch.cuda.is_available()
     if wish != "cpu":
-        _refuse_gpus(torch.cuda.device_count() if available else 0, wish)
+        _check_gpus(torch.cuda.device_count() if available else 0, wish)
     chosen = torch.device("cuda" if available and wish != "cpu" else "cpu")
-    torch.backends.cudnn.allow_tf32 = False  # convolutions in fp32 are fp32
+    torch.backends.cudnn.allow_tf32 = False  # do not round fp32 convolutions to TF32
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "CPU"
     job, visible = os.environ.get("SLURM_JOB_ID"), os.environ.get("CUDA_VISIBLE_DEVICES")
     place = "no SLURM job" if job is None else f"SLURM job {job}"
@@ -27,18 +28,18 @@ def choose_device(wish: str, threads: int) -> torch.device:
     return chosen
 
 
-def _refuse_gpus(count: int, wish: str) -> None:
-    """Refuse the CPU where a GPU was promised, and one of several GPUs that other jobs may have too."""
+def _check_gpus(count: int, wish: str) -> None:
+    """Raise ValueError if a GPU that was requested is missing, or if a SLURM job sees GPUs that other jobs may use."""
     in_slurm, visible = "SLURM_JOB_ID" in os.environ, os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if in_slurm and visible not in ("", "-1", "NoDevFiles") and not count:
         raise ValueError(
-            f"SLURM gave this job GPU {visible}, but torch sees none: install a torch for the node's driver, or set "
-            "device: cpu in config.yaml and take the GPU out of slurm/profile.yaml"
+            f"SLURM gave this job GPU {visible}, but torch sees none: install a torch build for the node's driver, or "
+            "set device: cpu in config.yaml and remove the GPU from slurm/profile.yaml"
         )
     if wish == "cuda" and not count:
-        raise ValueError("config.yaml: device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
+        raise ValueError("config.yaml: device: cuda was requested, but torch sees no GPU here; use auto or cpu")
     if in_slurm and count > 1:
         raise ValueError(
-            f"this SLURM job sees {count} GPUs and uses one, which other jobs may use too: ask for one GPU a job in "
-            "slurm/profile.yaml, or have the cluster confine jobs to theirs"
+            f"this SLURM job sees {count} GPUs and uses one, which other jobs may use too: request one GPU per job in "
+            "slurm/profile.yaml, or have the cluster confine each job to its own GPUs"
         )

@@ -1,4 +1,4 @@
-"""The residual networks for CIFAR with Fixup initialisation (Zhang et al. 2019; paper, appendix D)."""
+"""Residual networks for CIFAR with Fixup initialisation (Zhang et al. 2019; paper, appendix D)."""
 
 import math
 
@@ -7,10 +7,13 @@ from torch.nn import functional
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a parameter-free shortcut: subsampled, and padded with zero channels where it grows."""
+    """Two 3x3 convolutions and a shortcut without parameters.
+
+    Where the block changes the size, the shortcut is subsampled and padded with channels of zeros.
+    """
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
-        """Map (B, c_in, H, W) to (B, c_out, H / stride, W / stride)."""
+        """Build a block that maps (B, c_in, H, W) to (B, c_out, H / stride, W / stride)."""
         super().__init__()
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
@@ -18,7 +21,7 @@ class ResidualBlock(nn.Module):
         self.new_channels = c_out - c_in
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the shortcut to the branch, then ReLU."""
+        """Add the shortcut to the residual branch and apply ReLU."""
         branch = self.conv2(functional.relu(self.conv1(x)))  # (B, C, H, W)
         shortcut = x[:, :, :: self.stride, :: self.stride]
         if self.new_channels:
@@ -27,13 +30,16 @@ class ResidualBlock(nn.Module):
 
 
 class FixupResNet(nn.Module):
-    """ResNet of depth 6n+2 with Fixup initialisation and without Fixup's scalar layers (paper, appendix D)."""
+    """A ResNet of depth 6n+2 with Fixup initialisation but without Fixup's scalar layers (paper, appendix D)."""
 
     def __init__(self, depth: int, channels: int, classes: int, width: int = 16) -> None:
-        """Build stem, three stages of n blocks with width, 2 width, 4 width channels, and the linear layer."""
+        """Build the stem, three stages of n blocks with width, 2 width and 4 width channels, and the linear layer.
+
+        Raises ValueError if depth is not 6n+2 with n >= 1.
+        """
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"a ResNet of this family has depth 6n+2 with n >= 1, not {depth}")
+            raise ValueError(f"the depth of this kind of ResNet must be 6n+2 with n >= 1, not {depth}")
         blocks = (depth - 2) // 6
         self.stem = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         widths = [width, 2 * width, 4 * width]
@@ -42,9 +48,11 @@ class FixupResNet(nn.Module):
         self.reset(3 * blocks)
 
     def reset(self, blocks: int) -> None:
-        """Initialise as Fixup does: branch's first convolution He (fan out) times L^(-1/2), its last and linear zero.
+        """Initialise the weights as Fixup does for a network of this many residual blocks.
 
-        The stem keeps PyTorch's default. So all logits are exactly 0 at the start.
+        The first convolution of each branch gets He initialisation (fan out) times blocks^(-1/2). The last convolution
+        of each branch and the linear layer are zero, so all logits are exactly 0 at first. The stem keeps PyTorch's
+        default.
         """
         for module in self.modules():
             if isinstance(module, ResidualBlock):
@@ -55,9 +63,9 @@ class FixupResNet(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits."""
+        """Return the logits (B, classes) for images (B, C, H, W)."""
         features = self.stages(functional.relu(self.stem(x)))  # (B, 4 width, H / 4, W / 4)
-        return self.linear(features.mean((2, 3)))  # (B, classes)
+        return self.linear(features.mean((2, 3)))
 
 
 def _stage(width: int, c_out: int, blocks: int) -> nn.Sequential:

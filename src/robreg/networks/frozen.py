@@ -1,4 +1,4 @@
-"""A model in eval mode whose parameters need no gradient, for the time of a block."""
+"""A context manager that puts a model in eval mode and stops gradients to its parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode with parameters that need no gradient; leave it as found, whatever happens."""
+    """Put a model in eval mode and turn off its parameters' gradients; restore both at the end, even after an error."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

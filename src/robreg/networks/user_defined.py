@@ -1,4 +1,4 @@
-"""Architectures of the user's own, which config.yaml names as importable callables."""
+"""User-defined architectures, which config.yaml names as importable callables."""
 
 import importlib
 from collections.abc import Mapping
@@ -8,42 +8,46 @@ from torch import nn
 
 
 class ArchitectureError(ValueError):
-    """A user's architecture that cannot be imported, called or used."""
+    """A user-defined architecture cannot be imported, cannot be called, or does not return a network."""
 
 
 def build_user_network(factory: Mapping[str, Any], classes: int) -> nn.Module:
-    """Build a user's network: factory["callable"], "module:name", called with num_classes and factory["arguments"].
+    """Build a user-defined network by calling factory["callable"], "module:name".
 
-    Nothing is called but a class of nn.Module or a function that says that it returns one: a checkpoint names its
-    callable, too, and anything else that can be imported could be made to run a command. Raises FactoryError, naming
-    the callable and the mend, where it cannot be imported or called, or is neither.
+    It is called with num_classes and the keyword arguments factory["arguments"]. Only a subclass of nn.Module, or a
+    function annotated as returning one, is called: checkpoints name a callable too, and a checkpoint that could name
+    any other importable callable could run commands. Raises ArchitectureError, naming the callable and the fix, if it
+    cannot be imported or called, or is neither of the two.
     """
     path = factory["callable"]
     module, _, name = path.partition(":")
     where = f"config.yaml: architectures: callable {path!r}"
     try:
-        found: Any = importlib.import_module(module)
+        target: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
+            target = getattr(target, part)
     except (ImportError, AttributeError) as error:
         raise ArchitectureError(f"{where} cannot be imported ({error}); install it, or correct the path") from error
-    if not _makes_networks(found):
-        mend = "name a class of nn.Module, or annotate the function: -> nn.Module"
-        raise ArchitectureError(f"{where} does not say that it makes an nn.Module; {mend}")
+    if not _makes_networks(target):
+        fix = "name a subclass of nn.Module, or annotate the function with -> nn.Module"
+        raise ArchitectureError(f"{where} is not declared to return an nn.Module; {fix}")
     try:
-        network = found(num_classes=classes, **factory["arguments"])
+        network = target(num_classes=classes, **factory["arguments"])
     except TypeError as error:
         raise ArchitectureError(
-            f"{where} cannot be called ({error}); it must take num_classes and the arguments"
+            f"{where} cannot be called ({error}); it must take num_classes and the configured arguments"
         ) from error
     if not isinstance(network, nn.Module):
-        raise ArchitectureError(f"{where} returned a {type(network).__name__}, not an nn.Module; name one that does")
+        raise ArchitectureError(
+            f"{where} returned a {type(network).__name__}, not an nn.Module; use a callable that does"
+        )
     return network
 
 
-def _makes_networks(found: object) -> bool:
+def _makes_networks(target: object) -> bool:
+    """Return whether target is a subclass of nn.Module, or a function annotated as returning one."""
     try:
-        made = found if isinstance(found, type) else get_type_hints(found)["return"]
+        returned = target if isinstance(target, type) else get_type_hints(target)["return"]
     except (AttributeError, KeyError, NameError, TypeError):
         return False
-    return isinstance(made, type) and issubclass(made, nn.Module)
+    return isinstance(returned, type) and issubclass(returned, nn.Module)

@@ -4,12 +4,13 @@ from torch import nn
 
 
 def wide_resnet50(channels: int, classes: int, width: int) -> nn.Module:
-    """Build the 50-layer wide bottleneck ResNet for small images (paper, D.2): torchvision's, with another entrance.
+    """Build the 50-layer wide bottleneck ResNet for small images (B, channels, H, W) (paper, D.2).
 
-    3x3 stem of stride 1, no max pool, convolutions Xavier-uniform (Glorot and Bengio 2010), batch normalisation kept.
-    width: 64 makes 3x3 convolutions of 2 x 64, 2 x 128, 2 x 256 and 2 x 512 channels. Images (B, channels, H, W).
+    This is torchvision's network with a 3x3 stem of stride 1, no max pooling, and Xavier-uniform initialisation of the
+    convolutions (Glorot and Bengio 2010); batch normalisation is kept. width: 64 gives 3x3 convolutions of 2 x 64,
+    2 x 128, 2 x 256 and 2 x 512 channels.
     """
-    from torchvision.models.resnet import Bottleneck, ResNet  # noqa: PLC0415 - three seconds that others should not pay
+    from torchvision.models.resnet import Bottleneck, ResNet  # noqa: PLC0415 - takes three seconds
 
     network = ResNet(Bottleneck, [3, 4, 6, 3], num_classes=classes, width_per_group=2 * width)
     network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)

@@ -1,1 +1,1 @@
-"""The numbers that the paper prints, beside ours, and what was decided where the paper is silent."""
+"""The numbers that the paper prints, their comparison with ours, and our decisions where the paper is silent."""

@@ -1,4 +1,4 @@
-"""How near a study comes to the paper's numbers, and with which reading of its perturbations."""
+"""How closely a study agrees with the paper's numbers, and in which perturbation space it agrees better."""
 
 import pandas as pd
 
@@ -9,11 +9,11 @@ _CELL = [*_GROUP, "arch", "train_attack", "spectral_norm", "ar", "metric"]
 
 
 def matches(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sum a comparison up: one row per table, data set of the paper, data set of ours and perturbation space.
+    """Summarise a comparison: one row per table, data set of the paper, data set of ours and perturbation space.
 
-    frame: comparison.parquet. Columns beyond those: n (numbers compared), median_relative_difference (of
-    |ours - paper| / |paper|; without suspected misprints, and where the paper has 0), nearest (the smaller of the two
-    spaces; False where there is one only). Where both spaces ran, only numbers that both have count.
+    frame: comparison.parquet. Further columns: n (how many numbers were compared), median_relative_difference (of
+    |ours - paper| / |paper|, without suspected misprints and zeros in the paper), and nearest (whether the median is
+    the smallest of the spaces; False if there is only one). If both spaces ran, only numbers that both have count.
     """
     usable = frame[frame["ours_mean"].notna() & (frame["status"] != MISPRINT) & (frame["paper"] != 0)]
     usable = usable.assign(relative=usable["difference"].astype("float64").abs() / usable["paper"].abs())
@@ -27,13 +27,13 @@ def matches(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def nearer(frame: pd.DataFrame) -> str:
-    """Say which space comes nearer to the paper's numbers, table by table; "" where only one ran."""
-    found = matches(frame)
-    said = []
-    for (table, _, dataset), rows in found.groupby(_GROUP, sort=False):
+    """Describe in which space the numbers are closer to the paper's, table by table; "" if only one space ran."""
+    agreement = matches(frame)
+    sentences = []
+    for (table, _, dataset), rows in agreement.groupby(_GROUP, sort=False):
         if rows["nearest"].any():
             ordered = rows.sort_values("median_relative_difference", kind="stable").to_dict("records")
             parts = [f"{row['space']} space {100 * row['median_relative_difference']:.0f} %" for row in ordered]
             name = table if table == "B.2" else f"Table {table}"
-            said.append(f"{name}, {dataset}: {', '.join(parts)} (of {ordered[0]['n']} numbers).")
-    return f"Median difference from the paper, the nearer space first. {' '.join(said)}" if said else ""
+            sentences.append(f"{name}, {dataset}: {', '.join(parts)} (of {ordered[0]['n']} numbers).")
+    return f"Median relative difference from the paper, closer space first. {' '.join(sentences)}" if sentences else ""

@@ -1,4 +1,4 @@
-"""Every number that the paper prints beside a study's own, as a table and as a plot."""
+"""Compare every number that the paper prints with a study's own."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,57 +18,58 @@ SCHEMA = pa.schema(
     + [("n_seeds", pa.int64()), ("difference", pa.float64()), ("status", pa.string()), ("note", pa.string())]
 )
 COMPARED = "compared"
-B2 = (4, 16)  # the strengths of appendix B.2
+B2 = (4, 16)  # the strengths of appendix B.2, in 1/255
 _CELL = ("dataset", "arch", "train_attack", "spectral_norm", "ar", "metric")
 
 
 def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Make a row for every number of the paper, or one for each of our data sets and spaces that stand beside it.
+    """Make one row for every number of the paper and every data set and space of ours that it can be compared with.
 
-    A run stands beside the paper's if its data set's key "paper" names the paper's, and network, training attack,
-    bound and strength are the same; the paper leaves the space of its perturbations open. difference: ours - paper.
+    A run can be compared if the key "paper" of its data set names the paper's data set, and architecture, training
+    attack, bound and strength are the same; the paper does not state the space of its perturbations. A number of the
+    paper without such runs has one row without a number of ours. difference: ours - paper.
     """
-    beside: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    ours_by_cell: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in ours(runs):
-        beside.setdefault(tuple(row[key] for key in _CELL), []).append(row)
+        ours_by_cell.setdefault(tuple(row[key] for key in _CELL), []).append(row)
     rows = []
-    for cell in _plain(reference.read()):
-        found = beside.get(tuple(cell[key] for key in _CELL), [])
-        rows += [_compared(cell, row) for row in found] or [{**cell, "status": cell["status"] or NOT_RUN}]
+    for cell in _to_rows(reference.read()):
+        matching = ours_by_cell.get(tuple(cell[key] for key in _CELL), [])
+        rows += [_comparison_row(cell, row) for row in matching] or [{**cell, "status": cell["status"] or NOT_RUN}]
     return rows
 
 
 def ours(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """List the numbers of the runs that stand for the paper's: one row per setting, strength and metric.
+    """List the numbers of the runs that correspond to the paper's: one row per setting, strength and metric.
 
-    dataset is the paper's, run_dataset ours; mean, std (ddof 1, None for one seed) and n_seeds over seeds.
+    dataset is the paper's name, run_dataset ours; mean, std (ddof 1, None for one seed) and n_seeds are over seeds.
     """
-    of = {run["dataset"]: run["paper"] for run in runs if run["paper"] is not None}
-    chosen = [run for run in runs if run["dataset"] in of]
-    for frame in _tables(chosen) if chosen else ():
+    paper_names = {run["dataset"]: run["paper"] for run in runs if run["paper"] is not None}
+    chosen = [run for run in runs if run["dataset"] in paper_names]
+    for frame in _paper_tables(chosen) if chosen else ():
         summary = study_tables.summarise(frame)
         metrics = [name for name in frame if f"{name}_mean" in summary]
-        for row in _plain(summary):
+        for row in _to_rows(summary):
             keys = {key: row[key] for key in study_tables.SETTING} | {"run_dataset": row["dataset"]}
-            keys |= {"dataset": of[row["dataset"]], "n_seeds": row["n_seeds"]}
+            keys |= {"dataset": paper_names[row["dataset"]], "n_seeds": row["n_seeds"]}
             for metric in metrics:
                 yield keys | {"metric": metric, "mean": row[f"{metric}_mean"], "std": row[f"{metric}_std"]}
 
 
-def _tables(runs: Sequence[Run]) -> list[pd.DataFrame]:
-    """The study's tables that have the paper's columns, one row per run; appendix B.2 where two strengths allow it."""
-    found = [study_tables.table3(runs), study_tables.table1(runs)]
+def _paper_tables(runs: Sequence[Run]) -> list[pd.DataFrame]:
+    """Make the study's tables with the paper's columns, one row per run; B.2 only if both of its strengths ran."""
+    tables = [study_tables.table3(runs), study_tables.table1(runs)]
     places = [
         {tuple(run[key] for key in study_tables.KEYS if key != "ar") for run in runs if run["ar"] == ar} for ar in B2
     ]
     if places[0] & places[1]:
         b2 = study_tables.b2(runs, B2)
-        found.append(b2[b2["layers"] == "convolutions"].drop(columns="layers"))
-    return found
+        tables.append(b2[b2["layers"] == "convolutions"].drop(columns="layers"))
+    return tables
 
 
-def _compared(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """One number of the paper beside one of ours."""
+def _comparison_row(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row that compares one number of the paper with one of ours."""
     return {
         **cell,
         "run_dataset": row["run_dataset"],
@@ -81,6 +82,6 @@ def _compared(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Turn a frame into rows with None for what is missing."""
+def _to_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Convert a frame to a list of rows, with None for missing values."""
     return pa.Table.from_pandas(frame, preserve_index=False).to_pylist()

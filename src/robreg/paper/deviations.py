@@ -1,4 +1,4 @@
-"""Where the paper is silent or contradicts itself: what is known, and what this project does, by kind of run."""
+"""Points on which the paper is silent or contradicts itself, and what this project does, by kind of run."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -8,9 +8,11 @@ from robreg.runs.settings import Settings
 
 @dataclass(frozen=True)
 class Deviation:
-    """One decision. matters: whether it touches a run of these settings.
+    """A point on which the paper is silent or contradicts itself, and the decision for it.
 
-    shown: a table that shows more, which the sentence more says; alone: the decision is only about that table.
+    known: what is known about the point; matters: whether it affects a run with the given settings; shown: the table
+    that shows more about it; more: the sentence to add to decision if a study lists that table; alone: whether the
+    decision concerns only that table.
     """
 
     point: str
@@ -23,7 +25,7 @@ class Deviation:
 
 
 def deviations(settings: Sequence[Settings], tables: Collection[str]) -> list[Deviation]:
-    """Choose the decisions that matter for a study's runs and the tables that it lists."""
+    """Select the decisions that matter for the settings of a study's runs and the tables that it lists."""
     chosen = [one for one in _ALL if any(map(one.matters, settings)) and (not one.alone or one.shown in tables)]
     return [replace(one, decision=one.decision + one.more) if one.shown in tables else one for one in chosen]
 
@@ -53,7 +55,7 @@ def _cifar10(one: Settings) -> bool:
 
 
 def _rounded(one: Settings) -> bool:
-    """Whether it is of a setting in which a printed gap is not the difference of its losses."""
+    """Return whether a gap that the paper prints for this setting is not the difference of the printed losses."""
     deep = one["paper"] == "c100" and one["arch"] == "resnet110"
     return deep or (one["paper"] == "c10" and one["spectral_norm"] in (1, 5))
 
@@ -73,56 +75,62 @@ def _batch_norm(one: Settings) -> bool:
 _ALL = (
     Deviation(
         "Perturbation space",
-        "The text measures eps on the scale 0 to 255. The printed accuracies and loss changes would fit better a "
-        "perturbation after division by the channels' standard deviation, about a quarter of that strength.",
-        "Pixels in [0, 1] unless a run says normalised space: there the radius of each channel is eps times its "
-        "standard deviation, still clipped to valid pixels, in training and in every attack. Where both ran, "
-        "the comparison says which is nearer.",
+        "The text measures eps on the scale from 0 to 255. The printed accuracies and loss changes would fit better "
+        "if pixels were perturbed after division by the channels' standard deviation, which is about a quarter of that "
+        "strength.",
+        "Perturbations are of pixels in [0, 1], unless a run is marked as normalised space: there, the radius of each "
+        "channel is eps times its standard deviation, still clipped to valid pixels, in training and in every attack. "
+        "If both spaces ran, the comparison says which is closer to the paper.",
         _always,
     ),
     Deviation(
         "Training loss and accuracy",
-        "Not said whether clean or adversarial; the printed values can only be clean.",
-        "Clean examples, without augmentation, in all tables; the adversarial running loss is in the history.",
+        "The paper does not say whether examples are clean or adversarial; only clean ones agree with the printed "
+        "values.",
+        "All tables use clean examples, without augmentation; the running loss on adversarial examples is in the "
+        "history.",
         _always,
     ),
     Deviation(
-        "Which checkpoint", "Not said.", "The last epoch; none is ever chosen by its results on the test set.", _always
+        "Which checkpoint",
+        "The paper does not say which one is evaluated.",
+        "The last epoch's; a checkpoint is never chosen by its results on the test set.",
+        _always,
     ),
     Deviation(
         "Weight decay",
-        "Not said; the paper's small training losses speak for little or none, related code uses 1e-4.",
-        "0 unless a data set's settings say otherwise.",
+        "The paper does not state it; its small training losses suggest little or none, and related code uses 1e-4.",
+        "0, unless a data set's settings state another value.",
         _always,
     ),
     Deviation(
         "Input normalisation",
-        "Not said.",
-        "The training set's mean and standard deviation per channel, in the network's first layer, "
-        "so that attacks see pixels.",
+        "The paper does not describe it.",
+        "The training set's mean and standard deviation per channel, applied in the network's first layer, so that "
+        "attacks work on pixels.",
         _always,
     ),
     Deviation(
         "Channels that a stage adds",
-        "Fixup starts the last convolution of every block at 0, shortcuts fill new channels with 0, and the paper "
-        "omits Fixup's biases. So these channels are exactly 0 behind a ReLU, whose gradient at 0 is 0: they stay 0 "
-        "for ever (three quarters of the last stage), with zero rows in weights, singular values of 0, and no part in "
-        "the logits.",
-        "Kept, for this is the network that the paper describes; the capacity is that of the first stage's width, and "
-        "every spectrum counts the zeros.",
+        "Fixup initialises the last convolution of every block with 0, shortcuts fill new channels with 0, and the "
+        "paper omits Fixup's biases. These channels are therefore exactly 0 after a ReLU, whose gradient at 0 is 0, so "
+        "they stay 0 throughout training (three quarters of the last stage): the weights have rows of zeros, the "
+        "spectra have singular values of 0, and these channels do not contribute to the logits.",
+        "Kept, because this is the network that the paper describes. Its capacity is that of the first stage's width, "
+        "and every spectrum counts the zeros.",
         _fixup,
     ),
     Deviation(
         "Adversarial accuracy",
-        "The share of correctly classified examples that stay correct: conditional, so networks are compared on "
-        "different examples. The reference point of Madry et al. is over all examples.",
-        "The conditional one as in the paper, and robust accuracy over all examples beside it.",
+        "The paper reports the share of correctly classified examples that stay correct. It is conditional, so "
+        "networks are compared on different examples. The reference point of Madry et al. is over all examples.",
+        "We report the conditional accuracy, as in the paper, and the robust accuracy over all examples next to it.",
         _always,
     ),
     Deviation(
         "Padding and spectra",
-        "The Fourier method gives the spectrum of a circular convolution; the networks pad with zeros.",
-        "Circular, as in the paper.",
+        "The Fourier method gives the spectrum of a circular convolution, but the networks pad with zeros.",
+        "Circular convolutions, as in the paper.",
         _always,
         shown="padding",
         more=" The table of zero-padded spectra shows what the convention changes.",
@@ -130,26 +138,26 @@ _ALL = (
     Deviation(
         "1x1 convolutions and the linear layer",
         "A 1x1 convolution applies one matrix at every position, so its spectrum is the matrix's, repeated.",
-        "Every singular value counts as often as the operator has it, so that a std is the operator's; the linear "
-        "layer is applied once.",
+        "Every singular value counts as often as it occurs in the operator, so that a standard deviation is the "
+        "operator's; the linear layer is applied once.",
         _always,
     ),
     Deviation(
         "Strided convolutions",
         "The method that the paper cites assumes stride 1.",
-        "The aliased frequencies of a stride are folded into the columns, which is exact; checked against the "
-        "dense operator.",
+        "The frequencies that a stride aliases are folded into the columns, which is exact; this is checked against "
+        "the dense operator.",
         _always,
     ),
     Deviation(
         "Steps of the loss variation",
-        "The radii are given, the attack's steps are not.",
-        "The maximum over the start and all iterates of a PGD attack, the clean example included.",
+        "The paper gives the radii, but not the attack's steps.",
+        "The maximum over the start and all iterates of a PGD attack, including the clean example.",
         _always,
     ),
     Deviation(
         "Lemma 3.1",
-        "As printed, the norm stands inside the sum; that equality holds only where all pieces are parallel.",
+        "As printed, the norm is inside the sum; that equality holds only if all pieces are parallel.",
         "The identity of vectors is checked; the printed sum is reported as an upper bound, with its slack.",
         _always,
         shown="theory",
@@ -157,10 +165,10 @@ _ALL = (
     ),
     Deviation(
         "Theorem 3.1",
-        "The proof carries factors that the theorem does not print; several constants cannot be measured; residual "
-        "networks are not of the form of its equation (2).",
-        "The constants are settings, chosen benign; every estimate states its direction. For residual networks the "
-        "quantities are reported, not a bound.",
+        "The proof contains factors that the theorem does not print; several constants cannot be measured; residual "
+        "networks do not have the form of its equation (2).",
+        "The constants are settings, with benign values; every estimate states whether it is an upper or a lower one. "
+        "For residual networks the quantities are reported, but they are not a bound.",
         _always,
         shown="theory",
         alone=True,
@@ -168,48 +176,48 @@ _ALL = (
     Deviation(
         "Number of layers",
         'The text says "56 layers"; the sums and means of B.2 give 55.',
-        "All layers in figures.",
+        "Figures show all layers.",
         _deep,
         shown="b2",
-        more=" B.2 over the convolutions, and over all layers beside it.",
+        more=" We report B.2 over the convolutions, and over all layers next to it.",
     ),
     Deviation(
         "B.2, CIFAR-100",
         "The second sum (0.4372) repeats CIFAR-10's and contradicts its own mean (0.1103 x 16 = 1.76).",
-        "Kept as printed, marked as a probable misprint.",
+        "Kept as printed, and marked as a probable misprint.",
         _cifar100,
     ),
     Deviation(
         "Table 3, adversarial accuracy",
-        "Not monotone (65.92, 65.24, 72.16); neighbouring settings at AR 4 have 55 to 58.",
+        "The values are not monotone (65.92, 65.24, 72.16); similar settings at AR 4 have 55 to 58.",
         "Kept as printed; 65.92 is marked as a probable misprint.",
         _cifar10,
     ),
     Deviation(
         "Three loss gaps",
-        "Table 4, ResNet-110 at AR 8, and Table 6, bound 1 at AR 16 and bound 5 at AR 4, differ by 0.001 from the "
-        "losses beside them.",
-        "Taken for rounding; kept as printed.",
+        "Those of ResNet-110 at AR 8 (Table 4), of bound 1 at AR 16 and of bound 5 at AR 4 (both Table 6) differ by "
+        "0.001 from the difference of the losses next to them.",
+        "Regarded as rounding; kept as printed.",
         _rounded,
     ),
     Deviation(
         "Bound on the spectral norm",
         "One round of clipping and cropping to the kernel's support leaves norms of 1.2 to 1.4 times the bound.",
-        "Rounds to a tolerance and a final rescaling, so that the bound holds; clip_rounds: 1 is the paper's. "
-        "The norms after every epoch are in the history.",
+        "Rounds are repeated until the norm is within a tolerance, and then the kernel is rescaled, so that the bound "
+        "holds; clip_rounds: 1 is the paper's method. The norms after every epoch are in the history.",
         _bounded,
     ),
     Deviation(
         "Start of FGSM",
-        "Not said.",
-        "The plain one: from the example itself, by eps. A random start is a setting.",
+        "The paper does not describe it.",
+        "Plain FGSM: one step of eps from the example itself. A random start is a setting.",
         _fgsm,
     ),
     Deviation(
         "Batch normalisation under attack",
-        "Not said.",
+        "The paper does not describe it.",
         "Attacks use the running statistics and never change them; the pass on the adversarial batch that updates "
-        "the weights updates them too.",
+        "the weights also updates the statistics.",
         _batch_norm,
     ),
 )

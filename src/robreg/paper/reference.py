@@ -1,4 +1,4 @@
-"""The numbers that the paper prints (Tables 1 to 6 and appendix B.2), and what is odd about some of them."""
+"""The numbers that the paper prints (Tables 1 to 6 and appendix B.2), with notes on those that look wrong."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ FILE = Path(__file__).with_name("reference.csv")
 PLACE = ["table", "dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "ar_high", "metric"]
 MISPRINT = "suspected misprint"
 _TYPES = {"table": "str", "spectral_norm": "float64", "ar": "int64", "ar_high": "float64", "value": "float64"}
-_ODD: tuple[tuple[Mapping[str, Any], str | None, str], ...] = (  # cells, their status if it is special, and the note
+_NOTES: tuple[tuple[Mapping[str, Any], str | None, str], ...] = (  # which cells, their status or None, and the note
     (
         {"table": "B.2", "dataset": "c100", "metric": "svstd_increase_sum"},
         MISPRINT,
@@ -39,17 +39,18 @@ _ODD: tuple[tuple[Mapping[str, Any], str | None, str], ...] = (  # cells, their 
 def read(file: Path = FILE) -> pd.DataFrame:
     """Read the paper's numbers, one row each: PLACE, paper (the value), status (None or MISPRINT) and note.
 
-    Accuracies and gaps of errors in percent, losses in nats, strengths in 1/255; a space that the paper does not say is
-    null. Raises ValueError if a column, a value or a cell that a note speaks of is missing, or a number stands twice.
+    Accuracies and error gaps are in percent, losses in nats, strengths in 1/255; a space that the paper does not state
+    is null.
+    Raises ValueError if a column, a value or a number that has a note is missing, or if a number is listed twice.
     """
     frame = pd.read_csv(file, dtype=_TYPES)
     if list(frame) != [*PLACE, "value"]:
-        raise ValueError(f"{file}: columns {list(frame)} are not {[*PLACE, 'value']}; restore the file")
+        raise ValueError(f"{file}: the columns are {list(frame)}, but must be {[*PLACE, 'value']}; restore the file")
     filled = [name for name in frame if name not in ("space", "spectral_norm", "ar_high")]
     if frame[filled].isna().any(axis=None) or frame.duplicated(PLACE).any():
-        raise ValueError(f"{file}: a number is missing or stands twice; restore the file")
+        raise ValueError(f"{file}: a number is missing or listed twice; restore the file")
     frame["status"], frame["note"] = None, ""
-    for cell, status, note in _ODD:
+    for cell, status, note in _NOTES:
         chosen = pd.concat([frame[key] == value for key, value in cell.items()], axis=1).all(axis=1)
         if not chosen.any():
             raise ValueError(f"{file}: the number of {dict(cell)}, which has a note, is missing; restore the file")

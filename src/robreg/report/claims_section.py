@@ -1,4 +1,4 @@
-"""The claims and their verdicts as the report shows them: in groups, with what was not run set apart, and counted."""
+"""Prepare the claims and their verdicts for the report: grouped, counted, and with claims not run listed separately."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,18 @@ from robreg.claims.claim import EXTENSION, NOT_RUN
 
 VERDICTS = {
     "holds": "the 95 % interval of the effect excludes 0 in the claimed direction",
-    "fails": "it excludes 0 in the other direction",
-    "undecided": "it contains 0, or there is none",
-    NOT_RUN: "the study has no networks for it",
+    "fails": "the interval excludes 0 in the opposite direction",
+    "undecided": "the interval contains 0, or there is no interval",
+    NOT_RUN: "the study does not have the networks that the claim needs",
 }
-_SAID = {  # of one, and of several
+_VERDICT_PHRASES = {  # singular and plural, after a count
     "holds": ("holds", "hold"),
     "fails": ("fails", "fail"),
     "undecided": ("is undecided", "are undecided"),
     NOT_RUN: ("was not run", "were not run"),
 }
-_BEYOND = "Beyond the paper (our own claims, and its claims on networks that it does not show)"
-_TOPICS = (  # titles of groups in the paper's order, and how the ids of their claims begin
+_BEYOND = "beyond the paper (our own claims, and the paper's claims on networks that it does not show)"
+_TOPICS = (  # in the paper's order: title of the group, prefixes of its claims' ids
     ("Margins and confidence", ("margin", "prob")),
     ("Spectra of the layers", ("svstd",)),
     ("Loss variation", ("loss-variation",)),
@@ -33,15 +33,16 @@ _ORDER = (
     "FGSM training",
     "ResNet-110",
     "Bound on the spectral norm",
-    "Extensions",  # beyond what the paper shows
+    "Extensions",  # claims beyond those of the paper
 )
 
 
 @dataclass(frozen=True)
 class SettingView:
-    """One claim in one setting: where it was tested, its verdict, and the effect that decided it, as text.
+    """One claim in one setting, as text: the setting, the verdict, and the effect on which the verdict is based.
 
-    ends: the quantity at the two strengths that are compared, "" where there are none.
+    ends: the quantity at the two compared strengths, "" if there are no such values; over: what the interval is taken
+    over; statistic: what the effect is, "" if the claim has the same in all settings.
     """
 
     setting: str
@@ -56,7 +57,11 @@ class SettingView:
 
 @dataclass(frozen=True)
 class ClaimView:
-    """One claim. statistic: what the effect is, "" where its settings differ in it; unrun: settings not run."""
+    """One claim.
+
+    statistic: what the effect is, "" if this differs between settings; judged: the settings in which the claim was
+    tested; unrun: the names of the settings that were not run.
+    """
 
     text: str
     source: str
@@ -67,7 +72,7 @@ class ClaimView:
 
 @dataclass(frozen=True)
 class GroupView:
-    """Claims about one thing. anchor: its place in the page; counts: of every verdict."""
+    """Claims about one topic. anchor: the id of the group in the page; counts: the number of each verdict."""
 
     title: str
     anchor: str
@@ -76,60 +81,59 @@ class GroupView:
 
     @property
     def judged(self) -> list[ClaimView]:
-        """Those that were tested in some setting."""
+        """Claims that were tested in at least one setting."""
         return [claim for claim in self.claims if claim.judged]
 
     @property
     def unrun(self) -> list[ClaimView]:
-        """Those that some setting was not run for."""
+        """Claims that were not run in at least one setting."""
         return [claim for claim in self.claims if claim.unrun]
 
 
 def grouped(frame: pd.DataFrame) -> list[GroupView]:
-    """Put claims.parquet (one row per claim and setting; columns that are not known are ignored) into groups."""
-    rows = plain(frame)
+    """Group the rows of claims.parquet (one row per claim and setting) by topic; unknown columns are ignored."""
     members: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in plain(frame):
         members.setdefault(_topic(row), []).append(row)
     known = [title for title in _ORDER if title in members]
     titles = [*known, *(title for title in members if title not in known)]
     return [
-        GroupView(title, f"claims-{index}", _claims(members[title]), counts(members[title]))
+        GroupView(title, f"claims-{index}", _claim_views(members[title]), counts(members[title]))
         for index, title in enumerate(titles, 1)
     ]
 
 
 def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Count every verdict. Raises ValueError for one that the contract does not know."""
-    found = [row["verdict"] for row in rows]
-    odd = sorted(set(map(str, found)) - VERDICTS.keys())
-    if odd:
-        raise ValueError(f"claims: unknown verdict {', '.join(odd)}; known: {', '.join(VERDICTS)}")
-    return {verdict: found.count(verdict) for verdict in VERDICTS}
+    """Count each verdict. Raises ValueError if a row has a verdict that is not in VERDICTS."""
+    verdicts = [row["verdict"] for row in rows]
+    unknown = sorted(set(map(str, verdicts)) - VERDICTS.keys())
+    if unknown:
+        raise ValueError(
+            f"claims: unknown verdict {', '.join(unknown)}; a verdict must be one of {', '.join(VERDICTS)}"
+        )
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
 
 
 def headline(frame: pd.DataFrame) -> list[str]:
-    """Sum all claims up in sentences: where the paper makes them, and beyond it; then the claims that fail, by name."""
+    """Summarise all claims in sentences: first those of the paper, then those beyond it, then those that fail."""
     rows = plain(frame)
     beyond = [row for row in rows if row["source"] == EXTENSION]
-    number, told = _sum([row for row in rows if row["source"] != EXTENSION])
-    said = [f"Of {number} of the paper, {told}"]
+    sentences = [_summary([row for row in rows if row["source"] != EXTENSION], "of the paper")]
     if beyond:
-        number, told = _sum(beyond)
-        said.append(f"{_BEYOND}: of {number}, {told}")
+        sentences.append(_summary(beyond, _BEYOND))
     failed: dict[str, list[str]] = {}
     for row in rows:
         if row["verdict"] == "fails":
             failed.setdefault(row["claim"].rstrip("."), []).append(place(row))
     if failed:
-        said.append(
-            "What fails: " + "; ".join(f"{text} ({'; '.join(places)})" for text, places in failed.items()) + "."
+        sentences.append(
+            "Claims that fail: " + "; ".join(f"{text} ({'; '.join(places)})" for text, places in failed.items()) + "."
         )
-    return said
+    return sentences
 
 
 def place(row: Mapping[str, Any]) -> str:
-    """Write a setting in words; a key that the row lacks, or that is null or the default, is left out."""
+    """Name the setting of a row, such as "digits, resnet8, FGSM"; missing, null and default values are left out."""
     parts = [row.get("dataset"), row.get("arch")]
     parts += ["FGSM"] if row.get("train_attack") == "fgsm" else []
     parts += [] if row.get("spectral_norm") is None else [f"spectral norm ≤ {row['spectral_norm']:g}"]
@@ -138,26 +142,31 @@ def place(row: Mapping[str, Any]) -> str:
 
 
 def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Turn a frame into rows with None for what is missing."""
+    """Convert a frame to a list of rows, with None for missing values."""
     rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
     return [{str(key): value for key, value in row.items()} for row in rows]
 
 
-def _sum(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Count claims and verdicts: "12 claims" and "8 were tested. Counted in every setting: 15 hold, ..."."""
+def _summary(rows: Sequence[Mapping[str, Any]], origin: str) -> str:
+    """Count claims and verdicts: "Of 12 claims of the paper, 8 were tested. Counting each claim ..., 15 hold, ..."."""
     number = counts(rows)
     ran = [row["id"] for row in rows if row["verdict"] != NOT_RUN]
     claims = len({row["id"] for row in rows})
-    head = f"{claims} claim{'s' if claims != 1 else ''}"
+    start = f"Of {claims} claim{'s' if claims != 1 else ''} {origin},"
     if not ran:
-        return head, "none was tested here."
-    told = ", ".join(f"{number[key]} {_SAID[key][number[key] != 1]}" for key in _SAID if number[key] or key != NOT_RUN)
+        return f"{start} none was tested here."
+    verdicts = ", ".join(
+        f"{number[key]} {_VERDICT_PHRASES[key][number[key] != 1]}"
+        for key in _VERDICT_PHRASES
+        if number[key] or key != NOT_RUN
+    )
     tested = len(set(ran))
-    return head, f"{tested} {'was' if tested == 1 else 'were'} tested. Counted in every setting: {told}."
+    be = "was" if tested == 1 else "were"
+    return f"{start} {tested} {be} tested. Counting each claim once per setting: {verdicts}."
 
 
 def _topic(row: Mapping[str, Any]) -> str:
-    """The group of a claim: from its setting, otherwise from its id."""
+    """Return the title of a claim's group, which follows from its setting or, failing that, from its id."""
     special = {
         "Extensions": row["source"] == EXTENSION,
         "Bound on the spectral norm": row.get("spectral_norm") is not None,
@@ -165,34 +174,37 @@ def _topic(row: Mapping[str, Any]) -> str:
         "ResNet-110": row.get("arch") == "resnet110",
     }
     by_setting = [title for title, fits in special.items() if fits]
-    by_words = [title for title, words in _TOPICS if row["id"].startswith(words)]
-    return next(iter(by_setting + by_words), "Generalisation")
+    by_id = [title for title, prefixes in _TOPICS if row["id"].startswith(prefixes)]
+    return next(iter(by_setting + by_id), "Generalisation")
 
 
-def _claims(rows: Sequence[Mapping[str, Any]]) -> tuple[ClaimView, ...]:
+def _claim_views(rows: Sequence[Mapping[str, Any]]) -> tuple[ClaimView, ...]:
+    """Make one view of each claim from the rows of a group."""
     claims: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         claims.setdefault(row["id"], []).append(row)
-    return tuple(map(_claim, claims.values()))
+    return tuple(map(_claim_view, claims.values()))
 
 
-def _claim(rows: Sequence[Mapping[str, Any]]) -> ClaimView:
+def _claim_view(rows: Sequence[Mapping[str, Any]]) -> ClaimView:
+    """Make the view of one claim from its rows, one per setting."""
     statistics = {row["statistic"] for row in rows}
     common = statistics.pop() if len(statistics) == 1 else ""
     return ClaimView(
         text=rows[0]["claim"],
         source="; ".join(dict.fromkeys(row["source"] for row in rows)),
         statistic=common or "",
-        judged=tuple(_judged(row, common) for row in rows if row["verdict"] != NOT_RUN),
+        judged=tuple(_setting_view(row, common) for row in rows if row["verdict"] != NOT_RUN),
         unrun=tuple(place(row) for row in rows if row["verdict"] == NOT_RUN),
     )
 
 
-def _judged(row: Mapping[str, Any], common: str | None) -> SettingView:
+def _setting_view(row: Mapping[str, Any], common: str | None) -> SettingView:
+    """Make the view of a tested setting. common: the statistic that all settings of the claim share, if they do."""
     effect, low, high = (row[key] for key in ("effect", "ci_low", "ci_high"))
     known = None not in (effect, low, high)
     decimals = _decimals(high - low if known and high > low else effect)
-    if known and low * high > 0:  # an interval without 0 must look like one
+    if known and low * high > 0:  # rounding must not make an interval that excludes 0 include it
         decimals = max(decimals, _decimals(min(abs(low), abs(high))) - 1)
     ends = [row.get(key) for key in ("at_low", "at_high")]
     return SettingView(
@@ -208,13 +220,14 @@ def _judged(row: Mapping[str, Any], common: str | None) -> SettingView:
 
 
 def _decimals(width: float | None) -> int:
-    """As many as show two digits of an interval's width."""
+    """Return the number of decimals that show two digits of an interval's width."""
     if width is None or width == 0 or not math.isfinite(width):
         return 3
     return min(8, max(0, 1 - math.floor(math.log10(abs(width)))))
 
 
 def _number(value: float | None, decimals: int) -> str:
+    """Format a number with a real minus sign; None becomes a dash."""
     if value is None:
         return "\N{EN DASH}"
-    return f"{value:z.{decimals}f}".replace("-", "\N{MINUS SIGN}")  # z: no minus before what is rounded to 0
+    return f"{value:z.{decimals}f}".replace("-", "\N{MINUS SIGN}")  # z: no minus sign for values that round to 0

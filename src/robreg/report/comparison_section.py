@@ -1,4 +1,4 @@
-"""The paper's numbers beside a study's, as the report shows them: one block per table of the paper and setting."""
+"""Prepare the comparison with the paper for the report: one block per table of the paper and setting."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _PLACE = ("dataset", "arch", "train_attack", "spectral_norm", "space")
 
 @dataclass(frozen=True)
 class Pair:
-    """One cell: ours (mean, std over seeds) and the paper's as text, their difference, and the mark of a note."""
+    """One cell as text: our number (mean and std over seeds), the paper's, their difference, and a footnote mark."""
 
     ours: str
     std: str
@@ -26,7 +26,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Block:
-    """One setting of one of the paper's tables: strengths across, metrics down. run: whether any cell is ours too."""
+    """One setting of one of the paper's tables: a column per strength, a row per metric.
+
+    run: whether this study has a number for at least one cell.
+    """
 
     table: str
     setting: str
@@ -38,12 +41,15 @@ class Block:
 
     @property
     def cells(self) -> int:
-        """How many numbers of the paper are in it."""
+        """The number of the paper's numbers in the block."""
         return sum(pair is not None for _, pairs in self.rows for pair in pairs)
 
 
 def blocks(frame: pd.DataFrame) -> list[Block]:
-    """Put comparison.parquet into blocks, in its own order; a setting that ran in several data sets has one each."""
+    """Split comparison.parquet into blocks, in the order of its rows.
+
+    A setting of the paper that several of our data sets stand for has one block per data set.
+    """
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in plain(frame):
         settings.setdefault((row["table"], row.get("run_dataset"), *(row[key] for key in _PLACE)), []).append(row)
@@ -51,19 +57,25 @@ def blocks(frame: pd.DataFrame) -> list[Block]:
 
 
 def counted(frame: pd.DataFrame) -> str:
-    """Say how many of the paper's numbers stand beside one of ours, and how many of those have a note."""
+    """State how many of the paper's numbers can be compared with one of ours, and how many of those have a note."""
     numbers = len(frame.drop_duplicates(list(_CELL)))
-    beside = frame[frame["ours_mean"].notna()].drop_duplicates(list(_CELL))
-    if beside.empty:
+    comparable = frame[frame["ours_mean"].notna()].drop_duplicates(list(_CELL))
+    if comparable.empty:
         return f"None of the {numbers} numbers that the paper prints belongs to a network of this study."
-    odd = int(beside["note"].fillna("").ne("").sum())
-    be = "is" if odd == 1 else "are"
-    marked = f" Of these, {odd} {be} marked as odd in the paper itself: probable misprints, or rounding." if odd else ""
-    stand = "stands" if len(beside) == 1 else "stand"
-    return f"{len(beside)} of the {numbers} numbers that the paper prints {stand} beside one of this study's.{marked}"
+    doubtful = int(comparable["note"].fillna("").ne("").sum())
+    be = "is" if doubtful == 1 else "are"
+    note = (
+        f" Of these, {doubtful} {be} marked as doubtful in the paper itself, probably because of misprints or rounding."
+    )
+    compared = "is" if len(comparable) == 1 else "are"
+    return (
+        f"{len(comparable)} of the {numbers} numbers that the paper prints {compared} compared with a number of this "
+        f"study.{note if doubtful else ''}"
+    )
 
 
 def _block(rows: Sequence[Mapping[str, Any]]) -> Block:
+    """Make the block of one table and setting from its rows of comparison.parquet."""
     strengths = list(dict.fromkeys(_strength(row) for row in rows))
     notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
     first = rows[0]
@@ -74,7 +86,7 @@ def _block(rows: Sequence[Mapping[str, Any]]) -> Block:
     setting = place({key: first[key] for key in _PLACE})
     return Block(
         table=str(first["table"]),
-        setting=setting if data in (None, first["dataset"]) else f"{setting}; ours: {data}",
+        setting=setting if data in (None, first["dataset"]) else f"{setting} (in this study: {data})",
         strengths=tuple(strengths),
         rows=tuple((describe(key), tuple(map(cells.get, strengths))) for key, cells in metrics.items()),
         run=any(row["ours_mean"] is not None for row in rows),
@@ -84,6 +96,7 @@ def _block(rows: Sequence[Mapping[str, Any]]) -> Block:
 
 
 def _pair(row: Mapping[str, Any], notes: Sequence[str]) -> Pair:
+    """Format one row of comparison.parquet; its footnote mark is given by the place of its note in notes."""
     quantity = describe(row["metric"])
     sign = "+" if (row["difference"] or 0) > 0 else ""
     return Pair(
@@ -96,9 +109,11 @@ def _pair(row: Mapping[str, Any], notes: Sequence[str]) -> Pair:
 
 
 def _strength(row: Mapping[str, Any]) -> str:
+    """Name the strength of a row, "8", or the two strengths that it compares, "8 → 32"."""
     high = row.get("ar_high")
     return f"{row['ar']:g}" if high is None else f"{row['ar']:g} → {high:g}"
 
 
 def _mark(index: int) -> str:
+    """Return the footnote mark of a note: four symbols in turn, repeated as often as needed to stay unique."""
     return "†‡§¶"[index % 4] * (1 + index // 4)

@@ -1,4 +1,4 @@
-"""What a study's runs cost, and what they were made with: settings, histories' metadata and Snakemake's benchmarks."""
+"""Collect what the runs of a study cost and how they were made, from histories, settings and Snakemake's benchmarks."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from robreg.runs.catalogue import Run
 from robreg.runs.settings import flatten
 from robreg.tables import parquet, provenance
 
-BENCHMARKS = Path("benchmarks")  # Snakemake's own files, one per job; a run made elsewhere may lack them
+BENCHMARKS = Path("benchmarks")  # written by Snakemake, one file per job; missing for runs that were made elsewhere
 PACKAGES = (
     "robreg",
     "snakemake",
@@ -27,12 +27,12 @@ PACKAGES = (
     "jinja2",
     "foolbox",
 )
-_NAMED = ("dataset", "variant")  # what a run's name says
+_IN_NAME = ("dataset", "variant")  # settings that the name of a run already states
 
 
 @dataclass(frozen=True)
 class RuleCost:
-    """All jobs of one rule that a study is made from: their number, seconds (wall, CPU), and peak memory (MB)."""
+    """The jobs of one rule that a study needs: their number, wall and CPU time in seconds, and peak memory in MB."""
 
     rule: str
     jobs: int
@@ -44,7 +44,10 @@ class RuleCost:
 
 @dataclass(frozen=True)
 class RunAccount:
-    """One run: seconds of its epochs and of its jobs (None: no benchmark), peak memory (MB), and how it was made."""
+    """One run: how long its epochs and its jobs took, its peak memory, and how it was made.
+
+    Times are in seconds, memory_mb is in MB. train_s, measures_s and memory_mb are None without benchmarks.
+    """
 
     name: str
     epochs: int
@@ -61,7 +64,11 @@ class RunAccount:
 
 @dataclass(frozen=True)
 class SharedSettings:
-    """Settings as text. common: by dotted key; differing: keys; by_run: a run's values of them, by its name."""
+    """Settings as text, under dotted keys such as "attack.steps".
+
+    common: the settings that all runs share; differing: the keys of the others; by_run: the values of those keys, by
+    the name of the run.
+    """
 
     common: Mapping[str, str]
     differing: tuple[str, ...]
@@ -69,15 +76,16 @@ class SharedSettings:
 
 
 def run_accounts(runs: Sequence[Run]) -> list[RunAccount]:
-    """Account for every run of a study."""
+    """Return times, memory and provenance of every run of a study."""
     current = provenance.code_hash()
     return [_account(run, current) for run in runs]
 
 
 def rule_costs(study: str, runs: Sequence[Run], order: Sequence[str]) -> list[RuleCost]:
-    """Add up the benchmarks of a study's own jobs and of its runs' and data sets', by rule.
+    """Add up the benchmarks of a study by rule: its own jobs, and the jobs of its runs and data sets.
 
-    order: of the rules; rules without a benchmark are left out, so that nothing is shown as free.
+    order: the rules, in the order in which they are returned. Rules without a benchmark are left out, so that no rule
+    seems to cost nothing.
     """
     names = [f"{run['dataset']}/{run['variant']}.tsv" for run in runs]
     names += [f"{data}.tsv" for data in dict.fromkeys(run["dataset"] for run in runs)]
@@ -90,10 +98,12 @@ def rule_costs(study: str, runs: Sequence[Run], order: Sequence[str]) -> list[Ru
 
 
 def shared_settings(settings: Mapping[str, Mapping[str, Any]]) -> SharedSettings:
-    """Compare resolved settings, given by run."""
-    leaves = {run: flatten({key: one[key] for key in one if key not in _NAMED}) for run, one in settings.items()}
+    """Separate the resolved settings of several runs, given by name, into common and differing ones."""
+    leaves = {run: flatten({key: one[key] for key in one if key not in _IN_NAME}) for run, one in settings.items()}
     keys = list(dict.fromkeys(key for one in leaves.values() for key in one))
-    keys = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]  # none beside its parts
+    keys = [
+        key for key in keys if not any(other.startswith(f"{key}.") for other in keys)
+    ]  # a key that holds a mapping in another run is listed only by its parts
     texts = {key: [_text(one.get(key)) for one in leaves.values()] for key in keys}
     differing = tuple(key for key in keys if len(set(texts[key])) > 1)
     return SharedSettings(
@@ -104,7 +114,7 @@ def shared_settings(settings: Mapping[str, Mapping[str, Any]]) -> SharedSettings
 
 
 def versions() -> dict[str, str]:
-    """List what the report itself was made with; imports nothing."""
+    """Return the versions of Python, of PACKAGES and of the platform, without importing the packages."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -115,6 +125,7 @@ def versions() -> dict[str, str]:
 
 
 def _account(run: Run, current: str) -> RunAccount:
+    """Collect the account of one run. current: the hash of the code that decides the weights, as it is now."""
     history = Path(run["folder"]) / "history.parquet"
     seconds = parquet.read(history, ["seconds"]).to_pandas()["seconds"]
     meta = parquet.read_metadata(history)
@@ -132,13 +143,15 @@ def _account(run: Run, current: str) -> RunAccount:
     )
 
 
-def _code(found: str | None, current: str) -> str:
-    if found is None:
+def _code(recorded: str | None, current: str) -> str:
+    """Describe the code that trained a run, from the hash recorded then and the current one."""
+    if recorded is None:
         return "not recorded"
-    return "today's code" if found == current else "older code"
+    return "current code" if recorded == current else "older code"
 
 
 def _cost(rule: str, jobs: Sequence[Mapping[str, float]]) -> RuleCost:
+    """Add up the benchmarks of a rule's jobs."""
     return RuleCost(
         rule=rule,
         jobs=len(jobs),
@@ -150,9 +163,9 @@ def _cost(rule: str, jobs: Sequence[Mapping[str, float]]) -> RuleCost:
 
 
 def _benchmarks(name: str) -> dict[str, list[dict[str, float]]]:
-    """Read seconds (wall, CPU) and peak memory (MB) of every rule that left benchmarks of this name or pattern.
+    """Read the benchmarks with this file name or pattern, by rule: wall and CPU time in seconds, peak memory in MB.
 
-    A job too short to be sampled has no CPU time and no memory (NA): they count as 0.
+    Snakemake cannot sample the CPU time and memory of very short jobs and writes NA; these values count as 0.
     """
     jobs: dict[str, list[dict[str, float]]] = {}
     for path in sorted(BENCHMARKS.glob(f"*/{name}")):
@@ -165,6 +178,7 @@ def _benchmarks(name: str) -> dict[str, list[dict[str, float]]]:
 
 
 def _text(value: object) -> str:
+    """Format the value of a setting."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):

@@ -1,4 +1,7 @@
-"""A study's report: one HTML file that opens offline; claims first, then figures and tables in the paper's order."""
+"""Write the report of a study: one HTML file that opens offline.
+
+The claims come first, then the figures and tables in the order of the paper.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +25,7 @@ from robreg.tables import parquet, provenance
 from robreg.tables.files import atomic_write
 from robreg.tables.study_tables import SETTING, failed_masking_checks
 
-SECTIONS = (  # the paper's order: title, figures, tables; then what goes beyond it
+SECTIONS = (  # title, figures, tables; first in the order of the paper, then the extensions
     ("Layers, margins and accuracy (paper, Figure 1)", ("fig1",), ()),
     ("Margins in instance space and linear regions (paper, section 3)", ("fig2",), ()),
     ("Gaps, losses and errors (paper, section 4.1)", ("fig3",), ("table3", "table4", "table5")),
@@ -38,17 +41,18 @@ SECTIONS = (  # the paper's order: title, figures, tables; then what goes beyond
     ("Zero padding (extension)", (), ("padding",)),
     ("Theorem 3.1 and Lemma 3.1, measured (paper, section 3; extension)", (), ("theory",)),
 )
-_OWN = ("attacks", "padding", "theory")  # tables that the paper has not
-_MANY = 4  # blocks of a table that are shown without a click
-LIMIT = 15_000_000  # bytes of the page
+_EXTENSION_TABLES = ("attacks", "padding", "theory")  # not in the paper
+_MAX_SHOWN = 4  # blocks of a table; if there are more, only half as many are shown without a click
+LIMIT = 15_000_000  # bytes; the largest size of the page
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a study has made.
+    """The files of a study that its report shows.
 
-    figures: SVG files, each beside its PNG; tables: the Parquet files of rule table, per run and summary; data:
-    meta.json of every prepared data set; claims, comparison, audit: their Parquet files; plot: the comparison's SVG.
+    figures: SVG files, each with its PNG in the same folder; tables: the Parquet files of the rule `table`, both those
+    with one row per run and the summaries; data: meta.json of every prepared data set; claims, comparison, audit: their
+    Parquet files; plot: the SVG of the comparison.
     """
 
     figures: Sequence[Path]
@@ -61,16 +65,16 @@ class Files:
 
 
 def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> None:
-    """Write a study's report.
+    """Write the report of a study.
 
-    study: name, title, runs (config.study_runs), compare, titles (of data sets, by name) and settings (resolved, by
-    "dataset/variant"). template stands beside the captions, {figure, table or comparison}.rst.
-    Raises ValueError if the page is larger than LIMIT.
+    study: name, title, runs (from config.study_runs), compare, titles (of data sets, by name) and settings (resolved,
+    by "dataset/variant"); template: the Jinja2 template of the page. The captions, {figure, table or comparison}.rst,
+    must be in the same folder. Raises ValueError if the page is larger than LIMIT.
     """
-    context = _study(study, files)
-    variables = _variables(study, context["n_seeds"])
-    context |= _judged(files.claims) | _results(files, template.parent, variables)
-    context |= _compared(files, template.parent, variables) | _making(study)
+    context = _study_context(study, files)
+    variables = _caption_variables(study, context["n_seeds"])
+    context |= _claims_context(files.claims) | _results_context(files, template.parent, variables)
+    context |= _comparison_context(files, template.parent, variables) | _provenance_context(study)
     context["checks"] = parquet.read(files.audit, ["check"]).num_rows
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
@@ -86,15 +90,17 @@ def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> 
     }
     page = environment.get_template(template.name).render(context).encode()
     if len(page) > LIMIT:
-        raise ValueError(f"{out} would have {len(page):,} bytes, more than {LIMIT:,}; list fewer figures in the study")
+        raise ValueError(
+            f"{out} would have {len(page):,} bytes, but the limit is {LIMIT:,}; list fewer figures in the study"
+        )
     with atomic_write(out) as temporary:
         temporary.write_bytes(page)
 
 
 def caption(path: Path, variables: Mapping[str, Any]) -> list[str]:
-    """Render a caption, prose in reStructuredText and Jinja2, and return its lines, one paragraph each.
+    """Render a caption, a Jinja2 template of reStructuredText, and return its paragraphs, one per line of the file.
 
-    Raises ValueError if there is none.
+    Raises ValueError if the caption is empty.
     """
     text = jinja2.Template(path.read_text(encoding="utf-8")).render(variables)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -103,17 +109,17 @@ def caption(path: Path, variables: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _variables(study: Mapping[str, Any], n_seeds: str) -> dict[str, Any]:
-    """What captions may speak of."""
+def _caption_variables(study: Mapping[str, Any], n_seeds: str) -> dict[str, Any]:
+    """Return the variables that captions may use."""
     attacks = dict.fromkeys(attack_words(one["evaluation"]) for one in study["settings"].values())
     return {"n_seeds": n_seeds, "compare": study["compare"], "attack": "; ".join(attacks)}
 
 
-def _study(study: Mapping[str, Any], files: Files) -> dict[str, Any]:
-    """What was run."""
+def _study_context(study: Mapping[str, Any], files: Files) -> dict[str, Any]:
+    """Describe what was run, and the cautions, limits and deviations that follow from it."""
     metas = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in files.data}
     counts = pd.DataFrame(study["runs"]).groupby(SETTING, dropna=False).size().tolist()
-    settings = [study["settings"][_name(run)] | {"paper": run["paper"]} for run in study["runs"]]
+    settings = [study["settings"][_run_name(run)] | {"paper": run["paper"]} for run in study["runs"]]
     tables = _summaries(files)
     return {
         "study": study,
@@ -126,21 +132,22 @@ def _study(study: Mapping[str, Any], files: Files) -> dict[str, Any]:
 
 
 def _classes(metas: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of classes of each data set."""
     return {name: meta["classes"] for name, meta in metas.items()}
 
 
-def _name(run: Mapping[str, Any]) -> str:
+def _run_name(run: Mapping[str, Any]) -> str:
     return f"{run['dataset']}/{run['variant']}"
 
 
 def _outcome(run: Mapping[str, Any]) -> dict[str, Any]:
-    """How a run came out: its own columns, its accuracies, and the checks that it failed."""
+    """Return a run with its accuracies and the checks for hidden gradients that it failed, as `cautions` needs them."""
     (row,) = parquet.read(Path(run["folder"]) / "metrics.parquet", ["train_acc", "pgd_acc"]).to_pylist()
     return {**run, **row, "masked": failed_masking_checks(run)}
 
 
 def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """One data set's part: what was run on it, and its runs' settings."""
+    """Describe one data set: what was run on it, and the settings of its runs."""
     own = {key: settings for key, settings in study["settings"].items() if settings["dataset"] == name}
     terms = data_words(meta, list(own.values()))
     return {
@@ -152,8 +159,8 @@ def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> di
     }
 
 
-def _judged(claims: Path) -> dict[str, Any]:
-    """The claims, in groups, and in one sentence."""
+def _claims_context(claims: Path) -> dict[str, Any]:
+    """Return the claims in groups, and the sentences that summarise them."""
     frame = parquet.read(claims).to_pandas()
     return {
         "groups": claims_section.grouped(frame),
@@ -162,8 +169,8 @@ def _judged(claims: Path) -> dict[str, Any]:
     }
 
 
-def _results(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures and tables with their captions, in sections."""
+def _results_context(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrange figures and tables, with their captions, in sections."""
     drawn = {
         name: {"file": figure, "caption": caption(captions / f"{name}.rst", variables)}
         for name, figure in embed(files.figures).items()
@@ -176,22 +183,22 @@ def _results(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict
 
 
 def _summaries(files: Files) -> dict[str, Path]:
-    """The summaries over seeds, by table."""
+    """Return the files of the summaries over seeds, by table."""
     return {path.stem.removesuffix("_summary"): path for path in files.tables if path.stem.endswith("_summary")}
 
 
 def _table(name: str, path: Path) -> dict[str, Any]:
-    """A table as blocks; of our own tables, what is the same everywhere stands apart."""
+    """Split a table into blocks; for tables that are not in the paper, constants are listed separately."""
     summary, same = parquet.read(path).to_pandas(), list[str]()
-    if name in _OWN:
+    if name in _EXTENSION_TABLES:
         summary, same = apart(summary)
-    found = blocks(summary)
-    shown = len(found) if len(found) <= _MANY else _MANY // 2
-    return {"name": name, "blocks": found[:shown], "more": found[shown:], "same": same}
+    settings = blocks(summary)
+    shown = len(settings) if len(settings) <= _MAX_SHOWN else _MAX_SHOWN // 2
+    return {"name": name, "blocks": settings[:shown], "more": settings[shown:], "same": same}
 
 
 def sections(drawn: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Put figures and tables into the paper's order; what no section names comes last, and nothing is left out."""
+    """Arrange figures and tables in the sections of SECTIONS; those that no section names come last."""
     named = {name for _, figures, tables in SECTIONS for name in (*figures, *tables)}
     rest = ("Further results", sorted(drawn.keys() - named), sorted(made.keys() - named))
     for title, figures, tables in (*SECTIONS, rest):
@@ -204,11 +211,11 @@ def sections(drawn: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[dict
             yield section
 
 
-def _compared(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The paper's numbers beside ours: the plot, blocks with and without ours, and what they amount to."""
+def _comparison_context(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Prepare the comparison with the paper: the plot, blocks with and without our numbers, and a summary."""
     frame = parquet.read(files.comparison).to_pandas()
-    found = comparison_section.blocks(frame)
-    compared = [block for block in found if block.run]
+    all_blocks = comparison_section.blocks(frame)
+    compared = [block for block in all_blocks if block.run]
     return {
         "plot": {
             "file": embed([files.plot])[files.plot.stem],
@@ -217,15 +224,16 @@ def _compared(files: Files, captions: Path, variables: Mapping[str, Any]) -> dic
         "counted": comparison_section.counted(frame),
         "nearer": nearer(frame) if compared else "",
         "compared": compared,
-        "uncompared": [block for block in found if not block.run],
+        "uncompared": [block for block in all_blocks if not block.run],
     }
 
 
-def _making(study: Mapping[str, Any]) -> dict[str, Any]:
-    """Times and provenance."""
+def _provenance_context(study: Mapping[str, Any]) -> dict[str, Any]:
+    """Return times, memory, versions and hashes: what the study cost and how it was made."""
     accounts = run_accounts(study["runs"])
     costs = rule_costs(study["name"], study["runs"], list(RULE_INPUTS))
-    total = f"The {len(accounts)} networks were trained in {duration(sum(one.epochs_s for one in accounts))} of epochs"
+    epochs = duration(sum(one.epochs_s for one in accounts))
+    total = f"The training epochs of the {len(accounts)} networks took {epochs}"
     wall, cpu = (duration(sum(getattr(one, key) for one in costs)) for key in ("wall_s", "cpu_s"))
     measured = f"; all {sum(one.jobs for one in costs)} jobs together took {wall} ({cpu} of CPU time)."
     used = {key: listed(getattr(one, key) for one in accounts) for key in ("version", "torch", "device")}
@@ -235,21 +243,26 @@ def _making(study: Mapping[str, Any]) -> dict[str, Any]:
         "costs": costs,
         "times": total + (measured if costs else "."),
         "used": used,
-        "code": _code(accounts),
-        "hashes": {"the package": provenance.package_hash(), "what decides the weights": provenance.code_hash()},
+        "code": _code_sentences(accounts),
+        "hashes": {
+            "the package": provenance.package_hash(),
+            "the code that decides the weights": provenance.code_hash(),
+        },
         "versions": versions(),
     }
 
 
-def _code(accounts: Sequence[RunAccount]) -> str:
+def _code_sentences(accounts: Sequence[RunAccount]) -> str:
+    """State which runs were trained with older or unrecorded code."""
     names = {code: [one.name for one in accounts if one.code == code] for code in ("older code", "not recorded")}
-    said = []
+    sentences = []
     if names["older code"]:
-        said.append(
-            f"Trained with older code than today's, so a new training may differ: {', '.join(names['older code'])}."
+        sentences.append(
+            "These networks were trained with older code, so training them again may give different results: "
+            f"{', '.join(names['older code'])}."
         )
     if names["not recorded"]:
-        said.append(
-            f"For {len(names['not recorded'])} of {len(accounts)} runs the code that trained them is not recorded."
+        sentences.append(
+            f"For {len(names['not recorded'])} of {len(accounts)} runs, the code that trained them is not recorded."
         )
-    return " ".join(said) or "The code that decides the weights has not changed since."
+    return " ".join(sentences) or "The code that decides the weights has not changed since training."

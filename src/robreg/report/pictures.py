@@ -1,16 +1,17 @@
-"""Figures as data URIs, for a page that opens offline."""
+"""Embed figures in a page as data URIs, so that the page opens offline."""
 
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_LARGE, _ALL = 1_500_000, 13_000_000  # bytes of one SVG, and of all figures of a page as base64
+_LARGE = 1_500_000  # bytes; an SVG larger than this is replaced by its PNG
+_ALL = 13_000_000  # bytes of all figures of a page in base64, at most
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A figure in a page. raster: the PNG stands for an SVG that is too large."""
+    """A figure embedded in a page. raster: whether it is the PNG because the SVG is too large."""
 
     name: str
     uri: str
@@ -18,7 +19,10 @@ class Embedded:
 
 
 def embed(figures: Sequence[Path]) -> dict[str, Embedded]:
-    """Embed SVG files, by their stem. Beside each stands a PNG of the same name."""
+    """Embed SVG files and return them by their stem; the PNG of the same name must be in the same folder.
+
+    SVG files that are too large, on their own or together (the largest first), are replaced by their PNG files.
+    """
     raster = {path for path in figures if path.stat().st_size > _LARGE}
     for path in sorted(figures, key=lambda path: path.stat().st_size, reverse=True):
         if _encoded(figures, raster) <= _ALL:
@@ -28,11 +32,12 @@ def embed(figures: Sequence[Path]) -> dict[str, Embedded]:
 
 
 def _encoded(figures: Sequence[Path], raster: set[Path]) -> float:
-    """Bytes of all figures as base64."""
+    """Return the size of all figures in base64, in bytes."""
     return sum((path.with_suffix(".png") if path in raster else path).stat().st_size for path in figures) * 4 / 3
 
 
 def _embed(path: Path, *, raster: bool) -> Embedded:
+    """Encode one figure, as SVG or, if raster, as PNG."""
     source, kind = (path.with_suffix(".png"), "png") if raster else (path, "svg+xml")
     return Embedded(
         name=path.stem,

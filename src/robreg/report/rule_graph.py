@@ -1,9 +1,10 @@
-"""The workflow's rules as a drawing."""
+"""Draw the rules of the workflow as a graph."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# Whose files each rule reads, without what others imply; a test holds this against Snakemake's own graph.
+# For each rule, the rules whose files it reads, without those that follow from the others. A test compares this with
+# the graph that Snakemake prints.
 RULE_INPUTS: Mapping[str, tuple[str, ...]] = {
     "prepare": (),
     "train": ("prepare",),
@@ -24,14 +25,15 @@ RULE_INPUTS: Mapping[str, tuple[str, ...]] = {
     "audit": ("checks", "table", "claims"),
     "report": ("figure", "comparison", "audit"),
 }
-_WIDTH, _ROW, _HEIGHT, _GAP = 360.0, 58.0, 26.0, 6.0  # CSS pixels: legible on a phone without being scaled
-_CHARACTER = 6.6  # of the 12 px font, and some air
+_WIDTH, _ROW, _HEIGHT, _GAP = 360.0, 58.0, 26.0, 6.0  # CSS pixels; legible on a phone without scaling
+_CHARACTER = 6.6  # CSS pixels per character of the 12 px font, with some space
 
 
 def rule_graph() -> dict[str, Any]:
-    """Lay the graph of rules out from top to bottom.
+    """Lay out the graph of rules from top to bottom.
 
-    Returns width and height; boxes: name, x, y (centre), width, height; arrows: SVG paths.
+    Returns width and height of the drawing in CSS pixels; boxes, each with name, x and y of its centre, width and
+    height; and arrows, as SVG paths.
     """
     rows: dict[int, list[str]] = {}
     for name in RULE_INPUTS:
@@ -43,12 +45,12 @@ def rule_graph() -> dict[str, Any]:
 
 
 def _depth(name: str) -> int:
-    """The longest way from the data to a rule."""
+    """Return the number of edges on the longest path from the first rule to this one."""
     return 1 + max(map(_depth, RULE_INPUTS[name]), default=-1)
 
 
 def _row(names: list[str], depth: int) -> dict[str, dict[str, Any]]:
-    """Spread boxes evenly over one row."""
+    """Place the boxes of one row with equal space between them."""
     widths = {name: len(name) * _CHARACTER + 12 for name in names}
     space = (_WIDTH - sum(widths.values())) / (len(names) + 1)
     left, boxes = 0.0, {}
@@ -61,7 +63,7 @@ def _row(names: list[str], depth: int) -> dict[str, dict[str, Any]]:
 
 
 def _arrow(start: Mapping[str, Any], end: Mapping[str, Any]) -> str:
-    """A curve from the lower edge of one box to the upper edge of another."""
+    """Return the SVG path of a curve from the lower edge of one box to the upper edge of another."""
     top, bottom = start["y"] + _HEIGHT / 2, end["y"] - _HEIGHT / 2
     bend = (bottom - top) / 2
     return f"M{start['x']} {top:g} C{start['x']} {top + bend:g} {end['x']} {bottom - bend:g} {end['x']} {bottom - 4:g}"

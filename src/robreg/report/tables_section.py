@@ -1,4 +1,4 @@
-"""A study's table turned on its side: one block per setting, strengths across and quantities down, as pages show it."""
+"""Transpose the tables of a study for the report: one block per setting, a column per strength, a row per quantity."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,40 +13,43 @@ from robreg.tables.study_tables import KEYS
 
 
 def blocks(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """Turn a study's summary into blocks, one per setting: its columns, and a row of cells for every metric.
+    """Split a study's summary into blocks, one per setting, each with its name, columns, and a row of cells per metric.
 
-    A column is a strength, with whatever else tells rows apart; metrics that a whole setting lacks are left out, and
-    so is the count of failed checks where none failed.
+    A column is named after its strength and whatever else distinguishes the rows of the summary. Metrics that are null
+    in a whole setting are left out, and so is the count of failed checks for gradient masking if it is 0.
     """
     other = [name for name in summary.columns if name not in (*KEYS, "n_seeds") and not _is_metric(name)]
-    found = []
+    setting_blocks = []
     for name, rows in group_by_setting(plain(summary)).items():
         lines = [
             {"quantity": describe(key), "cells": [_cell(key, row) for row in rows]}
             for key in _metrics(summary)
             if any(row[f"{key}_mean"] if key == "masking_failed" else row[f"{key}_mean"] is not None for row in rows)
         ]
-        found.append({"name": name, "columns": [_column(row, other) for row in rows], "rows": lines})
-    return found
+        setting_blocks.append({"name": name, "columns": [_column(row, other) for row in rows], "rows": lines})
+    return setting_blocks
 
 
 def constants(summary: pd.DataFrame) -> list[str]:
-    """Name the metrics that are equal in all of several rows, such as a measure's settings."""
+    """List the metrics that have the same mean in all rows, such as a measure's settings; none for a single row."""
     if len(summary) < 2:
         return []
     return [key for key in _metrics(summary) if summary[f"{key}_mean"].nunique(dropna=False) == 1]
 
 
 def apart(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Take constants out of a summary, and write each as "label: value"; what is null everywhere is dropped."""
+    """Remove the constants from a summary; return it, and the constants that are not null as "label: value"."""
     keys = constants(summary)
     values = {key: summary[f"{key}_mean"].iloc[0] for key in keys if summary[f"{key}_mean"].notna().any()}
-    said = [f"{describe(key).label}: {describe(key).text(value)} {describe(key).unit}" for key, value in values.items()]
+    texts = [
+        f"{describe(key).label}: {describe(key).text(value)} {describe(key).unit}" for key, value in values.items()
+    ]
     columns = [f"{key}_{part}" for key in keys for part in ("mean", "std")]
-    return summary.drop(columns=columns), [words.strip() for words in said]
+    return summary.drop(columns=columns), [text.strip() for text in texts]
 
 
 def _metrics(summary: pd.DataFrame) -> list[str]:
+    """List the names of the metrics of a summary, without the suffix _mean."""
     return [name.removesuffix("_mean") for name in summary.columns if name.endswith("_mean")]
 
 
@@ -61,6 +64,7 @@ def _column(row: Mapping[str, Any], other: Sequence[str]) -> str:
 
 
 def _cell(key: str, row: Mapping[str, Any]) -> Cell:
+    """Format mean and std of one metric in one row of a summary."""
     mean, std = (
         math.nan if row[f"{key}_{statistic}"] is None else row[f"{key}_{statistic}"] for statistic in ("mean", "std")
     )

@@ -1,1 +1,1 @@
-"""What a run is: its name, its settings, and what a study of several runs can show."""
+"""Runs and studies: the names and settings of runs, and the figures and tables that a study of runs can show."""

@@ -1,4 +1,4 @@
-"""Read config.yaml: check it against the schema, and say what a study is made of."""
+"""Check config.yaml against its schema, and list the runs, figures and tables of a study."""
 
 import itertools
 import math
@@ -15,9 +15,10 @@ from robreg.runs.catalogue import FIGURES, TABLES, select_runs
 from robreg.runs.settings import ConfigError, dataset_block, parse_run, run_settings, unknown_name
 from robreg.runs.variant import Variant, is_free
 
-_ENDLESS = "something in it contains itself, or is nested too deeply; write it out"
-_NO_TEXT = ("Cc", "Cs")  # control characters and halves of pairs, which neither XML nor a page can hold
-_Validator = jsonschema.validators.extend(  # 20.0 is no integer here: it would be another text for equal settings
+_RECURSIVE_OR_DEEP = "a value contains itself or is nested too deeply; write it without aliases and with less nesting"
+_FORBIDDEN_CATEGORIES = ("Cc", "Cs")  # control characters and lone surrogates, which neither XML nor HTML can contain
+# Unlike JSON Schema, 20.0 does not count as an integer, because equal settings must have equal text.
+_Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
@@ -26,26 +27,30 @@ _Validator = jsonschema.validators.extend(  # 20.0 is no integer here: it would 
 
 
 def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] = ()) -> None:
-    """Raise ConfigError, naming the first bad key and its mend, unless config is valid.
+    """Check a parsed configuration against the schema and against rules that a schema cannot express.
 
-    reserved: names that a study may not bear (the workflow's rules).
+    reserved: names that a study may not have (those of the workflow's rules).
+    Raises ConfigError, which names the first wrong key and how to fix it, if the configuration is not valid.
     """
     try:
-        _refuse_odd_values(config)
+        _refuse_unsupported_values(config)
     except RecursionError as error:
-        raise ConfigError(f"config.yaml: {_ENDLESS}") from error
+        raise ConfigError(f"config.yaml: {_RECURSIVE_OR_DEEP}") from error
     schema = yaml.safe_load(schema_file.read_text())
     validator = _Validator(schema)
     errors = sorted(
         validator.iter_errors(config), key=lambda error: (list(map(str, error.absolute_path)), error.message)
     )
     if errors:
-        raise ConfigError(f"config.yaml: {_sentence(jsonschema.exceptions.best_match(errors))}")
+        raise ConfigError(f"config.yaml: {_describe_schema_error(jsonschema.exceptions.best_match(errors))}")
     if "studies" in config["datasets"]:
         raise ConfigError("config.yaml: datasets.studies: this name is reserved for results/studies; choose another")
     for name in config.get("architectures", {}):
         if not is_free(name):
-            raise ConfigError(f"config.yaml: architectures.{name}: this name is taken by the grammar of runs")
+            raise ConfigError(
+                f"config.yaml: architectures.{name}: this name is reserved by the grammar of run names, "
+                "or does not fit it; choose another"
+            )
     _check_datasets(config)
     for key in config.get("runs", {}):
         dataset, _, variant = key.partition("/")
@@ -60,47 +65,53 @@ def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[st
 
 
 def refuse_unreadable(file: Path) -> None:
-    """Raise ConfigError for a file that is no YAML, or has a key twice in one place: the first would silently be lost.
+    """Check that a file is YAML and gives no key twice in one mapping: YAML would silently drop the first value.
 
-    Called before Snakemake reads config.yaml, for its errors name neither the file nor the place; what --configfile
-    names it has read by then.
+    This runs before Snakemake reads config.yaml, because Snakemake's errors name neither the file nor the place. A file
+    given with --configfile has already been read by then. Raises ConfigError if the file fails a check.
     """
     try:
         loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         if root is not None:
-            _refuse_repeated(root, file.name)
+            _refuse_duplicate_keys(root, file.name)
             loader.construct_document(root)
     except ConfigError:
         raise
-    except Exception as error:  # a date or a number that cannot be, no UTF-8: PyYAML raises many kinds
-        why = _ENDLESS if isinstance(error, RecursionError) else f"{' '.join(str(error).split())}; correct it"
-        raise ConfigError(f"{file.name} cannot be read as YAML: {why}") from error
+    except Exception as error:  # an impossible date or number, bytes that are not UTF-8: PyYAML raises many types
+        reason = (
+            _RECURSIVE_OR_DEEP if isinstance(error, RecursionError) else f"{' '.join(str(error).split())}; correct it"
+        )
+        raise ConfigError(f"{file.name} cannot be read as YAML: {reason}") from error
 
 
-def _refuse_repeated(root: yaml.Node, name: str) -> None:
-    left: list[tuple[str, Any]] = [("", root)]
-    looked_at = set[int]()  # an alias stands for a node that was seen, or is in it
-    while left:
-        path, node = left.pop()
-        if id(node) in looked_at:
+def _refuse_duplicate_keys(root: yaml.Node, name: str) -> None:
+    """Raise ConfigError for the first mapping that gives a key twice; name: of the file."""
+    remaining: list[tuple[str, Any]] = [("", root)]
+    visited = set[int]()  # an alias refers to a node that was already visited, or to one that contains it
+    while remaining:
+        path, node = remaining.pop()
+        if id(node) in visited:
             continue
-        looked_at.add(id(node))
+        visited.add(id(node))
         if isinstance(node, yaml.MappingNode):
             seen = set[str]()
             for key, value in node.value:
                 if not isinstance(key, yaml.ScalarNode):
-                    continue  # nothing that can be a key
+                    continue  # cannot be a key; construct_document reports it
                 if key.value in seen:
                     line = key.start_mark.line + 1
-                    raise ConfigError(f"{name}: {path}{key.value} is given twice, again in line {line}; remove one")
+                    raise ConfigError(
+                        f"{name}: {path}{key.value} is given twice, the second time in line {line}; remove one"
+                    )
                 seen.add(key.value)
-                left.append((f"{path}{key.value}.", value))
+                remaining.append((f"{path}{key.value}.", value))
         elif isinstance(node, yaml.SequenceNode):
-            left += [(f"{path}{place}.", value) for place, value in enumerate(node.value)]
+            remaining += [(f"{path}{index}.", value) for index, value in enumerate(node.value)]
 
 
 def _check_datasets(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the first data set whose keys contradict each other."""
     for name, spec in config["datasets"].items():
         where = f"config.yaml: datasets.{name}"
         try:
@@ -109,26 +120,29 @@ def _check_datasets(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{where}: {error}") from error
         _check_source(where, spec)
         if "incomplete" in spec and spec["kind"] != "tiny-imagenet":
-            raise ConfigError(f"{where}.incomplete: only kind tiny-imagenet has it; remove the key")
+            raise ConfigError(f"{where}.incomplete: only kind tiny-imagenet has this key; remove it")
 
 
 def _check_source(where: str, spec: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a data set's source does not fit its kind."""
     kind, source = spec["kind"], spec["source"]
     if (kind == "digits") != (source is None):
-        mend = "scikit-learn has them; give null" if kind == "digits" else "give download, or a path below data_root"
-        raise ConfigError(f"{where}.source: kind {kind} does not come from {source!r}: {mend}")
+        digits_fix = "the digits come with scikit-learn; give null"
+        fix = digits_fix if kind == "digits" else "give download, or a path below data_root"
+        raise ConfigError(f"{where}.source: kind {kind} cannot be read from {source!r}: {fix}")
     if kind == "parquet" and source == "download":
-        raise ConfigError(f"{where}.source: images of your own are not downloaded; give their folder below data_root")
+        raise ConfigError(f"{where}.source: your own images cannot be downloaded; give their folder below data_root")
 
 
 def _check_study(config: Mapping[str, Any], study: str) -> None:
+    """Raise ConfigError if a study lists a figure or table that its runs cannot make, or lists one twice."""
     listed = study_runs(config, study)
     for part, known in (("figures", FIGURES), ("tables", TABLES)):
         names = [
             name for entry in config["studies"][study][part] for name in ([entry] if isinstance(entry, str) else entry)
         ]
         if repeated := [name for name in known if names.count(name) > 1]:
-            raise ConfigError(f"config.yaml: studies.{study}.{part}: {repeated[0]} is listed twice; remove one")
+            raise ConfigError(f"config.yaml: studies.{study}.{part}: {repeated[0]} is listed twice; remove one entry")
         for name, datasets in study_items(config, study, part).items():
             if name not in known:
                 raise ConfigError(f"config.yaml: studies.{study}.{part}: {unknown_name(part[:-1], name, known)}")
@@ -136,7 +150,7 @@ def _check_study(config: Mapping[str, Any], study: str) -> None:
             if foreign:
                 raise ConfigError(
                     f"config.yaml: studies.{study}.{part}: {name} names {sorted(foreign)}, "
-                    "of which the study has no run; name data sets of its runs"
+                    "which have no run in this study; name data sets of its runs"
                 )
             if known[name].needs and not select_runs(name, listed, datasets):
                 raise ConfigError(
@@ -147,77 +161,90 @@ def _check_study(config: Mapping[str, Any], study: str) -> None:
 
 
 def _check_compare(config: Mapping[str, Any], study: str, listed: Iterable[Mapping[str, Any]]) -> None:
-    """The two strengths must be found together in at least one setting; a setting without them shows what it has."""
+    """Raise ConfigError unless the two strengths to compare occur together in one data set and architecture.
+
+    One is enough: the others are shown with the strengths that they have.
+    """
     low, high = config["studies"][study]["compare"]
     strengths: dict[tuple[str, str], set[int]] = {}
     for run in listed:
         strengths.setdefault((run["dataset"], run["arch"]), set()).add(run["ar"])
-    if low >= high or not any({low, high} <= found for found in strengths.values()):
-        found = "; ".join(f"{', '.join(key)} {sorted(value)}" for key, value in strengths.items())
+    if low >= high or not any({low, high} <= present for present in strengths.values()):
+        listing = "; ".join(f"{', '.join(key)} {sorted(value)}" for key, value in strengths.items())
         raise ConfigError(
-            f"config.yaml: studies.{study}.compare: {[low, high]} must be two strengths of one of {found}, "
-            "the lower one first"
+            f"config.yaml: studies.{study}.compare: {[low, high]} must be two strengths, the lower one first, "
+            f"that occur together in one of these: {listing}"
         )
 
 
-def _refuse_odd_values(tree: object, path: str = "") -> None:
+def _refuse_unsupported_values(tree: object, path: str = "") -> None:
+    """Check that keys are text, and values text, null, finite numbers, or lists and mappings of them.
+
+    path: where `tree` is in config.yaml. Raises ConfigError for the first key or value that is not.
+    """
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             if not isinstance(key, str):
                 raise ConfigError(f"config.yaml: {path or 'the file'}: key {key!r} is not text; put it in quotes")
-            _refuse_odd_values(key, path or "the file")
-            _refuse_odd_values(value, f"{path}.{key}" if path else str(key))
+            _refuse_unsupported_values(key, path or "the file")
+            _refuse_unsupported_values(value, f"{path}.{key}" if path else str(key))
     elif isinstance(tree, list):
-        for place, value in enumerate(tree):
-            _refuse_odd_values(value, f"{path}.{place}")
-    elif isinstance(tree, str) and (odd := next((one for one in tree if unicodedata.category(one) in _NO_TEXT), None)):
-        raise ConfigError(f"config.yaml: {path}: {odd!a} is no character of a text; take it out")
+        for index, value in enumerate(tree):
+            _refuse_unsupported_values(value, f"{path}.{index}")
+    elif isinstance(tree, str) and (
+        bad := next((char for char in tree if unicodedata.category(char) in _FORBIDDEN_CATEGORIES), None)
+    ):
+        raise ConfigError(f"config.yaml: {path}: the character {bad!a} is not allowed in text; remove it")
     elif isinstance(tree, float) and not math.isfinite(tree):
-        raise ConfigError(f"config.yaml: {path}: {tree} is not a finite number; write one")
+        raise ConfigError(f"config.yaml: {path}: {tree} is not a finite number; write a finite one")
     elif isinstance(tree, int) and abs(tree) >= 2**63:
-        raise ConfigError(f"config.yaml: {path}: a whole number of 64 bits or more; write a smaller one")
+        raise ConfigError(f"config.yaml: {path}: this whole number has 64 bits or more; write a smaller one")
     elif not isinstance(tree, (str, int, float, NoneType)):
         raise ConfigError(
-            f"config.yaml: {path}: {tree!r} is a {type(tree).__name__}; write text, in quotes, a number or a list"
+            f"config.yaml: {path}: {tree!r} is a {type(tree).__name__}; write text in quotes, a number or a list"
         )
 
 
 def study_items(config: Mapping[str, Any], study: str, part: str) -> dict[str, list[str] | None]:
     """List the "figures" or "tables" of a study, each with the data sets that it is restricted to (None: all)."""
-    found: dict[str, list[str] | None] = {}
+    items: dict[str, list[str] | None] = {}
     for entry in config["studies"][study][part]:
-        found |= {entry: None} if isinstance(entry, str) else entry
-    return found
+        items |= {entry: None} if isinstance(entry, str) else entry
+    return items
 
 
 def run_names(config: Mapping[str, Any], study: str) -> list[tuple[str, str]]:
-    """List the runs (data set, variant) of a study, in the order of config.yaml, each once."""
+    """List the runs of a study as (data set, variant), each once, in the order of config.yaml.
+
+    Raises ConfigError if there is no such study or data set.
+    """
     if study not in config["studies"]:
         known = ", ".join(config["studies"])
         raise ConfigError(
             f"config.yaml: studies: there is no study {study!r}; add its block, or ask for one of: {known}"
         )
-    found: dict[tuple[str, str], None] = {}
+    names: dict[tuple[str, str], None] = {}
     for grid in config["studies"][study]["runs"]:
-        for run in _expand(config, study, grid):
-            found[run] = None
-    return list(found)
+        for run in _expand_grid(config, study, grid):
+            names[run] = None
+    return list(names)
 
 
 def study_runs(config: Mapping[str, Any], study: str) -> list[dict[str, Any]]:
-    """List a study's runs with what identifies them: folder, variant, and the first columns of every study table.
+    """List a study's runs, each with its folder, its variant, and the first columns of every study table.
 
-    default_arch is the data set's, paper the data set of the paper that it stands for (None: for none), and published
-    what Figure 12 shows of other work on it.
+    default_arch is the default architecture of the run's data set; paper is the data set of the paper that it is
+    compared with (None for none); published are the results of other work on it that Figure 12 shows.
+    Raises ConfigError if there is no such study or data set, or if a run's name is not valid.
     """
-    found = []
+    runs = []
     for dataset, variant in run_names(config, study):
         try:
             run = parse_run(config, dataset, variant)
         except ConfigError as error:
             raise ConfigError(f"config.yaml: studies.{study}.runs: {error}") from error
         spec = config["datasets"][dataset]
-        found.append(
+        runs.append(
             {
                 "folder": f"results/{dataset}/{variant}",
                 "dataset": dataset,
@@ -233,10 +260,11 @@ def study_runs(config: Mapping[str, Any], study: str) -> list[dict[str, Any]]:
                 "published": spec.get("published", []),
             }
         )
-    return found
+    return runs
 
 
-def _expand(config: Mapping[str, Any], study: str, grid: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _expand_grid(config: Mapping[str, Any], study: str, grid: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the runs of one entry of a study's `runs`: all combinations of what its keys list."""
     dataset = grid["dataset"]
     try:
         default = dataset_block(config, dataset)["architecture"]
@@ -255,8 +283,8 @@ def _expand(config: Mapping[str, Any], study: str, grid: Mapping[str, Any]) -> I
             yield dataset, run.name(default)
 
 
-def _sentence(error: jsonschema.ValidationError) -> str:
-    """One sentence for a schema error: the key's path, what is wrong, what is right."""
+def _describe_schema_error(error: jsonschema.ValidationError) -> str:
+    """Describe a schema error in one sentence: the key's path, what is wrong, what is allowed."""
     path = ".".join(map(str, error.absolute_path))
     schema: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
     if error.validator == "additionalProperties":

@@ -1,17 +1,17 @@
-"""The grammar of run names: "ar16-resnet110-sn3" <-> Variant. No other module takes such a name apart."""
+"""Write and parse the names of runs, such as "ar16-resnet110-sn3". No other module takes such a name apart."""
 
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
 
-ARCHITECTURES = ("resnet8", "resnet56", "resnet110", "wrn50")  # those of the package; config.yaml may add its own
+ARCHITECTURES = ("resnet8", "resnet56", "resnet110", "wrn50")  # those in the package; config.yaml may define more
 GRAMMAR = "ar{strength}[-{architecture}][-fgsm][-sn{bound}][-normspace][-s{seed}]"
-MAX_STRENGTH = 255
+MAX_STRENGTH = 255  # in 1/255
 MAX_SEED = 2**32 - 1
-MIN_BOUND, MAX_BOUND = 1e-6, 1e6
+MIN_BOUND, MAX_BOUND = 1e-6, 1e6  # of the spectral norm
 
-# Reads more than the grammar allows (any order, leading zeros), so that a refusal can name the right spelling.
+# These accept more than the grammar allows (any order, leading zeros), so that an error can state the correct name.
 _PARTS = {
     "arch": re.compile(r"(?:resnet|wrn)\d+"),
     "fgsm": re.compile(r"fgsm"),
@@ -22,15 +22,16 @@ _PARTS = {
 
 
 class VariantError(ValueError):
-    """A run name that is not the one right spelling of a run."""
+    """Raised for a text that is not the name of a run, or not the one correct way to write it."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What distinguishes one run of a data set from another.
+    """The properties that distinguish one run of a data set from another.
 
-    ar: radius of the training attack in 1/255; bound: on every layer's spectral norm, None for no bound;
-    normspace: perturbations live in the normalised space instead of pixel space.
+    ar: radius of the training attack in 1/255, 0 for standard training; arch: name of the architecture; fgsm: train
+    with FGSM instead of PGD; bound: on every layer's spectral norm, None for no bound; normspace: perturbations are in
+    the normalised space instead of pixel space; seed: of its random numbers.
     """
 
     ar: int
@@ -41,65 +42,69 @@ class Variant:
     seed: int = 0
 
     def name(self, default_arch: str) -> str:
-        """Spell the variant as the contract does: fixed order, defaults left out."""
+        """Write the name of the run: parts in fixed order, with default values left out."""
         parts = [f"ar{self.ar}"]
         parts += [self.arch] if self.arch != default_arch else []
         parts += ["fgsm"] if self.fgsm and self.ar else []
-        parts += [f"sn{_short(self.bound)}"] if self.bound else []
+        parts += [f"sn{_format_bound(self.bound)}"] if self.bound else []
         parts += ["normspace"] if self.normspace else []
         parts += [f"s{self.seed}"] if self.seed else []
         return "-".join(parts)
 
     @property
     def train_attack(self) -> str:
-        """Name of the training attack, pgd or fgsm; standard training counts as PGD of radius 0, as in the paper."""
+        """The training attack, pgd or fgsm; standard training counts as PGD of radius 0, as in the paper."""
         return "fgsm" if self.fgsm else "pgd"
 
     @property
     def space(self) -> str:
-        """Space of the perturbation's radius: pixel or normalised."""
+        """The space in which the radius of a perturbation is measured, pixel or normalised."""
         return "normalised" if self.normspace else "pixel"
 
 
 def is_free(name: str) -> bool:
-    """Tell whether an architecture of the user's may bear a name: it is no part of the grammar and no shipped one."""
+    """Return whether a user-defined architecture may have a name: no part of the grammar and not one of the package."""
     taken = any(pattern.fullmatch(name) for key, pattern in _PARTS.items() if key != "arch")
-    taken = taken or re.fullmatch(r"sn?\d+", name) is not None  # longer than any seed or bound can be
+    taken = taken or re.fullmatch(r"sn?\d+", name) is not None  # longer than the patterns of seed and bound accept
     return not taken and name not in ARCHITECTURES and re.fullmatch(r"[a-z][a-z0-9]*", name) is not None
 
 
 def parse(text: str, default_arch: str, own: Collection[str] = ()) -> Variant:
-    """Read a run's name; raise VariantError, with the right spelling, for anything but the one right spelling.
+    """Parse the name of a run.
 
-    default_arch: the data set's, which a name leaves out; own: names of architectures that config.yaml adds.
+    default_arch: the default architecture of the data set, which a name leaves out; own: names of user-defined
+    architectures. Raises VariantError, which states the correct name if there is one, unless text is exactly that name.
     """
     head, *parts = text.split("-")
     strength = re.fullmatch(r"ar(\d{1,30})", head)
     if strength is None:
         raise VariantError(f"{text!r} is not the name of a run: write {GRAMMAR}, for example ar16 or ar8-s1")
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for part in parts:
-        key, value = ("arch", part) if part in own else _read_part(part, text)
-        if key in found:
-            raise VariantError(f"{text!r} says {key} twice: write {GRAMMAR}")
-        found[key] = value
-    bound = float(found.get("bound", 0))
+        key, value = ("arch", part) if part in own else _parse_part(part, text)
+        if key in values:
+            raise VariantError(f"{text!r} gives {key} twice: write {GRAMMAR}")
+        values[key] = value
+    bound = float(values.get("bound", 0))
     variant = Variant(
         ar=int(strength[1]),
-        arch=found.get("arch", default_arch),
-        fgsm="fgsm" in found,
+        arch=values.get("arch", default_arch),
+        fgsm="fgsm" in values,
         bound=bound if bound else None,
-        normspace="normspace" in found,
-        seed=int(found.get("seed", 0)),
+        normspace="normspace" in values,
+        seed=int(values.get("seed", 0)),
     )
-    _refuse_unknown(variant, text, [*ARCHITECTURES, *own])
-    right = variant.name(default_arch)
-    if text != right:
-        raise VariantError(f"{text!r} is spelt {right!r}: a run has exactly one name, without defaults, in fixed order")
+    _refuse_unsupported(variant, text, [*ARCHITECTURES, *own])
+    correct = variant.name(default_arch)
+    if text != correct:
+        raise VariantError(
+            f"{text!r} must be written {correct!r}: a run has exactly one name, without defaults, in fixed order"
+        )
     return variant
 
 
-def _read_part(part: str, text: str) -> tuple[str, str]:
+def _parse_part(part: str, text: str) -> tuple[str, str]:
+    """Parse one part of the name `text` into its key and value; raises VariantError if it is not in the grammar."""
     for key, pattern in _PARTS.items():
         match = pattern.fullmatch(part)
         if match:
@@ -107,7 +112,8 @@ def _read_part(part: str, text: str) -> tuple[str, str]:
     raise VariantError(f"{text!r} is not the name of a run: {part!r} is not part of {GRAMMAR}")
 
 
-def _refuse_unknown(variant: Variant, text: str, known: list[str]) -> None:
+def _refuse_unsupported(variant: Variant, text: str, known: list[str]) -> None:
+    """Raise VariantError for an architecture that is not in `known`, and for numbers out of range."""
     if variant.arch not in known:
         raise VariantError(f"{text!r} names an unknown architecture {variant.arch!r}: use one of {known}")
     if variant.seed > MAX_SEED:
@@ -115,9 +121,11 @@ def _refuse_unknown(variant: Variant, text: str, known: list[str]) -> None:
     if variant.ar > MAX_STRENGTH:
         raise VariantError(f"{text!r} has a strength of {variant.ar}/255: use at most {MAX_STRENGTH}")
     if variant.bound is not None and not MIN_BOUND <= variant.bound <= MAX_BOUND:
-        raise VariantError(f"{text!r} has a bound of {variant.bound!r}: use {_short(MIN_BOUND)} to {_short(MAX_BOUND)}")
+        raise VariantError(
+            f"{text!r} has a bound of {variant.bound!r}: use {_format_bound(MIN_BOUND)} to {_format_bound(MAX_BOUND)}"
+        )
 
 
-def _short(bound: float) -> str:
-    """Write all digits that tell a bound from another, and no exponent."""
+def _format_bound(bound: float) -> str:
+    """Write a bound without an exponent, with all the digits that distinguish it from other floats."""
     return f"{Decimal(repr(float(bound))):f}".rstrip("0").rstrip(".")

@@ -1,1 +1,1 @@
-"""What a layer does as a linear map: its singular values, and the projection onto a spectral norm."""
+"""Layers as linear maps: their singular values, and their projection onto a bound on the spectral norm."""

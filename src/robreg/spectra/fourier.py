@@ -1,4 +1,4 @@
-"""The Fourier transform of a convolution kernel: frequencies, and the phases of its taps."""
+"""The Fourier transform of convolution kernels: output frequencies, and the phases of a kernel's taps."""
 
 import math
 
@@ -7,7 +7,11 @@ from torch import Tensor
 
 
 def output_frequencies(rows: int, columns: int) -> list[tuple[Tensor, int]]:
-    """Return half of the output frequencies, each (f, 2), with multiplicity: 1 for those that are their own mirror."""
+    """Return half of the output frequencies of an operator, as two pairs of frequencies (f, 2) and multiplicity.
+
+    The frequencies that are their own mirror image have multiplicity 1. Of all others, one of each mirrored pair is
+    returned, with multiplicity 2. rows, columns: the size of the operator's output.
+    """
     u, v = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     place, mirror = u * columns + v, -u % rows * columns + -v % columns
     pairs = torch.stack([u, v], 2)
@@ -17,8 +21,9 @@ def output_frequencies(rows: int, columns: int) -> list[tuple[Tensor, int]]:
 def phases(frequencies: Tensor, kernel: tuple[int, int], size: tuple[int, int], stride: int) -> Tensor:
     """Return exp(-2 pi i <g, tap>) at the s^2 input frequencies g that alias to each output frequency (f, 2).
 
-    kernel: (kh, kw) taps; size: (H, W) of the input. Returns (f, s^2, kh kw) complex128, row-major in both. The phases
-    repeat with the size: so a kernel that is larger than its input wraps round by itself.
+    kernel: (kh, kw), the number of taps; size: (H, W) of the input; s: the stride. Returns (f, s^2, kh kw) complex128,
+    where the input frequencies and the taps are each in row-major order. The phases are periodic in the input size, so
+    a kernel that is larger than its input wraps around without special treatment.
     """
     down, right = (
         _phases(frequencies[:, axis], kernel[axis], size[axis], stride) for axis in (0, 1)
@@ -27,8 +32,8 @@ def phases(frequencies: Tensor, kernel: tuple[int, int], size: tuple[int, int], 
 
 
 def _phases(frequency: Tensor, taps: int, length: int, stride: int) -> Tensor:
-    """Return exp(-2 pi i g tap / length), (f, s, taps), along one axis of length."""
+    """Return exp(-2 pi i g tap / length) along one axis of the input, of this length: (f, s, taps)."""
     aliased = frequency[:, None] + torch.arange(stride, device=frequency.device) * (length // stride)
-    turns = aliased[:, :, None] * torch.arange(taps, device=frequency.device) % length  # whole: no digit is lost
+    turns = aliased[:, :, None] * torch.arange(taps, device=frequency.device) % length  # integers, so this is exact
     angle = turns.double() * (-2 * math.pi / length)
     return torch.polar(torch.ones_like(angle), angle)

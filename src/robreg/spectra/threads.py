@@ -1,4 +1,4 @@
-"""Many small matrix decompositions side by side, each on one thread."""
+"""Run many small matrix decompositions in parallel, each on one thread."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +9,17 @@ from typing import TypeVar
 import torch
 
 Part = TypeVar("Part")
+Result = TypeVar("Result")
 
-Made = TypeVar("Made")
-
-MAX_WORKERS = 4  # each holds a chunk several times over
+MAX_WORKERS = 4  # threads; each needs the memory of several chunks
 
 
 @contextmanager
 def single_threaded() -> Iterator[int]:
-    """Give torch one CPU thread, and yield how many it had: while others compute, its own would wait busily."""
+    """Limit torch to one CPU thread, and yield the number that it had before.
+
+    Otherwise torch's own idle threads would take time from the worker threads by busy waiting.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -26,8 +28,11 @@ def single_threaded() -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def parallel(function: Callable[[Part], Made], parts: Sequence[Part], workers: int) -> list[Made]:
-    """Map in up to `workers` threads, within single_threaded: small matrices leave LAPACK's own threads waiting."""
+def parallel(function: Callable[[Part], Result], parts: Sequence[Part], workers: int) -> list[Result]:
+    """Apply a function to all parts in up to `workers` threads; call this within single_threaded.
+
+    Small matrices are too small for LAPACK's own threads.
+    """
     if workers == 1:
         return list(map(function, parts))
     return list(_pool(min(workers, MAX_WORKERS)).map(function, parts))
@@ -35,5 +40,8 @@ def parallel(function: Callable[[Part], Made], parts: Sequence[Part], workers: i
 
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """Keep threads: the first decomposition in a new one takes as long as all of a small layer."""
+    """Return a pool whose threads are reused.
+
+    The first decomposition in a new thread takes as long as all decompositions of a small layer.
+    """
     return ThreadPoolExecutor(workers)

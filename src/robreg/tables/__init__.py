@@ -1,1 +1,1 @@
-"""Every Parquet file: its columns, how it is written and read, and what it says of its origin."""
+"""The Parquet tables: their columns, how they are written and read, and the metadata that record their origin."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files atomically: either the whole file appears, or nothing."""
 
 import os
 from collections.abc import Iterator
@@ -7,17 +7,17 @@ from pathlib import Path
 
 
 def cannot_write(path: Path, error: OSError) -> OSError:
-    """Say of a file that it could not be written, why, and the mend: an error like the one that was met."""
+    """Return an OSError that names the file that could not be written, the reason from error, and the fix."""
     why = os.strerror(error.errno) if error.errno else error
-    mend = "make room there, or make it writable, and start again: what was finished stays"
-    return OSError(error.errno, f"{path} cannot be written ({why}); {mend}")
+    fix = "free up disk space or make the path writable, then start again: finished files are kept"
+    return OSError(error.errno, f"{path} cannot be written ({why}); {fix}")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Hand out a temporary name beside path; rename it to path only if the block succeeds, remove it otherwise.
+    """Yield a temporary path in the same folder; rename it to path if the block succeeds, and remove it otherwise.
 
-    Raises OSError, which names path, where it cannot be written.
+    Raises an OSError that names path if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Write and read the result tables: Parquet with a checked schema and the run's metadata, renamed into place."""
+"""Write and read the result tables: Parquet files with a checked schema and the run's metadata, written atomically."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,65 +12,73 @@ import pyarrow.parquet as pq
 from robreg.tables.files import atomic_write
 from robreg.tables.schemas import NULLABLE, SCHEMAS
 
-_KEY = b"robreg"
+_METADATA_KEY = b"robreg"
 
 
 def write(path: Path, kind: str, columns: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Write one of the contract's tables.
+    """Write a table whose columns are listed in SCHEMAS.
 
-    columns: one sequence of equal length per column; metadata: plain values, kept as JSON in the Parquet schema.
-    Raises ValueError if the columns are not exactly those of SCHEMAS[kind] with values of its types, or if one is null
-    where the contract has none, or a float that is not finite.
+    kind: a key of SCHEMAS; columns: one sequence per column, all of the same length; metadata: plain values, stored as
+    JSON in the Parquet schema.
+    Raises ValueError if the columns are not exactly those of SCHEMAS[kind], if a value does not have its column's type,
+    if a value is null in a column that is not in NULLABLE, or if a float is not finite.
     """
     schema = SCHEMAS[kind]
     if list(columns) != schema.names:
-        raise ValueError(f"{path}: columns {list(columns)} are not the contract's {schema.names}")
+        raise ValueError(f"{path}: the columns are {list(columns)}, but must be {schema.names}")
     try:
-        table = pa.table({key: _array(columns[key], schema.field(key).type) for key in columns}, schema=schema)
+        table = pa.table({key: _to_array(columns[key], schema.field(key).type) for key in columns}, schema=schema)
     except pa.ArrowException as error:
-        raise ValueError(f"{path}: a value does not have its column's type; nothing was written ({error})") from error
+        raise ValueError(
+            f"{path}: a value does not have the type of its column ({error}); nothing was written"
+        ) from error
     for name in schema.names:
         _refuse_bad_values(path, name, table[name])
     write_frame(path, table, metadata)
 
 
 def write_frame(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
-    """Write any Arrow table atomically, with metadata (plain values) in its schema."""
-    own = {_KEY: json.dumps(metadata, sort_keys=True).encode()}
+    """Write any Arrow table atomically, with metadata (plain values) added to its schema."""
+    own = {_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
     with atomic_write(path) as temporary:
         pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **own}), temporary)
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a table, or only the named columns of it; raises ValueError if it is damaged or lacks one."""
-    with _readable(path):
+    """Read a table, or only the given columns of it.
+
+    Raises FileNotFoundError if there is no such file, and ValueError if it is damaged or lacks a column.
+    """
+    with _explain_read_errors(path):
         return pq.read_table(path, columns=list(columns) if columns else None)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata that write put into the table's schema; {} if there is none. Errors as for read."""
-    with _readable(path):
-        found = (pq.read_schema(path).metadata or {}).get(_KEY)
-        return json.loads(found) if found else {}
+    """Return the metadata that write stored in the table's schema, or {} if there are none. Raises as read does."""
+    with _explain_read_errors(path):
+        stored = (pq.read_schema(path).metadata or {}).get(_METADATA_KEY)
+        return json.loads(stored) if stored else {}
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _explain_read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         why = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged, or lacks a column ({why}); delete it and make it again") from error
+        raise ValueError(f"{path} is damaged or lacks a column ({why}); delete it and make it again") from error
 
 
-def _array(values: Any, kind: pa.DataType) -> pa.Array:  # noqa: ANN401 - whatever Arrow reads
-    """Convert without changing a value: a float is not cut to a whole number, NaN does not become null."""
+def _to_array(values: Any, kind: pa.DataType) -> pa.Array:  # noqa: ANN401 - anything that Arrow can read
+    """Convert values without changing them: floats are not truncated to integers, and NaN does not become null."""
     array = pa.array(values, from_pandas=False)
-    whole = pa.types.is_integer(array.type) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
-    real = pa.types.is_floating(array.type) and pa.types.is_floating(kind)
-    if array.type != kind and not (whole or real or pa.types.is_null(array.type) or pa.types.is_list(kind)):
+    from_integer = pa.types.is_integer(array.type) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    from_float = pa.types.is_floating(array.type) and pa.types.is_floating(kind)
+    if array.type != kind and not (
+        from_integer or from_float or pa.types.is_null(array.type) or pa.types.is_list(kind)
+    ):
         raise pa.ArrowTypeError(f"{array.type} is not {kind}")
     return array.cast(kind, safe=not pa.types.is_floating(kind))
 

@@ -1,4 +1,4 @@
-"""Where a table comes from: the metadata of its run, and the code that decides its numbers."""
+"""Where a table comes from: the metadata of its run, and the code that its numbers depend on."""
 
 import ast
 import hashlib
@@ -8,58 +8,64 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parents[1]
-COMPUTING = ("data", "networks", "attacks", "spectra", "training", "measures")  # folders that decide a run's numbers
-TRAINING = "training.loop"  # the module that everything which decides the weights is imported from
-_METADATA = ("dataset", "variant", "seed", "version", "settings_hash")
+COMPUTING = ("data", "networks", "attacks", "spectra", "training", "measures")  # folders that affect a run's numbers
+TRAINING = "training.loop"  # imports, directly or not, all code that affects the weights
+_RUN_KEYS = ("dataset", "variant", "seed", "version", "settings_hash")
 
 
 def run_metadata(meta: Mapping[str, Any], **measure: object) -> dict[str, Any]:
-    """Say what every table of a run carries: whose it is, from its checkpoint's meta data, and how it was measured."""
-    return {**{key: meta[key] for key in _METADATA}, **measure}
+    """Return the metadata of a run's table: what identifies the run, and how the table was measured.
+
+    meta: the metadata of the run's checkpoint; measure: the settings of the measure.
+    """
+    return {**{key: meta[key] for key in _RUN_KEYS}, **measure}
 
 
 def code_files(*modules: str, folders: Collection[str] | None) -> list[str]:
-    """List the files of modules and of all that they import from this package, directly or not, sorted.
+    """List the files of the given modules and of everything that they import from this package, directly or not.
 
-    modules: without the package's name, as in "measures.margins". folders: only what lies in these counts; None counts
-    all of the package. Returns paths relative to the package's folder, as in "measures/margins.py".
+    modules: without the package's name, such as "measures.margins"; folders: the folders of the package to follow
+    imports into, or None for all of them. Returns sorted paths relative to the package, such as "measures/margins.py".
     """
-    found, left = set[str](), list(modules)
-    while left:
-        module = left.pop()
+    found, to_visit = set[str](), list(modules)
+    while to_visit:
+        module = to_visit.pop()
         if module not in found and (folders is None or module.partition(".")[0] in folders):
             found.add(module)
-            left += _imports(module)
-    return sorted(_file(module).relative_to(PACKAGE).as_posix() for module in found)
+            to_visit += _imported_modules(module)
+    return sorted(_module_path(module).relative_to(PACKAGE).as_posix() for module in found)
 
 
 def code_hash() -> str:
-    """Hash the modules that decide a network's weights, so that a report can say whether they changed since."""
-    return _hash(code_files(TRAINING, folders=COMPUTING))
+    """Hash the modules that affect a network's weights, so that a report can tell whether they have changed since."""
+    return _hash_files(code_files(TRAINING, folders=COMPUTING))
 
 
 def package_hash() -> str:
-    """Hash all of this package's modules, by name and content."""
-    return _hash(sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")))
+    """Hash the names and contents of all modules of this package."""
+    return _hash_files(sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")))
 
 
-def _hash(files: Collection[str]) -> str:
+def _hash_files(files: Collection[str]) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.encode() + b"\0" + (PACKAGE / file).read_bytes() + b"\0")
     return digest.hexdigest()
 
 
-def _file(module: str) -> Path:
+def _module_path(module: str) -> Path:
     return PACKAGE / f"{module.replace('.', '/')}.py"
 
 
 @cache
-def _imports(module: str) -> tuple[str, ...]:
-    """List the package's modules that a module imports, wherever in it; the package itself has only its version."""
+def _imported_modules(module: str) -> tuple[str, ...]:
+    """List the modules of the package that a module imports at any level, also inside functions.
+
+    Imports from the package itself are left out, because it defines only the version.
+    """
     found = []
-    for node in ast.walk(ast.parse(_file(module).read_bytes())):
+    for node in ast.walk(ast.parse(_module_path(module).read_bytes())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE.name}."):
             source = str(node.module).removeprefix(f"{PACKAGE.name}.")
-            found += [source] if _file(source).exists() else [f"{source}.{alias.name}" for alias in node.names]
+            found += [source] if _module_path(source).exists() else [f"{source}.{alias.name}" for alias in node.names]
     return tuple(found)

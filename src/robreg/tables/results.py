@@ -8,12 +8,12 @@ from robreg.tables import parquet
 
 
 def read_results(source: str | Path, results: str | Path = "results") -> dict[str, pd.DataFrame]:
-    """Read all tables of a run or of a study, by their names.
+    """Read all tables of a run or of a study into a dictionary, by name.
 
-    source: a run ("digits/ar8"), a study ("demo"), or any folder with such results; results: the folder in which runs
-    and studies are looked for. Accuracies are in percent, losses in nats, strengths and radii in 1/255;
-    robreg.tables.schemas lists the columns.
-    Raises FileNotFoundError if there is no such folder, or if it holds no table.
+    source: a run ("digits/ar8"), a study ("demo"), or any folder with such results; results: the folder to search for
+    runs and studies. Accuracies are in percent, losses in nats, strengths and radii in 1/255; robreg.tables.schemas
+    lists the columns.
+    Raises FileNotFoundError if there is no such folder, or if it contains no table.
 
     >>> import robreg
     >>> tables = robreg.read("digits/ar8")

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-NULLABLE = (
+NULLABLE = (  # columns that may have nulls
     "sigma_max",
     "acc_conditional",
     "pgd_acc",
@@ -52,7 +52,7 @@ SCHEMAS = {
         ]
     ),
     "attacks": _ATTACKS,
-    "apgd": _ATTACKS,  # the rows that apgd adds to attacks
+    "apgd": _ATTACKS,  # these rows are also part of attacks
     "lossvar": pa.schema(
         [
             ("eps", pa.float64()),

@@ -1,4 +1,4 @@
-"""Gather the tables of a study's runs into one table: a row per run, and one per setting over seeds."""
+"""Combine the tables of a study's runs: one row per run, and a summary with one row per setting over its seeds."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +14,15 @@ from robreg.tables import files, parquet
 KEYS = ["dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "seed"]
 SETTING = KEYS[:-1]
 _ACCURACIES = ["train_acc", "test_acc", "acc_gap", "train_loss", "test_loss", "loss_gap", "pgd_acc", "robust_acc"]
-_APGD = {"cross_entropy": "apgd_ce_robust", "dlr": "apgd_dlr_robust", "worst": "apgd_robust"}  # by loss
+_APGD = {
+    "cross_entropy": "apgd_ce_robust",
+    "dlr": "apgd_dlr_robust",
+    "worst": "apgd_robust",
+}  # columns of the table of attacks, by loss
 
 
 def gather(runs: Sequence[Run], kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Stack one table (or the named columns of it) of every run, with KEYS in front."""
+    """Concatenate one table (or the given columns of it) of all runs, with the columns KEYS in front."""
     frames = []
     for run in runs:
         frame = _read(run, kind, columns)
@@ -27,69 +31,70 @@ def gather(runs: Sequence[Run], kind: str, columns: Sequence[str] | None = None)
 
 
 def table1(runs: Sequence[Run]) -> pd.DataFrame:
-    """Mean and std over test examples of the maximal loss variation at every eps (paper, Table 1; std with ddof 0)."""
-    return _per_run(runs, _variation)
+    """Return mean and std (ddof 0) over test examples of the maximal loss variation at every eps (paper, Table 1)."""
+    return _one_row_per_run(runs, _variation_columns)
 
 
 def table2(runs: Sequence[Run]) -> pd.DataFrame:
-    """Test accuracy (percent), losses and their gap (nats) (paper, Table 2)."""
+    """Return the test accuracy (percent), and the losses and their gap (nats) (paper, Table 2)."""
     return gather(runs, "metrics", ["test_acc", "train_loss", "test_loss", "loss_gap"])
 
 
 def table3(runs: Sequence[Run]) -> pd.DataFrame:
-    """Accuracies (percent), losses (nats), their gaps, and PGD accuracy (paper, Tables 3 to 6)."""
+    """Return accuracies (percent), losses (nats), their gaps, and PGD accuracy (paper, Tables 3 to 6)."""
     return gather(runs, "metrics", _ACCURACIES)
 
 
 def attacks(runs: Sequence[Run]) -> pd.DataFrame:
-    """Put PGD and APGD (on its first apgd_n test examples) side by side, in percent; null for a loss that has no row.
+    """Compare the accuracies (percent) under PGD and under APGD, which attacks the first apgd_n test examples.
 
-    pgd_acc is conditional on being correct when clean; every other column counts all test examples attacked.
+    pgd_acc is over the examples that are classified correctly without an attack; the other accuracies are over all
+    attacked test examples. The accuracy for a loss without a row is null.
     """
-    return _per_run(runs, _attacks)
+    return _one_row_per_run(runs, _attack_columns)
 
 
 def padding(runs: Sequence[Run]) -> pd.DataFrame:
-    """Hold the zero-padded operators' spectra beside the circular ones'.
+    """Compare the spectra of the zero-padded operators with those of the circular ones.
 
-    Over the n_dense convolutions whose zero-padded spectrum was computed in full: mean std of both, and mean of
-    (zero - circular) / circular. Over all layers: median and maximum of max_zero / max_circular.
+    Over the n_dense convolutions whose zero-padded spectrum was computed in full: the mean std of both spectra, and the
+    mean of (zero - circular) / circular of the stds. Over all layers: median and maximum of max_zero / max_circular.
     """
-    return _per_run(runs, _padding)
+    return _one_row_per_run(runs, _padding_columns)
 
 
 def theory(runs: Sequence[Run]) -> pd.DataFrame:
-    """Stack the quantities of Theorem 3.1 and Lemma 3.1."""
+    """Return the quantities of Theorem 3.1 and Lemma 3.1."""
     return gather(runs, "theory")
 
 
 def b2(runs: Sequence[Run], compare: Sequence[int]) -> pd.DataFrame:
-    """Sum and mean of the layers' decrease and increase of the std of singular values (paper, appendix B.2).
+    """Return sum and mean of the decreases and increases of the layers' std of singular values (paper, appendix B.2).
 
-    Between the two strengths of compare (columns ar and ar_high), for every setting and seed that has both; over the
-    convolutions, as in the paper, and over all layers. A mean over no layer is null. Raises ValueError if no setting
-    has both strengths.
+    The changes are from the first to the second strength of compare (columns ar and ar_high), for every setting and
+    seed that has both; over the convolutions, as in the paper, and over all layers. A mean over no layers is null.
+    Raises ValueError if no setting has both strengths for the same seed.
     """
     low, high = compare
-    other = {_place(run): run for run in runs if run["ar"] == high}
+    other = {_key_without_strength(run): run for run in runs if run["ar"] == high}
     rows = []
     for run in runs:
-        if run["ar"] == low and _place(run) in other:
+        if run["ar"] == low and _key_without_strength(run) in other:
             keys = {key: run[key] for key in KEYS} | {"ar_high": high}
-            change = _change(run, other[_place(run)])
+            change = _std_changes(run, other[_key_without_strength(run)])
             rows += [
                 keys | {"layers": "convolutions"} | _decrease_and_increase(change[change["kind"] == "conv"]["change"]),
                 keys | {"layers": "all"} | _decrease_and_increase(change["change"]),
             ]
     if not rows:
-        raise ValueError(f"b2: no setting has both strengths {low} and {high} for the same seed; mend compare")
+        raise ValueError(f"b2: no setting has both strengths {low} and {high} for the same seed; correct compare")
     return pd.DataFrame(rows)
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
-    """Make one row per setting: {metric}_mean and {metric}_std over seeds (ddof 1, null for one seed), n_seeds.
+    """Make one row per setting: {metric}_mean and {metric}_std over seeds (ddof 1, null for one seed), and n_seeds.
 
-    Text columns, and ar_high, tell rows apart as SETTING does.
+    Text columns and ar_high distinguish rows in the same way as the columns of SETTING.
     """
     own = [name for name in frame.columns if name not in KEYS]
     metrics = [name for name in own if name != "ar_high" and pd.api.types.is_numeric_dtype(frame[name])]
@@ -114,22 +119,23 @@ MAKERS: dict[str, Callable[[Sequence[Run]], pd.DataFrame]] = {
 
 
 def failed_masking_checks(run: Run) -> list[str]:
-    """Name the checks for hidden gradients that a run failed; if any, its adversarial accuracies say little."""
+    """List the checks for gradient masking that a run failed; if any, its adversarial accuracies say little."""
     frame = _read(run, "masking", ["check", "passed"])
     return frame.loc[~frame["passed"], "check"].tolist()
 
 
 def compose(name: str, runs: Sequence[Run], compare: Sequence[int]) -> pd.DataFrame:
-    """Make a table without writing it; arguments and last column as for record."""
+    """Make a table without writing it. The arguments and the last column are those of record."""
     frame = b2(runs, compare) if name == "b2" else MAKERS[name](runs)
-    frame["masking_failed"] = _failed(frame, runs)
-    return frame.astype({"spectral_norm": "float64"})  # all null is a float column too
+    frame["masking_failed"] = _count_failed_checks(frame, runs)
+    return frame.astype({"spectral_norm": "float64"})  # also a float column if all values are null
 
 
 def record(name: str, runs: Sequence[Run], *, compare: Sequence[int], folder: Path, study: str) -> None:
-    """Write a table and its summary into folder, as Parquet and as CSV. compare: the two strengths (1/255) of b2.
+    """Write a table and its summary into folder, as Parquet and as CSV.
 
-    The last column, masking_failed, counts the checks for hidden gradients that the row's run failed (of b2: its runs).
+    compare: the two strengths (1/255) of b2. The last column, masking_failed, counts the checks for gradient masking
+    that the row's run failed (in b2: its two runs).
     """
     frame = compose(name, runs, compare)
     for stem, content in ((name, frame), (f"{name}_summary", summarise(frame))):
@@ -144,22 +150,22 @@ def _read(run: Run, kind: str, columns: Sequence[str] | None = None) -> pd.DataF
     return parquet.read(Path(run["folder"]) / f"{kind}.parquet", columns).to_pandas()
 
 
-def _failed(frame: pd.DataFrame, runs: Sequence[Run]) -> list[int]:
-    """Count the checks for hidden gradients that the run, or both runs, of each row failed."""
-    counts = {(_place(run), run["ar"]): len(failed_masking_checks(run)) for run in runs}
+def _count_failed_checks(frame: pd.DataFrame, runs: Sequence[Run]) -> list[int]:
+    """Count the checks for gradient masking that the run (or both runs) of each row failed."""
+    counts = {(_key_without_strength(run), run["ar"]): len(failed_masking_checks(run)) for run in runs}
     rows: list[Run] = frame.astype(object).where(frame.notna(), None).to_dict("records")  # type: ignore[assignment]
-    found = []
+    failed = []
     for row in rows:
         strengths = [row[key] for key in ("ar", "ar_high") if key in row]
-        found.append(sum(counts[_place(row), ar] for ar in strengths))
-    return found
+        failed.append(sum(counts[_key_without_strength(row), ar] for ar in strengths))
+    return failed
 
 
-def _per_run(runs: Sequence[Run], row: Callable[[Run], dict[str, Any]]) -> pd.DataFrame:
+def _one_row_per_run(runs: Sequence[Run], row: Callable[[Run], dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([{key: run[key] for key in KEYS} | row(run) for run in runs])
 
 
-def _variation(run: Run) -> dict[str, Any]:
+def _variation_columns(run: Run) -> dict[str, Any]:
     row = {}
     for eps, variation in _read(run, "lossvar", ["eps", "variation"]).groupby("eps")["variation"]:
         row[f"loss_variation_mean_eps{eps:g}"] = variation.astype("float64").mean()
@@ -167,7 +173,7 @@ def _variation(run: Run) -> dict[str, Any]:
     return row
 
 
-def _attacks(run: Run) -> dict[str, Any]:
+def _attack_columns(run: Run) -> dict[str, Any]:
     frame = _read(run, "attacks").query("split == 'test'")
     (pgd,) = frame[frame["attack"] == "pgd"].to_dict("records")
     apgd = {row["loss"]: row for row in frame[frame["attack"] == "apgd"].to_dict("records")}
@@ -175,9 +181,9 @@ def _attacks(run: Run) -> dict[str, Any]:
     return row | {name: apgd[loss]["acc_robust"] if loss in apgd else np.nan for loss, name in _APGD.items()}
 
 
-def _padding(run: Run) -> dict[str, Any]:
+def _padding_columns(run: Run) -> dict[str, Any]:
     frame = _read(run, "padding")
-    dense = frame[frame["method"] == "dense"]  # so a convolution larger than 1x1: nothing else is padded
+    dense = frame[frame["method"] == "dense"]  # convolutions larger than 1x1; no other layer is padded
     ratio = frame["max_zero"] / frame["max_circular"]
     return {
         "n_dense": len(dense),
@@ -189,13 +195,13 @@ def _padding(run: Run) -> dict[str, Any]:
     }
 
 
-def _place(run: Run) -> tuple[Any, ...]:
-    """What two runs share that differ only in strength."""
+def _key_without_strength(run: Run) -> tuple[Any, ...]:
+    """Return the part of a run's key that runs share if they differ only in strength."""
     return tuple(run[key] for key in KEYS if key != "ar")
 
 
-def _change(low: Run, high: Run) -> pd.DataFrame:
-    """For every layer its kind, and the change of the std of its singular values from low to high."""
+def _std_changes(low: Run, high: Run) -> pd.DataFrame:
+    """Return for every layer its kind, and the change of the std of its singular values from low to high."""
     columns = ["layer", "name", "kind", "std"]
     both = _read(low, "svstd", columns).merge(
         _read(high, "svstd", columns), on=columns[:-1], validate="1:1", suffixes=("_low", "_high")

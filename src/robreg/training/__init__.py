@@ -1,1 +1,1 @@
-"""Adversarial training: the loop, one step of it, exact resumption, and the lease on a run's folder."""
+"""Adversarial training: the loop over epochs, a single step, exact resumption, and the lease on a run's folder."""

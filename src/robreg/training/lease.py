@@ -1,4 +1,4 @@
-"""A lease on a run's folder: no two processes train one run, wherever they are, and a run that gets nowhere is seen."""
+"""A lease on a run's folder: only one process trains a run at a time, and attempts without progress are counted."""
 
 import json
 import logging
@@ -13,38 +13,38 @@ from typing import Any
 
 from robreg.tables.files import cannot_write
 
-BEAT = 20.0  # seconds between two signs of life
-SILENCE = 5 * BEAT  # after which a holder elsewhere is taken for dead; file systems may show a change a minute late
-STALLED = 2  # attempts in a row without a finished epoch, after which another is not worth its queueing
+BEAT = 20.0  # seconds between two renewals of the file
+SILENCE = 5 * BEAT  # seconds; a remote holder that renews nothing for so long is dead (changes may show a minute late)
+STALLED = 2  # consecutive attempts without a finished epoch, after which another one is not worth its wait in the queue
 
-KEYS = {"token", "held", "job", "pid", "beat", "place", "born", "stalls"}  # of the file
+KEYS = {"token", "held", "job", "pid", "beat", "place", "born", "stalls"}  # that every lease file has
 
 log = logging.getLogger(__name__)
 
 
 class HeldError(RuntimeError):
-    """Another process holds the lease, and lives."""
+    """Another process holds the lease and is alive."""
 
 
 class LostError(RuntimeError):
-    """Another process took the lease, because this one gave no sign of life."""
+    """Another process took the lease, because this one showed no sign of life."""
 
 
 class StalledError(RuntimeError):
-    """SLURM starts one job again and again, and no epoch gets finished."""
+    """SLURM starts the same job again and again, but no epoch is finished."""
 
 
 class Lease:
-    """The right to train one run, a JSON file renewed every BEAT seconds; a context manager takes and releases it.
+    """The right to train one run: a context manager around a JSON file, which it renews every BEAT seconds.
 
-    A holder on this machine lives if its process does. One elsewhere lives if the file changes within SILENCE: no
-    clocks of two machines are compared, and no file is locked, which not every network file system does. The file stays
-    when the block fails, as a record of attempts, and is removed when it succeeds.
-    Raises HeldError, StalledError, or ValueError if the file is damaged.
+    A holder on this machine is alive if its process is. A holder on another machine is alive if the file changes within
+    SILENCE seconds: the clocks of two machines are never compared, and no file is locked, because not every network
+    file system supports locks. The file is removed if the block succeeds, and kept as a record of attempts if it fails.
+    Entering the block raises HeldError, StalledError, or ValueError if the file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        """Name the file; nothing is taken yet."""
+        """Set the path of the file; the lease is only taken when the block is entered."""
         self._path = path
         self._token = str(uuid.uuid4())
         self._lock = threading.Lock()
@@ -52,36 +52,36 @@ class Lease:
         self._content: dict[str, Any] = {}
 
     def __enter__(self) -> "Lease":
-        """Take the lease, and keep it alive from a thread."""
+        """Take the lease, and start a thread that renews it."""
         job = os.environ.get("SLURM_JOB_ID")
         old = _read(self._path)
         if old is not None and old["held"]:
-            if self._lives(old):
+            if self._is_alive(old):
                 raise HeldError(
                     f"{self._path.parent} is being trained by process {old['pid']} on {old['place'][0]}"
                     + (f", SLURM job {old['job']}" if old["job"] else "")
                     + f" ({self._path}): wait for it, or stop it first"
                 )
-            old = _read(self._path)  # it was watched for a while
+            old = _read(self._path)  # it may have changed while it was watched
         stalls = 0 if old is None else old["stalls"]
         if old is not None and job and old["job"] == job and stalls >= STALLED:
             raise StalledError(
-                f"{self._path.parent}: SLURM started job {job} {stalls + 1} times and no epoch was finished in the "
-                f"last {stalls}: give it more time (runtime), and look at the SLURM log"
+                f"{self._path.parent}: SLURM started job {job} {stalls + 1} times, and no epoch was finished in the "
+                f"last {stalls} attempts: give it more time (runtime), and read the SLURM log"
             )
         self._content = {"token": self._token, "held": True, "job": job, "pid": os.getpid(), "beat": 0}
-        self._content |= {"place": _place(), "born": _born(os.getpid()), "stalls": stalls + 1}
+        self._content |= {"place": _pid_namespace(), "born": _start_time(os.getpid()), "stalls": stalls + 1}
         self._write(new=old is None)
-        threading.Thread(target=self._beat, name="lease", daemon=True).start()
+        threading.Thread(target=self._renew, name="lease", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Release the lease; a lease that was lost is the taker's, and stays as it is."""
+        """Release the lease; if another process has taken it, leave the file as it is."""
         self._released.set()
         with self._lock:
-            if not self._mine():
+            if not self._is_mine():
                 return
             if kind is None:
                 self._path.unlink()
@@ -89,52 +89,54 @@ class Lease:
             self._content["held"] = False
             try:
                 self._write()
-            except OSError as why:  # the first error is the one to hear of; this process's end frees the lease too
-                log.warning("%s could not be released: %s", self._path, why)
+            except OSError as failure:  # the block's own error matters more, and a dead process holds no lease anyway
+                log.warning("%s could not be released: %s", self._path, failure)
 
     def check(self) -> None:
-        """Raise LostError unless the lease is still this process's; called before anything of the run is written."""
-        if not self._mine():
+        """Raise LostError if this process no longer holds the lease; call it before any file of the run is written."""
+        if not self._is_mine():
             raise LostError(f"{self._path} was taken by another process, which trains this run now: this one stops")
 
     def progress(self) -> None:
-        """Check, and note that an epoch was finished in this attempt."""
+        """Check the lease, and record that this attempt finished an epoch."""
         with self._lock:
             self.check()
             self._content["stalls"] = 0
             self._write()
 
-    def _beat(self) -> None:
+    def _renew(self) -> None:
+        """Write the file every BEAT seconds until the lease is released or lost."""
         while not self._released.wait(BEAT):
             with self._lock:
                 try:
-                    if self._released.is_set() or not self._mine():
+                    if self._released.is_set() or not self._is_mine():
                         return
                     self._content["beat"] += 1
                     self._write()
                 except OSError as error:
                     log.warning("%s could not be renewed: %s", self._path, error)
 
-    def _lives(self, old: dict[str, Any]) -> bool:
-        if old["place"] == _place() and old["born"] is not None:
-            return bool(_born(old["pid"]) == old["born"])
-        log.info("%s is held by a process on %s: watching it for %g s", self._path, old["place"][0], SILENCE)
+    def _is_alive(self, holder: dict[str, Any]) -> bool:
+        """Return whether the holder that a lease names is alive; watch the file if its process cannot be looked up."""
+        if holder["place"] == _pid_namespace() and holder["born"] is not None:
+            return bool(_start_time(holder["pid"]) == holder["born"])
+        log.info("%s is held by a process on %s: watching it for %g s", self._path, holder["place"][0], SILENCE)
         end = time.monotonic() + SILENCE
         while time.monotonic() < end:
             time.sleep(min(1.0, SILENCE / 10))
             now = _read(self._path)
             if now is None or not now["held"]:
                 return False
-            if (now["token"], now["beat"]) != (old["token"], old["beat"]):
+            if (now["token"], now["beat"]) != (holder["token"], holder["beat"]):
                 return True
         return False
 
-    def _mine(self) -> bool:
-        found = _read(self._path)
-        return found is not None and found["token"] == self._token
+    def _is_mine(self) -> bool:
+        content = _read(self._path)
+        return content is not None and content["token"] == self._token
 
     def _write(self, *, new: bool = False) -> None:
-        """Replace the file at once, under a name that no other process uses; new: only if there is none."""
+        """Replace the file atomically, from a temporary file that no other process uses; new: only if none exists."""
         temporary = self._path.with_name(f".{self._path.name}.{self._token}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,24 +155,24 @@ class Lease:
 
 
 def stalled_attempts(path: Path) -> int:
-    """Return how many attempts in a row, the running one included, have not finished an epoch (0 without a file)."""
-    found = _known(path)
-    return 0 if found is None else int(found["stalls"])
+    """Return how many attempts in a row, including the running one, have not finished an epoch (0 without a file)."""
+    content = _read_if_valid(path)
+    return 0 if content is None else int(content["stalls"])
 
 
 def made_progress(path: Path) -> bool:
-    """Say whether the last attempt that took the lease finished an epoch."""
+    """Return whether the last attempt that took the lease finished an epoch."""
     return holder_token(path) is not None and stalled_attempts(path) == 0
 
 
 def holder_token(path: Path) -> str | None:
-    """Return what tells the last attempt that took the lease from all others."""
-    found = _known(path)
-    return None if found is None else str(found["token"])
+    """Return the token of the last attempt that took the lease, which no other attempt has (None without a file)."""
+    content = _read_if_valid(path)
+    return None if content is None else str(content["token"])
 
 
-def _known(path: Path) -> dict[str, Any] | None:
-    """Return what a lease says, for those who only look: a damaged one says nothing."""
+def _read_if_valid(path: Path) -> dict[str, Any] | None:
+    """Return the content of a lease file, or None if it is missing or damaged."""
     try:
         return _read(path)
     except ValueError:
@@ -178,28 +180,33 @@ def _known(path: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """Return the content of a lease file, or None if it is missing; raise ValueError if it is damaged."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not set(found) >= KEYS:
-        raise ValueError(f"{path} is damaged: delete it if no other process trains this run")
-    return found
+        content = None
+    if not isinstance(content, dict) or not set(content) >= KEYS:
+        raise ValueError(f"{path} is damaged: delete it if no other process is training this run")
+    return content
 
 
-def _place() -> list[str]:
-    """Say where process ids mean the same: host, its start, and the container if there is one."""
+def _pid_namespace() -> list[str]:
+    """Return the host, its boot and its container, within which a process id names one process at a time."""
     boot, container = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    known = boot.exists()  # not everywhere: then a holder is watched
-    return [socket.gethostname(), boot.read_text().strip() if known else "", os.readlink(container) if known else ""]
+    has_proc = boot.exists()  # without /proc, a holder is watched instead of looked up
+    return [
+        socket.gethostname(),
+        boot.read_text().strip() if has_proc else "",
+        os.readlink(container) if has_proc else "",
+    ]
 
 
-def _born(pid: int) -> str | None:
-    """Return when a process of this machine started, which tells it from a later one of the same number."""
+def _start_time(pid: int) -> str | None:
+    """Return when a process of this machine started, or None if it is dead; a process id may be used again later."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]  # dead, if nobody has asked for its end
+        return None if fields[0] in "ZX" else fields[19]  # Z: dead, but its parent has not waited for it
     except (FileNotFoundError, ProcessLookupError):
         return None

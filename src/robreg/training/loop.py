@@ -1,4 +1,4 @@
-"""Adversarial training (Madry et al. 2018; paper, appendices B.1 and D): epoch loop, schedule, exact resume."""
+"""Adversarial training (Madry et al. 2018; paper, appendices B.1 and D): epochs, schedule and exact resumption."""
 
 import hashlib
 import json
@@ -33,19 +33,21 @@ log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """Training was asked to stop by SIGTERM; resume.pt holds the last finished epoch."""
+    """SIGTERM asked training to stop; resume.pt holds the state after the last finished epoch."""
 
 
 class DivergedError(ArithmeticError):
-    """The loss or a weight is not finite any more."""
+    """The loss or a weight is no longer finite."""
 
 
 def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device) -> None:
-    """Train one network, or go on where resume.pt beside the checkpoint stands, and write checkpoint and history.
+    """Train one network, or resume from resume.pt next to the checkpoint, and write the checkpoint and the history.
 
-    settings: config.training of the run. resume.pt is written atomically before the first and after every epoch, and
-    removed at the end. A run that was killed at any moment and started again ends with the same bits on a CPU.
-    Raises ValueError if resume.pt was made for other settings, DivergedError, Stopped on SIGTERM, or what Lease raises.
+    settings: the run's training settings (runs.settings.training_settings). resume.pt is written atomically before the
+    first and after every epoch, and removed at the end. On a CPU, a run that is killed at any moment and started again
+    produces bit-identical results.
+    Raises ValueError if resume.pt is damaged or belongs to other settings, DivergedError if the loss or a weight is no
+    longer finite, Stopped on SIGTERM, and the errors of Lease.
     """
     with deterministic_algorithms(device, wanted=settings["training"].get("deterministic", DEFAULTS["deterministic"])):
         _train(settings, data, checkpoint=checkpoint, history=history, device=device)
@@ -54,37 +56,37 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
 def _train(
     settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device
 ) -> None:
-    state = _start(settings, data, device)
+    state = _initial_state(settings, data, device)
     with Lease(checkpoint.with_name("lease.json")) as lease:
         resume = ResumeFile(checkpoint.with_name("resume.pt"), resume_identity(settings, data.sha256), lease)
         if resume.path.exists():
             resume.restore(state, device)
         else:
             resume.save(state)
-        with _sigterm() as stop, torch.random.fork_rng([] if device.type == "cpu" else [device]):
-            _fit(state, settings, data, resume=resume, stop=stop)
+        with _catch_sigterm() as stop, torch.random.fork_rng([] if device.type == "cpu" else [device]):
+            _train_epochs(state, settings, data, resume=resume, stop=stop)
         lease.check()
-        meta = {**_meta(settings, data, device), "code_hash": state.code, "step": "; ".join(state.how)}
+        meta = {**_metadata(settings, data, device), "code_hash": state.code, "step": "; ".join(state.how)}
         save_file(checkpoint, {"model": state.model.state_dict(), "meta": meta})
         columns = {key: [row[key] for row in state.history] for key in state.history[0]}
         write(history, "history", columns, meta)
         resume.path.unlink()
 
 
-def _fit(
+def _train_epochs(
     state: TrainingState, settings: Mapping[str, Any], data: Dataset, *, resume: ResumeFile, stop: threading.Event
 ) -> None:
-    """Train the epochs that are left, and save the state after each."""
+    """Train the remaining epochs, and save the state after each."""
     epochs = settings["training"]["epochs"]
     device = state.model.normalise.mean.device
     images, labels = data.train_images, data.train_labels
-    if device.type != "cpu":  # on a CPU they stay mapped from the file
+    if device.type != "cpu":  # on a CPU they stay memory-mapped
         images, labels = images.to(device), labels.to(device)
     first = len(state.history) + 1
-    step = _step(state, settings)
+    step = _make_step(state, settings)
     for epoch in range(first, epochs + 1):
         begin = time.perf_counter()
-        row = _epoch(state, step, settings, images, labels, stop=stop)
+        row = _train_epoch(state, step, settings, images, labels, stop=stop)
         row["seconds"] = time.perf_counter() - begin
         row["examples_per_s"] = len(images) / row["seconds"]
         state.history.append(row)
@@ -97,7 +99,7 @@ def _fit(
         )
 
 
-def _step(state: TrainingState, settings: Mapping[str, Any]) -> TrainingStep:
+def _make_step(state: TrainingState, settings: Mapping[str, Any]) -> TrainingStep:
     spec, attack = settings["training"], settings["train_attack"]
     if attack is not None:
         std = state.model.normalise.std
@@ -107,7 +109,7 @@ def _step(state: TrainingState, settings: Mapping[str, Any]) -> TrainingStep:
     return TrainingStep(state.model, state.optimizer, attack=attack, **options)
 
 
-def _epoch(
+def _train_epoch(
     state: TrainingState,
     step: TrainingStep,
     settings: Mapping[str, Any],
@@ -116,27 +118,28 @@ def _epoch(
     *,
     stop: threading.Event,
 ) -> dict[str, Any]:
-    """Train one epoch and return its history row; the loss stays on the device until the end (no synchronisation)."""
+    """Train one epoch and return its history row; to avoid synchronisation, losses stay on the device until the end."""
     spec = settings["training"]
     epoch = len(state.history) + 1
     lr = learning_rate(spec, epoch)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    order, generator = _randomness(settings["seed"], epoch, len(images), images.device)
+    order, generator = _epoch_randomness(settings["seed"], epoch, len(images), images.device)
     losses: list[Tensor] = []
     correct = torch.zeros((), dtype=torch.int64, device=images.device)
     batches = order.split(spec["batch_size"])
     for index in batches:
         if stop.is_set():
             raise Stopped(
-                f"SIGTERM in epoch {epoch}: resume.pt holds epoch {epoch - 1}; start again to go on from there"
+                f"SIGTERM in epoch {epoch}: resume.pt holds the state after epoch {epoch - 1}; "
+                "start again to resume from there"
             )
-        x, noise = _batch(images[index], settings, generator)
+        x, noise = _prepare_batch(images[index], settings, generator)
         loss, logits = step(x, labels[index], noise)
         losses.append(loss)
         correct += (logits.argmax(1) == labels[index]).sum()
     means = torch.stack(losses).cpu()  # (batches,)
-    _refuse_divergence(state.model, means, epoch, lr)
+    _raise_if_diverged(state.model, means, epoch, lr)
     sizes = torch.tensor([len(index) for index in batches], dtype=torch.float64)
     mean = float((means.double() * sizes).sum() / len(images))
     bound = settings["spectral_norm"]
@@ -144,8 +147,14 @@ def _epoch(
     return {"epoch": epoch, "lr": lr, "loss": mean, "acc": 100 * int(correct) / len(images), "sigma_max": norms}
 
 
-def _batch(images: Tensor, settings: Mapping[str, Any], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """Augment a batch, and draw where its attack starts; unchecked, for the data are checked when prepared."""
+def _prepare_batch(
+    images: Tensor, settings: Mapping[str, Any], generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Augment a batch of uint8 images, and draw the noise that its attack starts with.
+
+    Returns floats in [0, 1], (B, C, H, W), and noise of that shape in [-1, 1], or None without a random start.
+    The pixels are not checked here, because the data were checked when they were prepared.
+    """
     spec, attack = settings["training"], settings["train_attack"]
     if spec["augmentation"] == "crop-flip":
         images = random_crop_flip(images, pad=spec["pad"], generator=generator)
@@ -161,18 +170,18 @@ def learning_rate(spec: Mapping[str, Any], epoch: int) -> float:
     return float(spec["lr"] / spec["lr_factor"] ** sum(epoch > drop for drop in spec["lr_drops"]))
 
 
-def _randomness(seed: int, epoch: int, n: int, device: torch.device) -> tuple[Tensor, torch.Generator]:
-    """Return an epoch's order of examples and its generator, from (seed, epoch) alone: nothing to save, or to lose."""
+def _epoch_randomness(seed: int, epoch: int, n: int, device: torch.device) -> tuple[Tensor, torch.Generator]:
+    """Return an epoch's order of examples and its generator; both follow from seed and epoch, so neither is saved."""
     state = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7])
-    torch.manual_seed(state + 2)  # for a user's network that draws in its forward pass, as dropout does
+    torch.manual_seed(state + 2)  # for user-defined networks with dropout or other random layers
     order = torch.randperm(n, generator=torch.Generator().manual_seed(state))
     return order.to(device), torch.Generator(device).manual_seed(state + 1)
 
 
-def _refuse_divergence(model: nn.Module, losses: Tensor, epoch: int, lr: float) -> None:
-    """Raise DivergedError for the epoch's first bad batch, before anything of the epoch is saved."""
+def _raise_if_diverged(model: nn.Module, losses: Tensor, epoch: int, lr: float) -> None:
+    """Raise DivergedError for the first batch with a bad loss, or for bad weights, before the epoch is saved."""
     bad = (~losses.isfinite()).nonzero()
-    hint = "lower training.lr, or the strength"
+    hint = "lower training.lr, or the strength of the attack"
     if len(bad):
         batch = int(bad[0])
         raise DivergedError(f"epoch {epoch}, batch {batch + 1}: loss {float(losses[batch])} at lr {lr:g}; {hint}")
@@ -182,20 +191,21 @@ def _refuse_divergence(model: nn.Module, losses: Tensor, epoch: int, lr: float) 
         )
 
 
-def _start(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> TrainingState:
+def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> TrainingState:
+    """Build the network and its optimiser, before the first epoch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
         model = build_network(
-            settings["arch"], width=settings["width"], factory=settings["factory"], **_data_meta(data)
+            settings["arch"], width=settings["width"], factory=settings["factory"], **_data_metadata(data)
         ).to(device)
-    found = list_layers(model, data.shape)  # refuses, before hours of work, what cannot be measured
+    layers = list_layers(model, data.shape)  # raises for a network that cannot be measured, before hours of training
     spec = settings["training"]
     options = {key: spec[key] for key in ("lr", "momentum", "weight_decay")}
     sgd = torch.optim.SGD(model.parameters(), **options, fused=device.type == "cuda" or None)
-    return TrainingState(model, sgd, found, [], code_hash())
+    return TrainingState(model, sgd, layers, [], code_hash())
 
 
-def _data_meta(data: Dataset) -> dict[str, Any]:
+def _data_metadata(data: Dataset) -> dict[str, Any]:
     return {
         "shape": list(data.shape),
         "classes": data.classes,
@@ -204,11 +214,11 @@ def _data_meta(data: Dataset) -> dict[str, Any]:
     }
 
 
-def _meta(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> dict[str, Any]:
-    """What the checkpoint says of itself: plain values, no dates, so that equal runs are equal files."""
+def _metadata(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> dict[str, Any]:
+    """Return the checkpoint's metadata: plain values without dates, so that equal runs produce equal files."""
     return {
         **{key: settings[key] for key in ("dataset", "variant", "seed", "arch", "factory", "width", "threads")},
-        **_data_meta(data),
+        **_data_metadata(data),
         "data_sha256": data.sha256,
         **{key: settings["training"].get(key, default) for key, default in DEFAULTS.items()},
         "settings": json.dumps(settings, sort_keys=True),
@@ -220,8 +230,8 @@ def _meta(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> d
 
 
 @contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """Turn SIGTERM into an event for the time of the block."""
+def _catch_sigterm() -> Iterator[threading.Event]:
+    """Let SIGTERM set an event during the block, if this is the main thread."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

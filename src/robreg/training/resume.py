@@ -1,4 +1,4 @@
-"""The state of a training between two epochs, and the file that it is kept in: resume.pt."""
+"""The state of a training run between two epochs, and resume.pt, the file that it is saved in."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from robreg.runs.settings import flatten
 from robreg.spectra.layers import Layer
 from robreg.training.lease import Lease
 
-FORMAT = 2  # of resume.pt
+FORMAT = 2  # version of the layout of resume.pt
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 class TrainingState:
     """A training run between two epochs.
 
-    layers: those that a spectral norm bound holds for; history: one row of the contract's table per finished epoch;
-    code: the hash of the code that it was begun with; how: the ways in which its steps were computed (Step.how).
+    layers: the layers that a spectral norm bound applies to; history: one row of history.parquet per finished epoch;
+    code: the hash of the code that the run was started with; how: the ways in which its steps were computed
+    (TrainingStep.how).
     """
 
     model: Classifier
@@ -38,7 +39,7 @@ class TrainingState:
 
 
 def resume_identity(settings: Mapping[str, Any], data_sha256: str) -> dict[str, Any]:
-    """Say whose a state is: it is of no use to other settings, data or versions of PyTorch."""
+    """Identify the run that a state belongs to; it cannot be used with other settings, data or versions of PyTorch."""
     return {
         "format": FORMAT,
         "torch": str(torch.__version__),
@@ -49,14 +50,14 @@ def resume_identity(settings: Mapping[str, Any], data_sha256: str) -> dict[str, 
 
 @dataclass
 class ResumeFile:
-    """The file that a training goes on from: whose it is, and the lease that allows to write it."""
+    """The file that training resumes from, the identity of its run, and the lease that permits writing it."""
 
     path: Path
     identity: dict[str, Any]
     lease: Lease
 
     def save(self, state: TrainingState) -> None:
-        """Write the state after its last finished epoch, or before the first."""
+        """Write the state after the last finished epoch, or before the first one."""
         if state.history:
             self.lease.progress()
         else:
@@ -72,28 +73,28 @@ class ResumeFile:
         save_file(self.path, content)
 
     def restore(self, state: TrainingState, device: torch.device) -> None:
-        """Load everything, or refuse it; never a part of it."""
-        with self._whole():
+        """Load the whole state. Raises ValueError if the file is damaged or belongs to other settings."""
+        with self._report_damage():
             content = load_file(self.path, device)
-            found = content["identity"]
-        if found != self.identity:
+            saved = content["identity"]
+        if saved != self.identity:
             raise ValueError(
-                f"{self.path} belongs to other settings ({', '.join(_differences(found, self.identity))}): "
-                "restore them to go on, or delete the file to train this run from the start"
+                f"{self.path} belongs to other settings ({', '.join(_differences(saved, self.identity))}): "
+                "restore them to resume it, or delete the file to train this run from the start"
             )
-        with self._whole():
+        with self._report_damage():
             load_weights(state.model, content["model"])
             fused = [group["fused"] for group in state.optimizer.param_groups]
             state.optimizer.load_state_dict(content["optimizer"])
-            for group, here in zip(state.optimizer.param_groups, fused, strict=True):  # as this device wants it
-                group["fused"] = here
-            state.how = content.get("how", ["eager"])  # older states are of eager steps
+            for group, chosen in zip(state.optimizer.param_groups, fused, strict=True):
+                group["fused"] = chosen  # it depends on this device, not on the one that the file was written on
+            state.how = content.get("how", ["eager"])  # older files lack the key, and their steps were all eager
             state.history, state.code = list(content["history"]), str(content["code_hash"])
-        log.info("going on after epoch %d from %s", len(state.history), self.path)
+        log.info("resuming after epoch %d from %s", len(state.history), self.path)
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """Call whatever goes wrong in the block damage of the file: damaged bytes can raise anything."""
+    def _report_damage(self) -> Iterator[None]:
+        """Turn any error of the block into a ValueError that names the file: damaged bytes can raise anything."""
         try:
             yield
         except Exception as error:
@@ -103,7 +104,7 @@ class ResumeFile:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Name the keys that differ, as "training.epochs was 20, is 10"."""
+    """Return the keys that differ, each as "training.epochs was 20, is 10"."""
     before, after = (flatten({**side, "settings": json.loads(side["settings"])}) for side in (old, new))
     keys = sorted(key for key in before | after if before.get(key) != after.get(key))
     return [f"{key.removeprefix('settings.')} was {before.get(key)}, is {after.get(key)}" for key in keys]

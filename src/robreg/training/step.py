@@ -1,4 +1,4 @@
-"""One step of adversarial training, as fast as its device allows: attack, forward and backward pass, update."""
+"""A single step of adversarial training, as fast as its device allows: attack, both passes and the update."""
 
 import copy
 import logging
@@ -16,7 +16,7 @@ from robreg.attacks.pgd import Radius, pgd_iterates
 
 PRECISIONS = ("fp32", "bf16")
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-_WARM_UP = 3  # steps before a capture, for cuDNN and the compiler to make their choices
+_WARM_UP_STEPS = 3  # before a capture, so that cuDNN and the compiler have made their choices
 
 Result = tuple[Tensor, Tensor]
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepAttack:
-    """PGD on a batch; eps and step in pixel units of [0, 1], one number or one per channel, (C, 1, 1)."""
+    """PGD on a batch; eps and step are in pixel units of [0, 1], as one number or one per channel, (C, 1, 1)."""
 
     eps: Radius
     step: Radius
@@ -33,14 +33,15 @@ class StepAttack:
 
 
 class TrainingStep:
-    """Attack a batch, train on its adversarial examples.
+    """Attack a batch, and train on its adversarial examples.
 
-    precision: bf16 computes both passes in bfloat16 (Kalamkar et al. 2019) by automatic mixed precision; weights,
-    gradients, optimiser, normalisation, loss and the adversarial examples stay fp32. Without compile, the step is eager
-    PyTorch, and in fp32 on a CPU the reference. compile: forward and backward passes of full batches go through
-    torch.compile, and on a GPU the whole step is one CUDA graph. What cannot be compiled or captured here runs eager
-    after one warning; `how` says what was done. deterministic: on a GPU, algorithms that give the same bits each time,
-    inside of `repeatable`; on a CPU all are such.
+    precision: "bf16" computes both passes in bfloat16 (Kalamkar et al. 2019) with automatic mixed precision; weights,
+    gradients, optimiser, normalisation, loss and the adversarial examples stay in fp32.
+    compile: the forward and backward passes of full batches go through torch.compile and, on a GPU, the whole step
+    becomes one CUDA graph. If compiling or capturing fails, the step does without it after one warning; `how` says what
+    was done. Without compile, the step is eager PyTorch, which in fp32 on a CPU is the reference.
+    deterministic: a GPU uses only algorithms that produce bit-identical results, within `deterministic_algorithms`; a
+    CPU always does.
     """
 
     def __init__(
@@ -53,59 +54,59 @@ class TrainingStep:
         compile: bool = False,
         deterministic: bool = False,
     ) -> None:
-        """Take the model where it is: its device and weights; the optimiser is of its parameters."""
+        """Set up steps on the model's device; the optimiser must hold the model's parameters."""
         if precision not in PRECISIONS:
             raise ValueError(f"training.precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         self.device = next(model.parameters()).device
         self.precision, self.compile = precision, compile
         self.captures = compile and self.device.type == "cuda"
         if precision == "bf16" or self.device.type == "cuda":
-            model.to(memory_format=torch.channels_last)  # what matrix units read, whatever the images' layout
+            model.to(memory_format=torch.channels_last)  # the layout that matrix units need, whatever the images have
         self.model, self.optimizer, self.attack = model, optimizer, attack
-        self.twin, self.casts = _twin(model, torch.bfloat16 if precision == "bf16" else None)
-        self.size: int | None = None  # of a full batch, the one that is compiled for
-        self.compiled: tuple[nn.Module, nn.Module] | None = None  # the model and its twin
-        self.graph: _Graph | None = None  # of full batches
-        self.lr: float | None = None  # that the graph holds
+        self.twin, self.casts = _make_twin(model, torch.bfloat16 if precision == "bf16" else None)
+        self.size: int | None = None  # number of images in a full batch
+        self.compiled: tuple[nn.Module, nn.Module] | None = None  # the compiled model and its compiled twin
+        self.graph: _Graph | None = None  # replays the step of a full batch
+        self.lr: float | None = None  # the learning rate that the graph was captured with
         if self.device.type == "cuda":
-            # The best algorithms for the one size that nearly all batches have, by their times in this run.
+            # cuDNN times its algorithms and keeps the fastest, which pays because nearly all batches have one size.
             torch.backends.cudnn.benchmark = not deterministic
 
     @property
     def how(self) -> str:
-        """How full batches are computed: eager, compiled, or captured."""
+        """How full batches are computed: "eager" or "compiled", followed by ", CUDA graph" if the step is captured."""
         made = "compiled" if self.compiled else "eager"
         return f"{made}, CUDA graph" if self.graph else made
 
     def __call__(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Result:
-        """Update the weights once; return the loss, (), and the logits, (B, classes), both detached.
+        """Update the weights once; return the loss, a scalar, and the logits, (B, classes), both detached.
 
-        x: (B, C, H, W) in [0, 1]; y: (B,) int64; noise: like x, in [-1, 1], where the attack starts in its ball, or
-        None. Unchecked, and nothing waits for the device.
+        x: (B, C, H, W) in [0, 1]; y: (B,) int64; noise: like x, in [-1, 1], to start the attack at x + eps * noise, or
+        None to start it at x. The inputs are not checked, and nothing waits for the device.
         """
         if self.size is None:
             self.size = len(x)
             if self.compile:
-                self._prepare(x, y, noise)
+                self._try_to_compile(x, y, noise)
         if self.captures and len(x) == self.size:
             return self._replay(x, y, noise)
         return self._run(x, y, noise)
 
     def adversarial(self, x: Tensor, y: Tensor, noise: Tensor | None) -> Tensor:
-        """Return the examples that a batch is trained on, like x; the same where there is no attack."""
+        """Return the adversarial examples that a batch is trained on, like x; x itself without an attack."""
         if self.attack is None:
             return x
         twin = self.compiled[1] if self.compiled and len(x) == self.size else self.twin
-        for mine, theirs in self.casts:
-            mine.copy_(theirs)
-        found, spec = x, self.attack
+        for cast_weight, weight in self.casts:
+            cast_weight.copy_(weight)
+        last, spec = x, self.attack
         with self._autocast():
-            for found, _ in pgd_iterates(twin, x, y, eps=spec.eps, step=spec.step, steps=spec.steps, noise=noise):  # noqa: B007
+            for last, _ in pgd_iterates(twin, x, y, eps=spec.eps, step=spec.step, steps=spec.steps, noise=noise):  # noqa: B007
                 pass
-        return found
+        return last
 
     def _autocast(self) -> torch.autocast:
-        # Without a cache, which a graph would capture the filling of.
+        # A CUDA graph would capture how the cache of converted weights is filled, so there is no cache with graphs.
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=not self.captures
         )
@@ -122,60 +123,61 @@ class TrainingStep:
         self.optimizer.step()
         return loss.detach(), logits.detach()
 
-    def _prepare(self, *batch: Tensor | None) -> None:
-        """Compile for this size of batch, or warn once and stay eager; the weights are left as they were."""
+    def _try_to_compile(self, *batch: Tensor | None) -> None:
+        """Compile for batches of this size, or warn once and stay eager; the weights do not change."""
         compiled = (torch.compile(module, dynamic=False) for module in (self.model, self.twin))
         self.compiled = cast(tuple[nn.Module, nn.Module], tuple(compiled))
         try:
-            with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # else it would go on eagerly, unsaid
-                self._rehearse(*batch)
+            with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # or it would silently run eagerly
+                self._warm_up(*batch)
         except Exception as error:
-            log.warning("%s; training goes on eagerly", _reason("torch.compile", error))
+            log.warning("%s; training continues eagerly", _describe_failure("torch.compile", error))
             self.compiled = None
 
     def _replay(self, x: Tensor, y: Tensor, noise: Tensor | None) -> Result:
+        """Replay the graph of the step, which is captured again for a new learning rate; without a graph, just run."""
         lr = self.optimizer.param_groups[0]["lr"]
-        if lr != self.lr:  # it is a constant of the graph
+        if lr != self.lr:  # the graph holds it as a constant
             self.graph, self.lr = None, lr
             try:
-                self._rehearse(x, y, noise)
+                self._warm_up(x, y, noise)
                 self.graph = _Graph(self._run, x, y, noise)
             except Exception as error:
-                log.warning("%s; training goes on without", _reason("a CUDA graph", error))
+                log.warning("%s; training continues without it", _describe_failure("a CUDA graph", error))
                 self.captures = False
         return (self.graph or self._run)(x, y, noise)
 
-    def _rehearse(self, *batch: Tensor | None) -> None:
-        """Take steps and undo them, in place, for a graph knows the tensors by their addresses."""
+    def _warm_up(self, *batch: Tensor | None) -> None:
+        """Take a few steps and undo them in place, because a graph refers to its tensors by their addresses."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         before = [tensor.detach().clone() for tensor in tensors]
-        known = {key: _momentum(state) for key, state in self.optimizer.state.items()}
-        moments = {key: moment.clone() for key, moment in known.items() if moment is not None}
+        buffers = {key: _momentum_buffer(state) for key, state in self.optimizer.state.items()}
+        momenta = {key: buffer.clone() for key, buffer in buffers.items() if buffer is not None}
         try:
             with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):
-                _aside(self.device, lambda: [self._run(*cast(Any, batch)) for _ in range(_WARM_UP)])
+                _on_side_stream(self.device, lambda: [self._run(*cast(Any, batch)) for _ in range(_WARM_UP_STEPS)])
         finally:
             with torch.no_grad():
                 for tensor, old in zip(tensors, before, strict=True):
                     tensor.copy_(old)
                 for key, state in self.optimizer.state.items():
-                    if (moment := _momentum(state)) is not None:
-                        moment.copy_(moments[key]) if key in moments else moment.zero_()  # 0 is what it begins as
+                    if (buffer := _momentum_buffer(state)) is not None:
+                        buffer.copy_(momenta[key]) if key in momenta else buffer.zero_()  # momentum starts at 0
 
 
 @contextmanager
 def deterministic_algorithms(device: torch.device, *, wanted: bool) -> Iterator[None]:
-    """Have a GPU give the same bits each time for the block, if wanted, and put everything back; a CPU always does.
+    """Make a GPU produce bit-identical results during the block if wanted, as a CPU always does; then undo all changes.
 
-    It must begin before the GPU's first product of matrices. An operation that cannot raises RuntimeError.
+    Enter it before the GPU's first matrix product. An operation without a deterministic algorithm raises RuntimeError.
     """
     if not wanted or device.type != "cuda":
         yield
         return
     mode, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
     workspace = os.environ.get(_WORKSPACE)
-    os.environ.setdefault(_WORKSPACE, ":4096:8")  # cuBLAS reads it once; without, its streams may share a workspace
-    torch.backends.cudnn.benchmark = False  # for it chooses by times
+    os.environ.setdefault(_WORKSPACE, ":4096:8")  # cuBLAS reads it once; by default, its streams may share one
+    torch.backends.cudnn.benchmark = False  # it would choose algorithms by their measured times
     torch.use_deterministic_algorithms(mode=True)
     try:
         yield
@@ -187,7 +189,7 @@ def deterministic_algorithms(device: torch.device, *, wanted: bool) -> Iterator[
 
 
 class _Graph:
-    """A step captured as one CUDA graph, for one size of batch and one learning rate."""
+    """A step captured as one CUDA graph, for one batch size and one learning rate."""
 
     def __init__(self, run: Callable[..., Result], *batch: Tensor | None) -> None:
         self.batch = [part if part is None else part.clone() for part in batch]
@@ -196,35 +198,35 @@ class _Graph:
             self.result = run(*self.batch)
 
     def __call__(self, *batch: Tensor | None) -> Result:
-        for mine, theirs in zip(self.batch, batch, strict=True):
-            if mine is not None and theirs is not None:
-                mine.copy_(theirs)
+        for captured, given in zip(self.batch, batch, strict=True):
+            if captured is not None and given is not None:
+                captured.copy_(given)
         self.graph.replay()
         loss, logits = self.result
         return loss.clone(), logits.clone()  # the next replay overwrites them
 
 
-def _twin(model: nn.Module, dtype: torch.dtype | None) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
-    """Copy the model for the attack: in eval mode, without gradients of its weights, and with the model's own tensors.
+def _make_twin(model: nn.Module, dtype: torch.dtype | None) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """Copy the model for the attack: in eval mode, without gradients of its weights, sharing the model's tensors.
 
-    Batch normalisation uses its running statistics there, as in every evaluation, and leaves them alone.
-    With a dtype, the twin's matrices and kernels are of that type, instead of being converted in each of its passes;
-    also returns these, each with the tensor that it is to be filled from before an attack.
+    Its batch normalisation uses the running statistics, as in every evaluation, and does not change them.
+    With a dtype, the twin holds its own matrices and kernels of that type, so that they are not converted in every
+    pass. They are returned too, each with the model's tensor that must be copied into it before an attack.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
     casts: list[tuple[Tensor, Tensor]] = []
-    for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
-        mine.data = theirs.detach()
-        if dtype is not None and mine.ndim > 1:
-            mine.data = mine.data.to(dtype)
-            casts.append((mine, theirs.detach()))
-    for copied, own in zip(twin.buffers(), model.buffers(), strict=True):
-        copied.data = own
+    for copied, original in zip(twin.parameters(), model.parameters(), strict=True):
+        copied.data = original.detach()
+        if dtype is not None and copied.ndim > 1:
+            copied.data = copied.data.to(dtype)
+            casts.append((copied, original.detach()))
+    for copied_buffer, buffer in zip(twin.buffers(), model.buffers(), strict=True):
+        copied_buffer.data = buffer
     return twin, casts
 
 
-def _aside(device: torch.device, run: Callable[[], object]) -> None:
-    """Run on a CUDA stream of its own, as captures ask of what comes before them; on a CPU, just run."""
+def _on_side_stream(device: torch.device, run: Callable[[], object]) -> None:
+    """Call run on a separate CUDA stream, as warm-up steps before a capture require; on a CPU, just call it."""
     if device.type != "cuda":
         run()
         return
@@ -235,10 +237,11 @@ def _aside(device: torch.device, run: Callable[[], object]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def _momentum(state: dict[str, Any]) -> Tensor | None:
+def _momentum_buffer(state: dict[str, Any]) -> Tensor | None:
     return state.get("momentum_buffer")
 
 
-def _reason(what: str, error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{what} is not possible here ({type(error).__name__}: {text[0] if text else 'no reason given'})"
+def _describe_failure(what: str, error: Exception) -> str:
+    """Return the first part of a warning, with the first line of the error."""
+    lines = str(error).strip().splitlines()
+    return f"{what} is not possible here ({type(error).__name__}: {lines[0] if lines else 'no reason given'})"

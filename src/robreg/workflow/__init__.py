@@ -1,1 +1,1 @@
-"""What the Snakefile and its scripts call; nothing else imports Snakemake."""
+"""Code that the Snakefile, its rules and its scripts call; no other part of the package imports Snakemake."""

@@ -1,8 +1,6 @@
-"""What the workflow needs and Snakemake does not do.
+"""Changes of Snakemake's behaviour that the workflow needs; the others are in robreg.workflow.fork_server.
 
-Every change of Snakemake's behaviour is here and in robreg.workflow.fork_server.
-
-Only the Snakefile imports it: the rest of the package runs without Snakemake.
+Only the Snakefile's rules import this module: the rest of the package runs without Snakemake.
 """
 
 import shlex
@@ -33,25 +31,25 @@ if TYPE_CHECKING:
 
 Check = Callable[[Any, list[SubmittedJobInfo]], AsyncIterator[SubmittedJobInfo]]
 
-_attempts: dict[Path, dict[int, str | None]] = {}  # who held a run's lease when an attempt failed
+_attempts: dict[Path, dict[int, str | None]] = {}  # by lease file and attempt: the lease's token when it had failed
 
 
 def install(workflow: "Workflow") -> None:
-    """Change what this Snakemake process does; called once, when the Snakefile is read."""
-    # The settings are not there yet, and a default profile would override the cluster's: so it is a property.
+    """Change the behaviour of this Snakemake process; called once, when the Snakefile is read."""
+    # A property, because the settings do not exist yet; a default profile instead would override the cluster's.
     type(workflow).rerun_triggers = property(_rerun_triggers)
     Job.restart_times = property(_restart_times)
-    GroupJob.log_error = _with_message(GroupJob.log_error)
+    GroupJob.log_error = _keep_message(GroupJob.log_error)
     workflow.execute = _execute(workflow, workflow.execute)
     fork_server.install(workflow)
-    if workflow.remote_exec:  # in a job on a cluster
-        JobScheduler.exit_gracefully = _pass_sigterm_on(JobScheduler.exit_gracefully)
+    if workflow.remote_exec:  # this process runs in a job on a cluster
+        JobScheduler.exit_gracefully = _forward_sigterm(JobScheduler.exit_gracefully)
 
 
 def _rerun_triggers(workflow: "Workflow") -> frozenset[RerunTrigger]:
-    """Snakemake's triggers but "code" and "software-env": a comment in a script must not retrain a network.
+    """Return Snakemake's triggers except "code" and "software-env": a comment in a script must not retrain a network.
 
-    Modules that decide a measure's numbers are inputs of its rule instead. A choice on the command line stays.
+    Instead, the modules that decide a measure's numbers are inputs of its rule. A choice on the command line is kept.
     """
     chosen = workflow.dag_settings.rerun_triggers
     data_only = frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS, RerunTrigger.INPUT})
@@ -59,24 +57,24 @@ def _rerun_triggers(workflow: "Workflow") -> frozenset[RerunTrigger]:
 
 
 def _restart_times(job: Job) -> int:
-    """As many restarts as --retries allows while a training gets on; one for all else, which would only fail again.
+    """Return how often a job may be restarted: as --retries allows if it is a training that makes progress, else once.
 
-    An attempt that did not come as far as to take the lease did not get on either.
+    Without progress, further attempts would only fail again. An attempt that did not take the lease made no progress.
     """
     allowed = int(job.rule.restart_times)
     if job.rule.name == "train":
-        file = Path(job.output[0]).with_name("lease.json")
-        taken = _attempts.setdefault(file, {})
-        taken[job.attempt] = holder_token(file)
-        last = [attempt for attempt in sorted(taken) if taken[attempt] == taken[job.attempt]]
-        idle = len(last) - (taken[job.attempt] is not None)
-        if stalled_attempts(file) + idle < STALLED:
+        lease = Path(job.output[0]).with_name("lease.json")
+        tokens = _attempts.setdefault(lease, {})
+        tokens[job.attempt] = token = holder_token(lease)
+        # An attempt that did not take the lease finds the token of the last one that did.
+        without_lease = list(tokens.values()).count(token) - (token is not None)
+        if stalled_attempts(lease) + without_lease < STALLED:
             return allowed
     return min(allowed, 1)
 
 
-def _with_message(log_error: Callable[..., None]) -> Callable[..., None]:
-    """Snakemake's log_error of a group, which would lose what the executor said, such as sbatch's refusal."""
+def _keep_message(log_error: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a group's log_error, which would lose the executor's message, such as sbatch's refusal."""
 
     def wrapper(group: GroupJob, msg: str | None = None, **others: object) -> None:
         log_error(group, msg=msg, group_msg=msg, **others)
@@ -84,20 +82,20 @@ def _with_message(log_error: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _pass_sigterm_on(wind_down: Callable[..., None]) -> Callable[..., None]:
-    """The scheduler's answer to SIGTERM, and the signal for its scripts: SLURM sends it to Snakemake alone."""
+def _forward_sigterm(exit_gracefully: Callable[..., None]) -> Callable[..., None]:
+    """Wrap the scheduler's reaction to SIGTERM to forward it to the scripts, as SLURM only signals Snakemake."""
 
     def wrapper(scheduler: JobScheduler, *arguments: object) -> None:
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 child.send_signal(signal.SIGTERM)
-        wind_down(scheduler, *arguments)
+        exit_gracefully(scheduler, *arguments)
 
     return wrapper
 
 
 def _execute(workflow: "Workflow", execute: Callable[..., None]) -> Callable[..., None]:
-    """Snakemake's execute, with what comes before it on a cluster, and a last word about failed and locked-out runs."""
+    """Wrap Snakemake's execute to prepare runs on a cluster, report failed jobs, and explain how to remove a lock."""
 
     def wrapper(executor_plugin: Plugin, executor_settings: ExecutorSettingsBase | None, **others: object) -> None:
         name = executor_plugin.name
@@ -105,7 +103,7 @@ def _execute(workflow: "Workflow", execute: Callable[..., None]) -> Callable[...
             logger.addHandler(Failures())
         if name == "slurm":
             executor = executor_plugin.executor
-            executor.check_active_jobs = _forget_no_job(executor.check_active_jobs)
+            executor.check_active_jobs = _keep_unreported_jobs(executor.check_active_jobs)
             _wait_for_earlier_jobs(workflow, executor_settings)
         if name == "slurm-jobstep" and workflow.group_settings.local_groupid != "local":
             executor_plugin, executor_settings = _in_one_process(workflow), None
@@ -114,33 +112,35 @@ def _execute(workflow: "Workflow", execute: Callable[..., None]) -> Callable[...
         except LockException:
             again = shlex.join(["snakemake", *sys.argv[1:]])
             raise WorkflowError(
-                "Another Snakemake works on these files, or was killed while it did. If none runs any more, on no "
-                f"machine, this takes its lock away and goes on:\n  snakemake --unlock && {again}"
+                "Another Snakemake is working on these files, or was killed while it did. If none is running any more, "
+                f"on any machine, this command removes its lock and continues:\n  snakemake --unlock && {again}"
             ) from None
 
     return wrapper
 
 
-def _forget_no_job(check: Check) -> Check:
-    """The plugin's look at its jobs, which loses them all where SLURM does not answer for a while."""
+def _keep_unreported_jobs(check: Check) -> Check:
+    """Wrap the plugin's check of its jobs, which would lose all of them if SLURM did not answer for a while."""
 
     async def wrapper(executor: Any, active_jobs: list[SubmittedJobInfo]) -> AsyncIterator[SubmittedJobInfo]:  # noqa: ANN401
         seen: list[SubmittedJobInfo] = []
         for name in ("report_job_success", "report_job_error"):
-            setattr(executor, name, _noting(getattr(type(executor), name), executor, seen))
+            setattr(executor, name, _recording(getattr(type(executor), name), executor, seen))
         async for job in check(executor, active_jobs):
             seen.append(job)
             yield job
         lost = [job for job in active_jobs if job not in seen]
         if lost:
-            logger.warning(f"SLURM does not say how {len(lost)} job(s) are; asking again")
+            logger.warning(f"SLURM did not report the state of {len(lost)} job(s); asking again")
         for job in lost:
             yield job
 
     return wrapper
 
 
-def _noting(report: Callable[..., None], executor: object, seen: list[SubmittedJobInfo]) -> Callable[..., None]:
+def _recording(report: Callable[..., None], executor: object, seen: list[SubmittedJobInfo]) -> Callable[..., None]:
+    """Wrap a method that reports how a job ended, to add the job to seen."""
+
     def wrapper(job: SubmittedJobInfo, *arguments: object, **others: object) -> None:
         seen.append(job)
         report(executor, job, *arguments, **others)
@@ -149,9 +149,9 @@ def _noting(report: Callable[..., None], executor: object, seen: list[SubmittedJ
 
 
 def _wait_for_earlier_jobs(workflow: "Workflow", settings: ExecutorSettingsBase) -> None:
-    """Wait for the jobs of a driver that died: they write files that this one would otherwise plan to make again.
+    """Wait for the jobs of a driver that died, because this driver would plan to make their files again.
 
-    With a lock in .snakemake another driver lives, or died: Snakemake itself decides whether the two get along.
+    A lock in .snakemake means that another driver is running or was killed: then Snakemake decides what happens.
     """
     if any(Path(".snakemake/locks").glob("*")):
         return
@@ -167,10 +167,10 @@ def _wait_for_earlier_jobs(workflow: "Workflow", settings: ExecutorSettingsBase)
 
 
 def _in_one_process(workflow: "Workflow") -> Plugin:
-    """Return the executor for a group's job: a run's measures, one at a time on its CPUs and its one GPU.
+    """Return the executor for the job of a group: it runs a run's measures one at a time, on the job's CPUs and GPU.
 
-    The plugin's own executor starts Snakemake once more, and asks that step for the sum of the group's GPUs.
+    The plugin's own executor would start Snakemake again in a job step, which asks for the sum of the group's GPUs.
     """
-    workflow.global_resources["turn"] = 1  # what every measure takes
-    workflow.execution_settings.keep_going = True  # one that fails does not stop the others
+    workflow.global_resources["turn"] = 1  # every measure takes it, so one runs at a time
+    workflow.execution_settings.keep_going = True  # a measure that fails does not stop the others
     return ExecutorPluginRegistry().get_plugin("local")

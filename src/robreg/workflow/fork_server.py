@@ -1,7 +1,7 @@
-"""Start scripts by fork from a process that has imported what they use: for a small network that is most of their work.
+"""Start scripts by forking a process that has already imported their libraries.
 
-Only robreg.workflow.driver imports it. The server is the standard library's; a Snakemake process starts it with its
-first measure, and it ends when that process does.
+For a small network, imports take most of a script's time. Only robreg.workflow.driver imports this module. The server
+is multiprocessing's fork server: a Snakemake process starts it with its first measure, and it ends with that process.
 """
 
 import multiprocessing
@@ -25,50 +25,47 @@ if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
 
-# What scripts import, beyond what all do, and who does. Never what uses a GPU or needs a thread of its own: neither
-# outlives a fork. Never the package's modules: they may be edited while the server lives. A missing one is passed over.
+# What the server imports for all scripts, and for those of single rules. No module that uses a GPU or starts threads:
+# neither survives a fork. No other modules of this package: they may be edited while the server runs. A module that is
+# not installed is skipped.
 _PRELOAD = ("robreg.workflow.one_thread", "robreg.workflow.fork_server", "torch", "pandas", "pyarrow.parquet")
-_ALSO = {
+_PRELOAD_FOR_RULE = {
     "theory": ("scipy.sparse.linalg", "foolbox", "torch._dynamo"),
     "sv": ("scipy.sparse.linalg",),
     "figure": ("scipy.stats", "matplotlib.figure", "seaborn"),
     "comparison": ("scipy.stats", "matplotlib.figure", "seaborn"),
 }
-RULES = {*_ALSO, "margins", "apgd", "attacks", "masking", "lossvar", "spread", "metrics", "checks"}
+RULES = {*_PRELOAD_FOR_RULE, "margins", "apgd", "attacks", "masking", "lossvar", "spread", "metrics", "checks"}
 RULES |= {"table", "claims", "audit", "report"}
-_THREADS = (
-    "OMP",
-    "GOTO",
-    "OPENBLAS",
-    "MKL",
-    "NUMEXPR",
-)  # for what a script starts; torch's own are set by robreg.networks.device
-_one_at_a_time = threading.Lock()  # multiprocessing looks after other threads' processes whenever it starts one
+# Prefixes of the _NUM_THREADS variables that Snakemake sets; they matter to processes that a script starts, because
+# robreg.networks.device sets torch's own threads.
+_THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")
+_process_lock = threading.Lock()  # multiprocessing polls the processes of all threads whenever it starts one
 
 
 def install(workflow: "Workflow") -> None:
-    """Have this Snakemake process start the scripts of RULES by fork; all others start as ever."""
+    """Let this Snakemake process start the scripts of RULES by fork; all other scripts start as usual."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return
     context = multiprocessing.get_context("forkserver")
-    # Else every script would begin with the import of what this process was started with, all of Snakemake.
+    # Otherwise every script would first import the main module of this process again, and with it all of Snakemake.
     sys.modules["__main__"].__spec__ = ModuleSpec("__main__", None)
     PythonScript.execute_script = _forking(workflow, context, PythonScript.execute_script)
 
 
 def _forking(workflow: "Workflow", context: Any, execute: Callable[..., None]) -> Callable[..., None]:  # noqa: ANN401
-    """Snakemake's execute_script, which starts a shell that starts Python."""
+    """Wrap Snakemake's execute_script, which starts a shell that starts Python."""
 
     @cache
     def preload() -> None:
-        """Say, before the server starts with the first script, what the others will need."""
+        """Tell the server, before the first script starts it, what the planned scripts import."""
         planned = dict.fromkeys(job.rule.name for job in workflow.dag.needrun_jobs())
-        also = [name for rule in planned for name in _ALSO.get(rule, ())]
-        context.set_forkserver_preload([*_PRELOAD, *also])
+        additional = [name for rule in planned for name in _PRELOAD_FOR_RULE.get(rule, ())]
+        context.set_forkserver_preload([*_PRELOAD, *additional])
 
     def wrapper(script: PythonScript, file: str, *, edit: bool = False) -> None:
-        elsewhere = script.container_img or script.conda_env or script.env_modules  # has a Python of its own
-        if script.rulename not in RULES or elsewhere or edit:
+        other_python = script.container_img or script.conda_env or script.env_modules
+        if script.rulename not in RULES or other_python or edit:
             execute(script, file, edit=edit)
             return
         preload()
@@ -79,39 +76,39 @@ def _forking(workflow: "Workflow", context: Any, execute: Callable[..., None]) -
 
 
 def _fork(context: Any, script: PythonScript, file: str) -> int:  # noqa: ANN401
-    """Run a script to its end; return its exit status, negative for a signal."""
-    ready, go = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(file, _environment(script), ready))
-    with _one_at_a_time:
+    """Run a script in a forked process; return its exit status, which is negative if a signal ended it."""
+    start, send_start = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(file, _environment(script), start))
+    with _process_lock:
         process.start()
-    itself = psutil.Process(process.pid)
+    child = psutil.Process(process.pid)
     with shell._lock:
         shell._processes[script.jobid] = process
     try:
         with benchmarked(process.pid, script.bench_record):
-            go.send(None)  # not before: of a process that has ended nothing can be measured
+            send_start.send(None)  # only now, because the benchmark cannot measure a process that has ended
             wait([process.sentinel])
     finally:
-        if itself.is_running():  # the server died: nobody would hear how this ends
-            itself.kill()
-            itself.wait()
+        if child.is_running():  # the server died, so the script's exit status would be lost
+            child.kill()
+            child.wait()
         with shell._lock:
             shell._processes.pop(script.jobid, None)
-        with _one_at_a_time:
+        with _process_lock:
             process.join()
     return int(process.exitcode)
 
 
 def _environment(script: PythonScript) -> dict[str, str]:
-    """Return what Snakemake's shell gives its children."""
+    """Return the environment that Snakemake's shell would give the script."""
     folder = script.resources.get("tmpdir")
-    places = {name: folder for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR") if folder}
-    return {**os.environ, **{f"{name}_NUM_THREADS": str(script.threads) for name in _THREADS}, **places}
+    temporary = {name: folder for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR") if folder}
+    return {**os.environ, **{f"{name}_NUM_THREADS": str(script.threads) for name in _THREADS}, **temporary}
 
 
-def _run(file: str, environment: dict[str, str], ready: Connection) -> None:
-    """Be the script, in the forked process."""
-    ready.recv()
+def _run(file: str, environment: dict[str, str], start: Connection) -> None:
+    """Run the script in the forked process, once start receives something."""
+    start.recv()
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[:] = [file]

@@ -1,4 +1,4 @@
-"""What every script of the workflow does first: log to the job's file, and turn the rule into arguments."""
+"""What every script of the workflow needs: a log file for its job, and the arguments that its rule gives it."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def logged(path: str) -> Iterator[None]:
-    """Log the block to a file. An error ends the job with its traceback in the file and one sentence on stderr."""
+    """Log the block to a file. On an error, log the traceback, print one sentence to stderr and exit with status 1."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, mode="w")
     logging.basicConfig(
@@ -27,11 +27,11 @@ def logged(path: str) -> Iterator[None]:
         handler.flush()
 
 
-def arguments(job: Any, *config: str) -> dict[str, Any]:  # noqa: ANN401 - Snakemake's own object, which has no types
-    """Turn a rule's job into the keyword arguments of the function that its script calls.
+def arguments(job: Any, *config: str) -> dict[str, Any]:  # noqa: ANN401 - Snakemake's object has no types
+    """Return the keyword arguments of the function that a rule's script calls.
 
-    job: the object `snakemake` of a script. Named inputs (but "code") and outputs become Paths, or lists of Paths,
-    under their names; params stay as they are. config: keys of the configuration that are arguments too, "device".
+    job: the object `snakemake` of the script. Its named inputs (except "code") and outputs become Paths or lists of
+    Paths; its params are passed on unchanged. config: keys of the configuration to pass on too, such as "device".
     """
     files = {**dict(job.input.items()), **dict(job.output.items())}
     paths = {name: _paths(value) for name, value in files.items() if name != "code"}
@@ -39,4 +39,4 @@ def arguments(job: Any, *config: str) -> dict[str, Any]:  # noqa: ANN401 - Snake
 
 
 def _paths(value: str | list[str]) -> Path | list[Path]:
-    return Path(value) if isinstance(value, str) else [Path(one) for one in value]
+    return Path(value) if isinstance(value, str) else [Path(path) for path in value]

@@ -1,7 +1,8 @@
-"""Give BLAS one thread in the process that imports this first: what it has when it loads decides the last bits.
+"""Give BLAS one thread in a process that imports this module first.
 
-The server of robreg.workflow.fork_server does. Where that is started from, threads of Snakemake start processes too:
-a change of the environment there would pull it from under them.
+BLAS reads the number of its threads when it is loaded, and the last bits of results depend on it. The server of
+robreg.workflow.fork_server imports this module. The environment cannot be changed in the Snakemake process that starts
+the server, because other threads start processes there at the same time.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What the driver of a SLURM run must know: the jobs that an earlier driver left behind."""
+"""SLURM's queue: find the jobs that an earlier driver left behind, and wait for them."""
 
 import os
 import shlex
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 
 class ClusterError(RuntimeError):
-    """SLURM does not answer."""
+    """SLURM did not answer, or its jobs cannot be identified."""
 
 
 class Job(NamedTuple):
-    """A job in SLURM's queue; comment: what Snakemake says that it does, "rule_train_wildcards_c10_ar16"."""
+    """A job in SLURM's queue; comment: Snakemake's description of it, such as "rule_train_wildcards_c10_ar16"."""
 
     id: str
     state: str
@@ -22,25 +22,26 @@ class Job(NamedTuple):
 
 
 def live(prefix: str, folder: Path) -> list[Job]:
-    """Return this user's jobs that were submitted from folder, with names that begin with prefix, and have not ended.
+    """Return this user's unfinished jobs that were submitted from folder under a name that starts with prefix.
 
-    Raises ClusterError if squeue fails, or without a prefix.
+    Raises ClusterError if squeue fails or the prefix is empty.
     """
     if not prefix:
-        raise ClusterError("slurm/profile.yaml: slurm-jobname-prefix: name one, or jobs are not found again")
-    asked = _run("squeue", "--noheader", f"--user={os.geteuid()}", "--format=%i|%T|%j|%Z|%k")
-    found = [line.split("|", 4) for line in asked.splitlines() if line.count("|") >= 4]
+        raise ClusterError("slurm/profile.yaml: slurm-jobname-prefix: set a prefix, or jobs cannot be found again")
+    output = _run("squeue", "--noheader", f"--user={os.geteuid()}", "--format=%i|%T|%j|%Z|%k")
+    fields = [line.split("|", 4) for line in output.splitlines() if line.count("|") >= 4]
     return [
         Job(number, state, comment)
-        for number, state, name, submitted_from, comment in found
+        for number, state, name, submitted_from, comment in fields
         if name.startswith(f"{prefix}_") and os.path.realpath(submitted_from) == os.path.realpath(folder)
     ]
 
 
 def wait(prefix: str, folder: Path, *, seconds: float, say: Callable[[str], object]) -> None:
-    """Return when no job of an earlier driver is left, and tell the user what is waited for and how to cancel it.
+    """Wait until no job of an earlier driver is left; tell the user which jobs these are and how to cancel them.
 
-    Raises ClusterError if SLURM does not answer at first; later failures are waited out.
+    seconds: the time between two looks at the queue; say: prints a message.
+    Raises ClusterError if SLURM does not answer the first time; later, it is asked again.
     """
     jobs = live(prefix, folder)
     if not jobs:
@@ -50,7 +51,8 @@ def wait(prefix: str, folder: Path, *, seconds: float, say: Callable[[str], obje
     say(
         f"{len(jobs)} job(s) of another Snakemake, killed or running, are still in SLURM's queue:\n"
         + "\n".join(lines)
-        + f"\nWaiting for them, for nothing they do is lost. To cancel them instead, in another shell: {cancel}"
+        + "\nWaiting for them, because none of their work is lost. "
+        + f"To cancel them instead, run in another shell: {cancel}"
     )
     while jobs:
         time.sleep(seconds)
@@ -58,7 +60,7 @@ def wait(prefix: str, folder: Path, *, seconds: float, say: Callable[[str], obje
             jobs = live(prefix, folder)
         except ClusterError as error:
             say(f"{error}; asking again in {seconds:g} s")
-    say("The other Snakemake's jobs have ended; going on.")
+    say("The other Snakemake's jobs have ended; continuing.")
 
 
 def _run(*command: str) -> str:
