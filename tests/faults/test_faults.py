@@ -276,7 +276,13 @@ def test_a_folder_that_is_read_only(tmp_path, source, prepared, whole):
         with pytest.raises(OSError, match="Read-only file system"):
             run(make_settings(), prepared, folder)
         with pytest.raises(OSError, match=r"margins\.parquet cannot be written \(Read-only file system\); free up"):
-            margins.record(folder / "checkpoint.pt", source, folder / "margins.parquet", batch=50, device="cpu")
+            margins.record(
+                checkpoint=folder / "checkpoint.pt",
+                data=source / "meta.json",
+                margins=folder / "margins.parquet",
+                batch=50,
+                device="cpu",
+            )
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         tried["a read-only folder", "stopped, all files unchanged"] += 2
     finally:

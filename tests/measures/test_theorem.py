@@ -268,7 +268,7 @@ class Between(nn.Module):
 @pytest.mark.parametrize(
     "function",
     [nn.ReLU(), nn.ReLU(inplace=True), functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_],
-    ids=str,
+    ids=["module", "module in place", "functional.relu_", "torch.relu", "torch.relu_", "Tensor.relu", "Tensor.relu_"],
 )
 def test_relu_is_detected_however_it_is_called(function: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slurm
 RUN = "results/digits/ar8-slow"
 CHECKPOINT = f"{RUN}/checkpoint.pt"
 PAUSE = 0.02  # seconds of each of the 55 passes of an epoch
-BROKEN = """from robreg.job import logged
+BROKEN = """from robreg.workflow.job import logged
 with logged(snakemake.log[0]):
     raise ValueError("no spectrum today")
 """
