@@ -4,7 +4,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from robreg.runs.config import refuse_unreadable
+from robreg.runs.config import check_yaml_file
 from robreg.runs.settings import ConfigError
 
 min_version("9.27")
@@ -12,7 +12,7 @@ min_version("9.27")
 try:
     for file in dict.fromkeys(["config.yaml", *workflow.configfiles]):
         if Path(file).exists():  # otherwise Snakemake reports it
-            refuse_unreadable(Path(file))
+            check_yaml_file(Path(file))
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 

@@ -14,7 +14,7 @@ from helpers.claim_tables import make, run
 
 from robreg.claims import estimates, quantities
 from robreg.claims.claim import FALLS, RISES
-from robreg.claims.contrasts import AtStrength, Change, Outcome, weaker
+from robreg.claims.contrasts import AtStrength, Change, Outcome, weaker_outcome
 from robreg.claims.registry import CLAIMS
 from robreg.claims.verdicts import claim_settings, judge_all, record, verdict
 from robreg.runs import config
@@ -201,7 +201,7 @@ def test_a_claim_of_two_effects_is_decided_by_the_weaker_one(rising, falling, ex
         Outcome(estimates.Estimate(float(np.mean(ends)), "seeds", bounds=ends), n_seeds)
         for ends, n_seeds in ((rising, 3), (falling, 2))
     )
-    found = weaker(first, second)
+    found = weaker_outcome(first, second)
     assert verdict(found.estimate, RISES) == expected
     assert found.estimate.value == pytest.approx(effect, nan_ok=True)
     assert found.n_seeds == 2
@@ -362,7 +362,7 @@ def test_quantities_agree_with_the_tables(paper):
     error = {n: 100 * (p["label"] != p["prediction"]).mean() for n, p in (("test", test), ("train", train))}
     assert quantities.loss_gap(network).value == pytest.approx(loss["test"] - loss["train"])
     assert quantities.error_gap(network).value == pytest.approx(error["test"] - error["train"])
-    assert quantities.middle(network).value == pytest.approx(test["prob"].between(0.1, 0.9).mean())
+    assert quantities.middle_probabilities(network).value == pytest.approx(test["prob"].between(0.1, 0.9).mean())
     assert quantities.large_losses(network).value == pytest.approx((test["prob"] < 0.01).mean())
     wrong = quantities.confident_errors(network).value + quantities.indecisive_errors(network).value
     assert 100 * wrong == pytest.approx(error["test"])
@@ -370,7 +370,7 @@ def test_quantities_agree_with_the_tables(paper):
     assert quantities.variation_mean(network).value == pytest.approx(variation.astype("float64").mean())
     small = parquet.read(network.folder / "lossvar.parquet").to_pandas().query("eps == 1.0")["variation"]
     ratio = abs(np.log10(small.std(ddof=0) / small.mean()))
-    assert quantities.variation_alike(network, "smallest").value == pytest.approx(0.5 - ratio, rel=1e-6)
+    assert quantities.variation_std_like_mean(network, "smallest").value == pytest.approx(0.5 - ratio, rel=1e-6)
     assert quantities.adversarial_accuracy(network).value == pytest.approx(48.0)
 
 

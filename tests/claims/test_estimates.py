@@ -20,25 +20,25 @@ def test_the_interval_over_seeds_is_welch_s():
 def test_an_estimate_has_the_interval_over_seeds_unless_it_does_not_vary_or_is_a_share():
     draw = np.random.default_rng(5)
     vary = [estimates.mean(draw.normal(size=50), "test") for _ in range(3)]
-    seeds = estimates.combined(vary)
+    seeds = estimates.combine_seeds(vary)
     assert seeds.over == "seeds"
     assert seeds.interval() == estimates.over_seeds([each.value for each in vary]).interval()
-    alike = estimates.combined([vary[0]] * 3)
+    alike = estimates.combine_seeds([vary[0]] * 3)
     assert (alike.over, alike.interval()) == ("test examples", vary[0].interval())
     assert estimates.over_seeds([0.1] * 3).interval() == (0.1, 0.1)  # exact, without the rounding error of a mean
-    unknown = estimates.combined([vary[0], estimates.mean(np.array([np.nan] * 2), "test")])
+    unknown = estimates.combine_seeds([vary[0], estimates.mean(np.array([np.nan] * 2), "test")])
     assert np.isnan(unknown.interval()).all()
 
 
 def test_seeds_that_agree_on_a_share_of_few_layers_do_not_narrow_its_interval():
     five, six = (estimates.share(np.arange(8) < n, "layers").scaled(1, -0.5) for n in (5, 6))
-    assert verdicts.verdict(five, RISES) == verdicts.verdict(estimates.combined([five] * 3), RISES) == "undecided"
-    nearly = estimates.combined([five] * 9 + [six])
+    assert verdicts.verdict(five, RISES) == verdicts.verdict(estimates.combine_seeds([five] * 3), RISES) == "undecided"
+    nearly = estimates.combine_seeds([five] * 9 + [six])
     low, high = np.mean([five.interval()] * 9 + [six.interval()], axis=0)
     assert nearly.interval() == pytest.approx((low, high))
     assert (nearly.value, nearly.over) == (pytest.approx(0.1375), "layers")
     none, every = (estimates.share(np.arange(8) < n, "layers").scaled(1, -0.5) for n in (0, 8))
-    apart = estimates.combined([none, every])  # the seeds differ by more than the layers do
+    apart = estimates.combine_seeds([none, every])  # the seeds differ by more than the layers do
     assert (apart.over, apart.interval()) == ("seeds", estimates.over_seeds([-0.5, 0.5]).interval())
 
 

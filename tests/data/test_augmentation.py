@@ -7,7 +7,7 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2.functional import resized_crop
 
-from robreg.data.augmentation import boxes, random_crop_flip, random_resized_crop_flip
+from robreg.data.augmentation import draw_boxes, random_crop_flip, random_resized_crop_flip
 
 RNG = np.random.default_rng(0)
 
@@ -71,7 +71,7 @@ def test_resized_crops_equal_those_of_torchvision(height: int, width: int, size:
     found = random_resized_crop_flip(images, size=size, generator=seeded(1))
     assert found.dtype == torch.uint8
     generator = seeded(1)
-    box = torch.stack(boxes(n, height, width, generator=generator), 1).tolist()
+    box = torch.stack(draw_boxes(n, height, width, generator=generator), 1).tolist()
     flip = torch.randint(2, (n,), generator=generator).tolist()
     assert 0.3 < np.mean(flip) < 0.7
     for dtype, share in (
@@ -87,7 +87,7 @@ def test_resized_crops_equal_those_of_torchvision(height: int, width: int, size:
 
 def test_boxes_have_the_distribution_of_torchvision() -> None:
     n, height, width = 4000, 64, 48  # not square, so that the fallback sometimes occurs
-    ours = torch.stack(boxes(n, height, width, generator=seeded(0)), 1).numpy()
+    ours = torch.stack(draw_boxes(n, height, width, generator=seeded(0)), 1).numpy()
     torch.manual_seed(0)
     image = torch.empty(1, height, width)
     theirs = np.array([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(n)])
@@ -114,7 +114,7 @@ def test_if_no_draw_fits_the_box_is_the_fallback_of_torchvision(
     image = torch.empty(1, height, width)
     theirs = {RandomResizedCrop.get_params(image, [0.9, 1.0], [3 / 4, 4 / 3]) for _ in range(5)}
     assert theirs == {fallback}  # an area of 0.9 or more never fits
-    found = torch.stack(boxes(3000, height, width, generator=seeded(0)), 1)
+    found = torch.stack(draw_boxes(3000, height, width, generator=seeded(0)), 1)
     shares = (found == torch.tensor(fallback)).all(1).float().mean()
     expected = np.mean(
         [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) == fallback for _ in range(1000)]

@@ -46,7 +46,7 @@ def write_folder(folder: Path, files: Files) -> Path:
 @pytest.fixture(autouse=True)
 def small_official_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that the official data set is as small as that of the tests."""
-    monkeypatch.setitem(source.OFFICIAL, "tiny-imagenet", source.Official(3, 12, 6, (3, 64, 64)))
+    monkeypatch.setitem(source.OFFICIAL, "tiny-imagenet", source.OfficialSize(3, 12, 6, (3, 64, 64)))
 
 
 @pytest.fixture
@@ -379,7 +379,7 @@ def test_a_folder_of_parquet_files_must_have_the_official_counts(tmp_path: Path)
 
 @pytest.mark.skipif(not SUBSET.exists(), reason=f"the subset of Tiny-ImageNet is not at {SUBSET}")
 def test_real_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(source.OFFICIAL, "tiny-imagenet", source.Official(200, 100_000, 10_000, (3, 64, 64)))
+    monkeypatch.setitem(source.OFFICIAL, "tiny-imagenet", source.OfficialSize(200, 100_000, 10_000, (3, 64, 64)))
     settings = SETTINGS | {"source": SUBSET.name, "incomplete": True, "max_train": 1000, "max_test": 400}
     prepare(settings, data_root=SUBSET.parent, out=tmp_path)
     data = load_dataset(tmp_path)

@@ -226,7 +226,7 @@ def test_arrays_of_bytes_equal_those_that_numpy_unpickles(order: Any, protocol: 
 @contextmanager
 def small_official_set() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(source.OFFICIAL, "tiny-imagenet", source.Official(3, 12, 6, (3, 64, 64)))
+        patch.setitem(source.OFFICIAL, "tiny-imagenet", source.OfficialSize(3, 12, 6, (3, 64, 64)))
         yield
 
 

@@ -111,9 +111,11 @@ def test_bars_stay_below_the_box_of_an_inset() -> None:
     ax = Figure().subplots()
     ax.stairs([90, 30, 5, 1], [0, 0.1, 0.3, 0.6, 1])
     ax.set(xlim=(0, 1), ylim=(0, 95))
-    panels.lower(ax, (0.2, 0.4, 0.7, 0.5), margin=0.08)  # the bar of 30 is below the box, that of 90 is not
+    panels.make_room_for_inset(
+        ax, (0.2, 0.4, 0.7, 0.5), margin=0.08
+    )  # the bar of 30 is below the box, that of 90 is not
     assert ax.get_ylim() == pytest.approx((0, 95))
-    panels.lower(ax, (0.15, 0.4, 0.7, 0.5), margin=0.08)  # now that of 90 is, too
+    panels.make_room_for_inset(ax, (0.15, 0.4, 0.7, 0.5), margin=0.08)  # now that of 90 is, too
     assert 90 / ax.get_ylim()[1] == pytest.approx(0.32)
     assert max(ax.get_yticks()) <= 95
 

@@ -90,7 +90,7 @@ def template() -> Path:
     folder.mkdir(exist_ok=True)
     for part in ("report.html.j2", "report.css"):
         (folder / part).write_bytes((PAGES / part).read_bytes())
-    for item in (*FIGURES, *study_tables.MAKERS, "b2", "comparison"):
+    for item in (*FIGURES, *study_tables.TABLE_FUNCTIONS, "b2", "comparison"):
         seeds = "{% if n_seeds is defined %}Over {{ n_seeds }} seeds.{% endif %}"
         (folder / f"{item}.rst").write_text(f"What {item} shows.\n\n{seeds}\n")
     return folder / "report.html.j2"
@@ -126,7 +126,7 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     keys = ["dataset", "arch", "train_attack", "spectral_norm", "ar"]
     have = {tuple(run[key] for key in keys) for run in runs if run["space"] == "pixel"}
     rows = []
-    for row in reference.read().astype(object).replace(np.nan, None).to_dict("records"):
+    for row in reference.read_reference().astype(object).replace(np.nan, None).to_dict("records"):
         ran = tuple(row[key] for key in keys) in have
         row |= {"run_dataset": row["dataset"] if ran else None, "space": "pixel" if ran else None}
         row |= {"ours_mean": row["paper"] * 1.01 if ran else None, "ours_std": None, "n_seeds": int(ran)}

@@ -72,7 +72,7 @@ def child(event, count, settings, folders, number):
         Path.replace = counted(Path.replace, after=True)
     try:
         run(settings, dataset.load_dataset(folders[0]), folders[1])
-    except loop.Stopped:
+    except loop.StoppedError:
         os._exit(7)
 
 

@@ -303,7 +303,7 @@ def test_each_piece_has_one_linear_map(name: str, net: Callable[..., Classifier]
 def test_the_identity_holds_and_the_printed_sum_is_an_upper_bound(seed: int, net: Callable[..., Classifier]) -> None:
     x, target = segment(seed)
     for model in (mixed(), net(seed=seed)):
-        found = lemma.verify(model, x.float(), target.float(), pieces=20000)
+        found = lemma.check_lemma(model, x.float(), target.float(), pieces=20000)
         assert found is not None
         assert found["residual"] < 1e-10
         assert found["slack"] > 0
@@ -337,11 +337,11 @@ def test_the_identity_fails_for_a_wrong_edge_a_merged_piece_and_a_missing_relu(
 def test_the_printed_equality_holds_only_if_all_pieces_are_parallel() -> None:
     even = plain([[1.0, 1.0], [-1.0, -1.0]], [[1.0, -1.0], [0.0, 0.0]]).double()
     ends = torch.tensor([[[[0.0, 0.0]]], [[[1.0, 0.5]]]], dtype=torch.float64)
-    found = lemma.verify(even, ends[0], ends[1], pieces=10)
+    found = lemma.check_lemma(even, ends[0], ends[1], pieces=10)
     assert found is not None
     assert found["slack"] == pytest.approx(0, abs=1e-12)
     bent = plain([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]).double()
-    found = lemma.verify(bent, torch.tensor([[[-1.0, 1.0]]]), torch.tensor([[[2.0, -2.0]]]), pieces=10)
+    found = lemma.check_lemma(bent, torch.tensor([[[-1.0, 1.0]]]), torch.tensor([[[2.0, -2.0]]]), pieces=10)
     assert found is not None  # from (0, 1) through (0, 0) to (2, 0)
     assert found["count"] == 2
     assert found["slack"] == pytest.approx(3 / math.sqrt(5) - 1)
@@ -377,7 +377,7 @@ def test_another_nonlinearity_is_refused_by_name(nonlinear: nn.Module, name: str
     x, target = segment()
     model(x[None].float())
     with pytest.raises(lemma.NotPiecewiseLinear, match=name):
-        lemma.verify(model, x, target, pieces=100)
+        lemma.check_lemma(model, x, target, pieces=100)
 
 
 # The table

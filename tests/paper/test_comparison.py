@@ -34,7 +34,7 @@ STDS = {4: 1.0, 16: 0.8}  # of the singular values of every layer except the fir
 
 def make(root: Path, run: dict[str, Any], *, factor: float = 1.0) -> dict[str, Any]:
     """Write a run with the paper's numbers times factor; numbers that the paper does not print are 7."""
-    paper = reference.read()
+    paper = reference.read_reference()
     keys = ["arch", "train_attack", "spectral_norm", "ar"]
     same = paper[keys].fillna(0) == [run[key] or 0 for key in keys]
     mine = paper[same.all(axis=1) & (paper["dataset"] == run["paper"])]
@@ -143,19 +143,21 @@ def test_the_closer_space_is_found_on_the_numbers_that_both_have(tmp_path):
         if run["variant"] == "ar8"
     ]
     frame = compared(pixel + other)
-    found = agreement.matches(frame).set_index(["table", "space"])
+    found = agreement.summarise_agreement(frame).set_index(["table", "space"])
     assert (found["run_dataset"] == "c10").all()
     assert found.loc[("3", "pixel"), "median_relative_difference"] == pytest.approx(0.3)
     assert found.loc[("3", "normalised"), "median_relative_difference"] == pytest.approx(0.1)
     assert found.loc["3", "n"].tolist() == [7, 7]  # only those of AR 8
     assert found.loc["3", "nearest"].to_dict() == {"pixel": False, "normalised": True}
-    assert "Table 3, c10: normalised space 10 %, pixel space 30 % (of 7 numbers)." in agreement.nearer(frame)
-    assert agreement.nearer(compared(pixel)) == ""
-    assert agreement.nearer(compared([])) == ""
+    assert "Table 3, c10: normalised space 10 %, pixel space 30 % (of 7 numbers)." in agreement.describe_closer_space(
+        frame
+    )
+    assert agreement.describe_closer_space(compared(pixel)) == ""
+    assert agreement.describe_closer_space(compared([])) == ""
 
 
 def test_a_suspected_misprint_and_a_zero_do_not_count_in_the_agreement(paper):
-    found = agreement.matches(compared(paper)).set_index(["table", "dataset"])["n"]
+    found = agreement.summarise_agreement(compared(paper)).set_index(["table", "dataset"])["n"]
     assert found["B.2", "c100"] == 3
     assert found["5", "tin"] == 27
 
@@ -164,7 +166,7 @@ def test_a_suspected_misprint_and_a_zero_do_not_count_in_the_agreement(paper):
 
 
 def test_all_of_the_paper_s_numbers_are_read_and_the_misprint_is_marked():
-    frame = reference.read()
+    frame = reference.read_reference()
     assert len(frame) == NUMBERS
     odd = frame[frame["status"].notna()]
     assert odd[["table", "dataset", "metric", "paper"]].to_numpy().tolist() == [
@@ -176,7 +178,7 @@ def test_all_of_the_paper_s_numbers_are_read_and_the_misprint_is_marked():
 
 
 def test_exactly_the_gaps_that_differ_from_their_losses_have_a_note_on_rounding():
-    frame = reference.read()
+    frame = reference.read_reference()
     keys = ["table", "dataset", "arch", "train_attack", "spectral_norm", "ar"]
     wide = frame.pivot_table(index=keys, columns="metric", values="paper", dropna=False).reset_index()
 
@@ -199,7 +201,7 @@ def test_the_error_for_a_damaged_file_names_it(tmp_path):
     for words, content in damaged.items():
         (tmp_path / "reference.csv").write_text("".join(content))
         with pytest.raises(ValueError, match=rf"reference\.csv: .*{words}"):
-            reference.read(tmp_path / "reference.csv")
+            reference.read_reference(tmp_path / "reference.csv")
 
 
 # Files.
@@ -221,18 +223,18 @@ def test_the_record_has_the_expected_columns_and_is_identical_when_made_again(pa
 def test_a_plot_without_any_numbers_says_so(tmp_path):
     files = {kind: tmp_path / f"none.{kind}" for kind in ("parquet", "csv", "svg", "png")}
     comparison_plot.record(study("demo"), study="demo", **files)
-    assert comparison_plot.NOTHING in files["svg"].read_text()
+    assert comparison_plot.NOTHING_TO_COMPARE in files["svg"].read_text()
 
 
 @pytest.mark.parametrize(
-    ("last", "scale"), [(comparison_plot.SPAN - 0.1, "linear"), (comparison_plot.SPAN + 0.1, "log")]
+    ("last", "scale"), [(comparison_plot.LINEAR_SPAN - 0.1, "linear"), (comparison_plot.LINEAR_SPAN + 0.1, "log")]
 )
 def test_axes_of_losses_are_logarithmic_if_the_numbers_span_more_than_the_caption_says(paper, last, scale):
     frame = compared(paper[:3]).query("ours_mean == ours_mean and metric == 'test_loss'").head(2)
     frame = frame.assign(paper=[1.0, last], ours_mean=[1.0, last])
     assert comparison_plot.draw_comparison(frame).axes[0].get_xscale() == scale
     caption = (ROOT / "workflow/report/comparison.rst").read_text()
-    assert f"logarithmic if the numbers span more than a factor of {comparison_plot.SPAN}." in caption
+    assert f"logarithmic if the numbers span more than a factor of {comparison_plot.LINEAR_SPAN}." in caption
 
 
 def test_snakemake_s_report_has_the_claims_and_the_comparison():
@@ -243,4 +245,4 @@ def test_snakemake_s_report_has_the_claims_and_the_comparison():
 
 def test_every_metric_of_the_paper_has_a_panel():
     prefixes = tuple(name for metrics, _, _ in comparison_plot.PANELS.values() for name in metrics)
-    assert reference.read()["metric"].str.startswith(prefixes).all()
+    assert reference.read_reference()["metric"].str.startswith(prefixes).all()

@@ -16,15 +16,15 @@ from helpers.snakemake_copy import copy_tree, snakemake
 from playwright.sync_api import Page
 
 from robreg.claims.claim import EXTENSION, NOT_RUN
-from robreg.paper.agreement import nearer
+from robreg.paper.agreement import describe_closer_space
 from robreg.paper.deviations import deviations
 from robreg.report import claims_section, comparison_section, pictures
 from robreg.report import page as page_module
 from robreg.report.costs import RuleCost, rule_costs, run_accounts, shared_settings
 from robreg.report.page import SECTIONS, caption, sections, write
 from robreg.report.rule_graph import RULE_INPUTS, rule_graph
-from robreg.report.tables_section import apart, blocks
-from robreg.report.units import cell, describe, duration
+from robreg.report.tables_section import split_constants, table_blocks
+from robreg.report.units import describe, format_cell, format_duration
 from robreg.report.wording import cautions, limits
 from robreg.runs.catalogue import FIGURES
 from robreg.runs.settings import run_settings
@@ -110,7 +110,7 @@ def test_items_without_a_section_come_last() -> None:
     drawn = {name: name for name in ("new", *FIGURES)}
     assert [section["title"] for section in sections(drawn, {})][-1] == "Further results"
     named = {name for _, figures, tables in SECTIONS for name in (*figures, *tables)}
-    assert named == {*FIGURES, *study_tables.MAKERS, "b2"}
+    assert named == {*FIGURES, *study_tables.TABLE_FUNCTIONS, "b2"}
 
 
 def test_numbers_come_from_the_tables(demo: Path) -> None:
@@ -179,7 +179,7 @@ def test_too_large_svg_is_replaced_by_its_png(
         (tmp_path / f"{name}.png").write_bytes(b"png")
     monkeypatch.setattr(pictures, "_LARGE", large)
     monkeypatch.setattr(pictures, "_ALL", budget)
-    found = pictures.embed([tmp_path / "small.svg", tmp_path / "wide.svg"])
+    found = pictures.embed_figures([tmp_path / "small.svg", tmp_path / "wide.svg"])
     assert {name: one.raster for name, one in found.items()} == {"small": False, "wide": True}
     assert found["wide"].uri == "data:image/png;base64,cG5n"
 
@@ -199,7 +199,7 @@ def test_claims_come_first_and_each_has_a_verdict(paper: Path) -> None:
 
 def test_claims_are_grouped_and_counted(here: Path) -> None:
     frame = study_files.claims(study_files.make("paper", "t")[0]["runs"])
-    groups = claims_section.grouped(frame)
+    groups = claims_section.group_claims(frame)
     assert [group.title for group in groups] == [
         "Generalisation",
         "Margins and confidence",
@@ -216,7 +216,7 @@ def test_claims_are_grouped_and_counted(here: Path) -> None:
     assert len(rows) == (frame["verdict"] != NOT_RUN).sum()
     assert (
         "5 claims of the paper, 5 were tested. Counting each claim once per setting: 7 hold, 7 fail"
-        in claims_section.headline(frame)[0]
+        in claims_section.summary_sentences(frame)[0]
     )
 
 
@@ -229,7 +229,7 @@ def test_claims_beyond_the_paper_are_counted_separately() -> None:
             ("own", EXTENSION, NOT_RUN),
         )
     ]
-    assert claims_section.headline(pd.DataFrame(rows))[:2] == [
+    assert claims_section.summary_sentences(pd.DataFrame(rows))[:2] == [
         "Of 1 claim of the paper, 1 was tested. Counting each claim once per setting: 1 holds, 0 fail, "
         "0 are undecided.",
         "Of 2 claims beyond the paper (our own claims, and the paper's claims on networks that it does not show), "
@@ -241,15 +241,15 @@ def test_decimals_of_an_effect_follow_from_the_width_of_its_interval() -> None:
     row = {"id": "svstd", "claim": "c", "source": "s", "dataset": "c10", "statistic": "t", "ci_over": "seeds"}
     row |= {"n_seeds": 2, "verdict": "holds", "effect": -0.12345, "ci_low": -0.1334, "ci_high": -0.1134}
     frame = pd.DataFrame([row, row | {"effect": 41.0, "ci_low": None, "ci_high": None, "verdict": "undecided"}])
-    (claim,) = claims_section.grouped(frame)[0].claims
+    (claim,) = claims_section.group_claims(frame)[0].claims
     first, second = claim.judged
     minus = "\N{MINUS SIGN}"
     assert (first.effect, first.interval) == (f"{minus}0.123", f"{minus}0.133 to {minus}0.113")
     assert (second.effect, second.interval, second.n_seeds) == ("41", "", "2")
     row |= {"effect": -0.0001, "ci_low": -0.5, "ci_high": 0.5}
-    assert claims_section.grouped(pd.DataFrame([row]))[0].claims[0].judged[0].effect == "0.0"
+    assert claims_section.group_claims(pd.DataFrame([row]))[0].claims[0].judged[0].effect == "0.0"
     row |= {"effect": -0.0239, "ci_low": -0.0476, "ci_high": -0.00023}  # excludes 0, also after rounding
-    interval = claims_section.grouped(pd.DataFrame([row]))[0].claims[0].judged[0].interval
+    interval = claims_section.group_claims(pd.DataFrame([row]))[0].claims[0].judged[0].interval
     assert interval == f"{minus}0.0476 to {minus}0.0002"
 
 
@@ -262,7 +262,7 @@ def test_claims_that_were_not_run_are_collapsed(demo: Path) -> None:
 
 def test_unknown_verdicts_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown verdict maybe"):
-        claims_section.counts([{"verdict": "maybe"}])
+        claims_section.count_verdicts([{"verdict": "maybe"}])
 
 
 # Cautions
@@ -371,7 +371,7 @@ def test_limits_follow_from_the_data(demo: Path) -> None:
 
 def test_every_number_of_the_paper_is_in_the_page(paper: Path, demo: Path, here: Path) -> None:
     frame = study_files.comparison(study_files.make("paper", "t")[0]["runs"])
-    found = comparison_section.blocks(frame)
+    found = comparison_section.comparison_blocks(frame)
     assert sum(block.cells for block in found) == len(frame)
     compared = (frame["status"] != NOT_RUN).sum()
     assert f"{compared} of the {len(frame)} numbers that the paper prints are compared with a number" in text(paper)
@@ -388,11 +388,11 @@ def test_every_number_of_the_paper_is_in_the_page(paper: Path, demo: Path, here:
 def test_only_doubtful_numbers_that_are_compared_are_counted(here: Path) -> None:
     frame = study_files.comparison(study_files.make("paper", "t")[0]["runs"]).head(3)
     frame = frame.assign(note="odd", ours_mean=[1.0, None, None])
-    assert comparison_section.counted(frame) == (
+    assert comparison_section.count_sentence(frame) == (
         "1 of the 3 numbers that the paper prints is compared with a number of this study. "
         "Of these, 1 is marked as doubtful in the paper itself, probably because of misprints or rounding."
     )
-    sentences = comparison_section.counted(frame.assign(ours_mean=[1.0, 1.0, None]))
+    sentences = comparison_section.count_sentence(frame.assign(ours_mean=[1.0, 1.0, None]))
     assert "Of these, 2 are marked as doubtful" in sentences
 
 
@@ -400,11 +400,11 @@ def test_number_compared_in_two_spaces_counts_once_and_the_nearer_space_is_named
     described, files = study_files.make("paper", "t")
     frame = study_files.comparison(described["runs"])
     both = pd.concat([frame, frame.assign(space="normalised", ours_mean=frame["paper"], difference=0.0)])
-    assert comparison_section.counted(both) == comparison_section.counted(frame)
+    assert comparison_section.count_sentence(both) == comparison_section.count_sentence(frame)
     study_files.write_frame(files.comparison, both)
     write(here / "both.html", described, files, template=study_files.template())
-    assert nearer(both)
-    assert nearer(both) in text(here / "both.html")
+    assert describe_closer_space(both)
+    assert describe_closer_space(both) in text(here / "both.html")
     assert "c10, resnet56, normalised space" in text(here / "both.html")
 
 
@@ -412,10 +412,10 @@ def test_pair_shows_our_number_the_papers_and_the_difference() -> None:
     row = {"table": "B.2", "dataset": "c10", "run_dataset": "c10wd", "arch": "resnet56", "train_attack": "pgd"}
     row |= {"space": "pixel", "spectral_norm": None, "ar": 4, "ar_high": 16, "metric": "test_acc", "paper": 80.0}
     row |= {"ours_mean": 81.25, "ours_std": 0.5, "n_seeds": 2, "difference": 1.25, "status": "", "note": None}
-    (block,) = comparison_section.blocks(pd.DataFrame([row]))
+    (block,) = comparison_section.comparison_blocks(pd.DataFrame([row]))
     assert block.setting == "c10, resnet56 (in this study: c10wd)"
     assert (block.strengths, block.n_seeds, block.run) == (("4 → 16",), (2,), True)
-    assert block.rows[0][1] == (comparison_section.Pair("81.25", "0.50", "80.00", "+1.25", ""),)
+    assert block.rows[0][1] == (comparison_section.ComparisonCell("81.25", "0.50", "80.00", "+1.25", ""),)
 
 
 # Tables
@@ -424,7 +424,7 @@ def test_pair_shows_our_number_the_papers_and_the_difference() -> None:
 def test_table_blocks_follow_settings(here: Path) -> None:
     runs = study_files.make("demo", "t")[0]["runs"]
     summary = parquet.read(Path("results/studies/demo/tables/table3_summary.parquet")).to_pandas()
-    found = {block["name"]: block for block in blocks(summary)}
+    found = {block["name"]: block for block in table_blocks(summary)}
     assert list(found) == ["digits, resnet8", "digits, resnet8, normalised space"]
     assert found["digits, resnet8"]["columns"] == ["0", "8", "16", "32"]
     assert {run["ar"] for run in runs} == {0, 8, 16, 32}
@@ -435,24 +435,29 @@ def test_table_blocks_follow_settings(here: Path) -> None:
 
 def test_column_names_distinguish_rows_of_the_same_strength(here: Path) -> None:
     summary = parquet.read(Path("results/studies/demo/tables/b2_summary.parquet")).to_pandas()
-    assert blocks(summary)[0]["columns"] == ["8 → 32, convolutions", "8 → 32, all"]
+    assert table_blocks(summary)[0]["columns"] == ["8 → 32, convolutions", "8 → 32, all"]
 
 
 def test_constants_are_separated_from_a_table() -> None:
     keys = {"dataset": "d", "arch": "a", "train_attack": "pgd", "space": "pixel", "spectral_norm": None, "n_seeds": 1}
     values = {"eta_mean": 0.05, "eta_std": None, "w_min_std": None}
     summary = pd.DataFrame([keys | values | {"ar": ar, "w_min_mean": ar} for ar in (4, 8)])
-    left, same = apart(summary)
+    left, same = split_constants(summary)
     assert same == [f"{describe('eta').label}: {describe('eta').text(0.05)}"]
     assert [name for name in left.columns if name.endswith("_mean")] == ["w_min_mean"]
-    assert apart(summary[:1])[1] == []
+    assert split_constants(summary[:1])[1] == []
 
 
 def test_cells_and_durations() -> None:
-    assert cell(describe("loss_gap"), -0.01234, 0.5).mean == "\N{MINUS SIGN}0.0123"
+    assert format_cell(describe("loss_gap"), -0.01234, 0.5).mean == "\N{MINUS SIGN}0.0123"
     dash = "\N{EN DASH}"
-    assert cell(describe("pgd_acc"), float("nan"), float("nan")).mean == dash
-    assert [duration(seconds) for seconds in (None, 41.4, 185, 7800)] == [dash, "41 s", "3 min 05 s", "2 h 10 min"]
+    assert format_cell(describe("pgd_acc"), float("nan"), float("nan")).mean == dash
+    assert [format_duration(seconds) for seconds in (None, 41.4, 185, 7800)] == [
+        dash,
+        "41 s",
+        "3 min 05 s",
+        "2 h 10 min",
+    ]
 
 
 # Provenance
@@ -515,7 +520,7 @@ def test_common_and_differing_settings_are_separated() -> None:
 
 def test_captions_are_valid_with_and_without_variables() -> None:
     captions = sorted(study_files.PAGES.glob("*.rst"))
-    assert {f"{name}.rst" for name in (*FIGURES, *study_tables.MAKERS, "b2", "comparison")} <= {
+    assert {f"{name}.rst" for name in (*FIGURES, *study_tables.TABLE_FUNCTIONS, "b2", "comparison")} <= {
         path.name for path in captions
     }
     for path in captions:

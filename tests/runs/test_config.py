@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from robreg.runs import settings
-from robreg.runs.config import refuse_unreadable, run_names, study_runs, validate
+from robreg.runs.config import check_yaml_file, run_names, study_runs, validate
 from robreg.runs.settings import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -245,14 +245,14 @@ def test_the_message_for_a_wrong_key_names_it(config, path, value, message):
 def test_ambiguous_or_unreadable_yaml_is_refused(text, message, tmp_path):
     (tmp_path / "own.yaml").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConfigError, match=message) as error:
-        refuse_unreadable(tmp_path / "own.yaml")
+        check_yaml_file(tmp_path / "own.yaml")
     assert "\n" not in str(error.value)
 
 
 def test_a_key_repeated_through_an_alias_is_allowed(tmp_path):
     for text in ("a: &x {b: 1}\nc: {<<: *x, b: 2}\nd: *x\n", "a: &x [1, *x]\n", (ROOT / "config.yaml").read_text(), ""):
         (tmp_path / "own.yaml").write_text(text)
-        refuse_unreadable(tmp_path / "own.yaml")
+        check_yaml_file(tmp_path / "own.yaml")
 
 
 def test_names_reserved_by_the_workflow_are_refused(config):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from robreg.runs.variant import ARCHITECTURES, Variant, VariantError, is_free, parse
+from robreg.runs.variant import ARCHITECTURES, Variant, VariantError, is_available_name, parse
 
 VARIANTS = st.builds(
     Variant,
@@ -146,9 +146,9 @@ def test_a_user_defined_architecture_is_parsed_if_it_is_known():
     ],
 )
 def test_names_reserved_by_the_grammar_are_not_free(name):
-    assert not is_free(name)
+    assert not is_available_name(name)
 
 
 @pytest.mark.parametrize("name", ["vgg11", "sn", "snet", "resnet20", "mlp"])
 def test_other_names_are_free(name):
-    assert is_free(name)
+    assert is_available_name(name)

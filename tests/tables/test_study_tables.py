@@ -252,7 +252,7 @@ def test_every_column_of_every_table_has_a_description(tmp_path: Path) -> None:
 
 
 def test_every_table_has_a_maker() -> None:
-    assert {*study_tables.MAKERS, "b2"} == set(TABLES)
+    assert {*study_tables.TABLE_FUNCTIONS, "b2"} == set(TABLES)
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -67,7 +67,7 @@ def holder(process, path, settings=""):
 
 def far(beat):
     """Return code that makes a process appear to be on another machine."""
-    return f"lease._pid_namespace = lambda: ['far', '', '']; lease.BEAT = {beat}; "
+    return f"lease._pid_namespace = lambda: ['far', '', '']; lease.RENEWAL_SECONDS = {beat}; "
 
 
 def read(path):
@@ -124,7 +124,7 @@ def test_another_process_with_the_same_id_is_not_the_holder(path):
 
 def test_a_remote_holder_that_renews_its_lease_keeps_it(path, start, monkeypatch):
     other = holder(start(), path, far(beat=0.05))
-    monkeypatch.setattr(lease, "SILENCE", 5.0)
+    monkeypatch.setattr(lease, "HOLDER_TIMEOUT", 5.0)
     refused(path, f"process {other.pid} on far")
     assert answer(other, "held.progress()") == answer(other, "held.__exit__(None, None, None)") == "done"
     assert not path.exists()
@@ -135,7 +135,7 @@ def test_a_suspended_remote_holder_loses_its_lease_and_notices_when_it_continues
     while read(path)["beat"] == 0:  # afterwards its thread sleeps until the next renewal
         time.sleep(0.005)
     other.send_signal(signal.SIGSTOP)
-    monkeypatch.setattr(lease, "SILENCE", 0.3)
+    monkeypatch.setattr(lease, "HOLDER_TIMEOUT", 0.3)
     with Lease(path):
         content = path.read_text()
         other.send_signal(signal.SIGCONT)
@@ -148,7 +148,7 @@ def test_a_suspended_remote_holder_loses_its_lease_and_notices_when_it_continues
 @pytest.mark.parametrize(
     ("change", "over", "after"),
     [
-        (lambda path: None, True, lease.SILENCE),
+        (lambda path: None, True, lease.HOLDER_TIMEOUT),
         (lambda path: path.unlink(), True, 1),
         (lambda path: edit(path, held=False), True, 1),
         (lambda path: edit(path, beat=8), False, 1),
@@ -177,7 +177,7 @@ def test_the_file_is_removed_after_success_and_kept_after_failure(path):
 
 @pytest.mark.parametrize("error", [None, SystemExit])
 def test_a_lost_lease_is_left_to_the_process_that_took_it(error, path, monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.01)
+    monkeypatch.setattr(lease, "RENEWAL_SECONDS", 0.01)
     held = Lease(path).__enter__()
     while read(path)["beat"] < 2:
         time.sleep(0.005)
@@ -202,7 +202,7 @@ def test_a_lease_survives_a_temporary_failure_of_the_file_system(part, path, mon
             raise OSError("stale file handle")
         return works(*arguments, **keywords)
 
-    monkeypatch.setattr(lease, "BEAT", 0.01)
+    monkeypatch.setattr(lease, "RENEWAL_SECONDS", 0.01)
     monkeypatch.setattr(Lease, part, fails_once)
     with Lease(path):
         while read(path)["beat"] < 3 and any(thread.name == "lease" for thread in threading.enumerate()):

@@ -58,7 +58,7 @@ def test_only_jobs_of_drivers_in_this_folder_are_found(fake, tmp_path):
             "a word of SLURM's own",
         ),
     )
-    found = slurm.live("robreg", link)
+    found = slurm.unfinished_jobs("robreg", link)
     assert found == [
         ("11", "RUNNING", "rule_train_wildcards_digits_ar8"),
         ("12_[1-3]", "PENDING", "a|b"),
@@ -70,15 +70,15 @@ def test_only_jobs_of_drivers_in_this_folder_are_found(fake, tmp_path):
 def test_an_error_quotes_slurm_s_message(fake, tmp_path, monkeypatch):
     fake("squeue", DOWN)
     with pytest.raises(slurm.ClusterError, match=r"^squeue failed: .*Unable to contact slurm controller$"):
-        slurm.live("robreg", tmp_path)
+        slurm.unfinished_jobs("robreg", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(slurm.ClusterError, match=r"squeue failed: .*No such file"):
-        slurm.live("robreg", tmp_path)
+        slurm.unfinished_jobs("robreg", tmp_path)
 
 
 def test_an_empty_queue_is_not_waited_for(fake, tmp_path):
     calls, messages = fake("squeue", queue()), []
-    slurm.wait("robreg", tmp_path, seconds=60, say=messages.append)
+    slurm.wait_for_jobs("robreg", tmp_path, seconds=60, say=messages.append)
     assert (len(calls()), messages) == (1, [])
 
 
@@ -86,7 +86,7 @@ def test_jobs_left_behind_are_named_and_waited_for(fake, tmp_path):
     one = f"11|RUNNING|robreg_5b1c|{tmp_path}|rule_train_wildcards_digits_ar8"
     other = f"12|PENDING|robreg_5b1c|{tmp_path}|rule_prepare_wildcards_c10"
     calls, messages = fake("squeue", queue(one, other), queue(other), DOWN, queue(one), queue()), []
-    slurm.wait("robreg", tmp_path, seconds=0, say=messages.append)
+    slurm.wait_for_jobs("robreg", tmp_path, seconds=0, say=messages.append)
     assert len(calls()) == 5
     first, down, last = messages
     assert re.findall("^.*job.*$|^  .*$", first, re.MULTILINE)[:3] == [
@@ -103,10 +103,10 @@ def test_jobs_left_behind_are_named_and_waited_for(fake, tmp_path):
 def test_a_cluster_that_is_down_from_the_start_is_not_waited_for(fake, tmp_path):
     calls, messages = fake("squeue", DOWN), []
     with pytest.raises(slurm.ClusterError):
-        slurm.wait("robreg", tmp_path, seconds=60, say=messages.append)
+        slurm.wait_for_jobs("robreg", tmp_path, seconds=60, say=messages.append)
     assert (len(calls()), messages) == (1, [])
 
 
 def test_an_empty_job_name_prefix_is_refused(tmp_path):
     with pytest.raises(slurm.ClusterError, match="slurm-jobname-prefix: set a prefix"):
-        slurm.live("", tmp_path)
+        slurm.unfinished_jobs("", tmp_path)

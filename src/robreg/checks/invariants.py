@@ -10,7 +10,7 @@ import numpy as np
 
 NOISE = 1e-9  # tolerance for sums of the same numbers in another order; relative, as in equal
 FLOAT32 = 1e-6  # tolerance for values that were computed in float32; relative, as in equal
-SAME = ("dataset", "variant", "seed", "settings_hash")  # metadata that all tables of one run share
+RUN_IDENTITY = ("dataset", "variant", "seed", "settings_hash")  # metadata that all tables of one run share
 Row = dict[str, Any]  # the columns of checks.parquet, and "files", the names of the files that the check compares
 
 log = logging.getLogger(__name__)
@@ -27,12 +27,12 @@ def at_most(name: str, what: str, found: float, limit: float, tolerance: float =
     return _row(name, what, found, "<=", limit, tolerance, passed=found <= limit + tolerance * max(1.0, abs(limit)))
 
 
-def nowhere(name: str, what: str, bad: Any) -> Row:  # noqa: ANN401 - anything that numpy reads as an array
+def count_violations(name: str, what: str, bad: Any) -> Row:  # noqa: ANN401 - anything that numpy reads as an array
     """Return the row of a check that no element of bad is true; found counts those that are."""
     return equal(name, what, float(np.asarray(bad).sum()), 0.0)
 
 
-def about_files(rows: Iterable[Row], *files: str) -> list[Row]:
+def with_files(rows: Iterable[Row], *files: str) -> list[Row]:
     """Add to every row the names of the files that it compares."""
     return [{**row, "files": files} for row in rows]
 
@@ -42,7 +42,7 @@ def same_run(metadata: Mapping[str, Mapping[str, Any]], folder: Path) -> Row:
 
     metadata: the metadata of every file, by its name; folder: the run's, {dataset}/{variant}.
     """
-    identities = {name: [one.get(key) for key in SAME] for name, one in metadata.items()}
+    identities = {name: [one.get(key) for key in RUN_IDENTITY] for name, one in metadata.items()}
     most_common = Counter(map(str, identities.values())).most_common(1)[0][0]
     expected = [folder.parent.name, folder.name]
     foreign = [name for name, one in identities.items() if str(one) != most_common or one[:2] != expected]
@@ -50,7 +50,7 @@ def same_run(metadata: Mapping[str, Mapping[str, Any]], folder: Path) -> Row:
     return {**row, "files": tuple(foreign)}
 
 
-def refuse_violated(rows: Sequence[Row], folder: Path) -> None:
+def raise_if_violated(rows: Sequence[Row], folder: Path) -> None:
     """Log every row, and raise ValueError if a check failed.
 
     The error names the checks that failed, their files in folder, and the fix.

@@ -10,14 +10,14 @@ import pandas as pd
 from robreg.checks.invariants import (
     FLOAT32,
     NOISE,
-    SAME,
+    RUN_IDENTITY,
     Row,
-    about_files,
     at_most,
+    count_violations,
     equal,
-    nowhere,
-    refuse_violated,
+    raise_if_violated,
     same_run,
+    with_files,
 )
 from robreg.tables import parquet, schemas
 
@@ -36,9 +36,9 @@ def record(folder: Path, *, bound: float | None) -> None:
     tables = {kind: parquet.read(folder / f"{kind}.parquet").to_pandas() for kind in _TABLES}
     own = {f"{kind}.parquet": parquet.read_metadata(folder / f"{kind}.parquet") for kind in _TABLES}
     rows = [*check(tables, bound=bound), same_run(own, folder)]
-    refuse_violated(rows, folder)
+    raise_if_violated(rows, folder)
     columns = {name: [row[name] for row in rows] for name in schemas.SCHEMAS["checks"].names}
-    meta = {key: own["margins.parquet"][key] for key in (*SAME, "version")}
+    meta = {key: own["margins.parquet"][key] for key in (*RUN_IDENTITY, "version")}
     parquet.write(folder / "checks.parquet", "checks", columns, meta)
 
 
@@ -72,7 +72,7 @@ def check(tables: Tables, *, bound: float | None) -> list[Row]:
 
 
 def _with_files(rows: Iterable[Row], *kinds: str) -> list[Row]:
-    return about_files(rows, *(f"{kind}.parquet" for kind in kinds))
+    return with_files(rows, *(f"{kind}.parquet" for kind in kinds))
 
 
 def _complete_tables(tables: Tables) -> dict[str, bool]:
@@ -108,8 +108,8 @@ def _check_completeness(kind: str, frame: pd.DataFrame, *, complete: bool) -> li
     needed = frame.drop(columns=[name for name in frame.columns if name in schemas.NULLABLE])
     lost = needed.isna() | needed.isin([np.inf, -np.inf])
     rows = (
-        nowhere(f"{kind}_rows", f"whether rows of {kind} are missing or twice", not complete),
-        nowhere(f"{kind}_values", f"values of {kind} that are missing or not finite", lost),
+        count_violations(f"{kind}_rows", f"whether rows of {kind} are missing or twice", not complete),
+        count_violations(f"{kind}_values", f"values of {kind} that are missing or not finite", lost),
     )
     return _with_files(rows, kind)
 
@@ -120,8 +120,8 @@ def _check_margins(split: str, part: pd.DataFrame) -> Iterator[Row]:
     name = f"{split} share of positive margins (%) and accuracy"
     yield equal(f"positive_margins_{split}", name, 100 * positive.mean(), 100 * right.mean())
     wrong = np.where(right, part["margin"] < 0, part["margin"] > 0)
-    yield nowhere(f"margin_sign_{split}", f"{split} margins of another sign than their prediction has", wrong)
-    yield nowhere(f"probability_{split}", f"{split} probabilities outside 0 to 1", ~part["prob"].between(0, 1))
+    yield count_violations(f"margin_sign_{split}", f"{split} margins of another sign than their prediction has", wrong)
+    yield count_violations(f"probability_{split}", f"{split} probabilities outside 0 to 1", ~part["prob"].between(0, 1))
     margin, loss = part["margin"].astype("float64"), part["loss"].astype("float64")
     above = (part["prob"] - np.exp(-np.logaddexp(0, -margin))).max()  # equal for two logits, lower for more
     yield at_most(
@@ -152,9 +152,9 @@ def _check_attacks(attacks: pd.DataFrame, margins: pd.DataFrame) -> Iterator[Row
     test = _test_rows(attacks)
     right = (margins["prediction"] == margins["label"]).to_numpy()
     ordered = (test["n_robust"] >= 0) & (test["n_robust"] <= test["n_correct"]) & (test["n_correct"] <= test["n"])
-    yield nowhere("attack_counts", "attacks without robust <= correct <= all", ~ordered)
+    yield count_violations("attack_counts", "attacks without robust <= correct <= all", ~ordered)
     other = test["n_correct"] != [right[:n].sum() for n in test["n"]]
-    yield nowhere("attack_correct", "attacks that count other correct examples than the margins", other)
+    yield count_violations("attack_correct", "attacks that count other correct examples than the margins", other)
     for column, of_all in (("acc_robust", "n"), ("acc_conditional", "n_correct")):
         rate = (100 * test["n_robust"] / test[of_all].where(test[of_all] > 0)).fillna(_UNKNOWN)
         gap = (test[column].astype("float64").fillna(_UNKNOWN) - rate).abs().max()
@@ -169,21 +169,23 @@ def _check_attacks(attacks: pd.DataFrame, margins: pd.DataFrame) -> Iterator[Row
 def _check_masking(masking: pd.DataFrame, attacks: pd.DataFrame) -> Iterator[Row]:
     before, after, value = (masking[name].astype("float64") for name in ("before", "after", "value"))
     outside = ~(before.fillna(0).between(0, 100) & after.fillna(0).between(0, 100))
-    yield nowhere("masking_percent", "looks for hidden gradients with accuracies outside 0 to 100 %", outside)
+    yield count_violations("masking_percent", "looks for hidden gradients with accuracies outside 0 to 100 %", outside)
     known = np.isclose(value.abs(), (before - after).abs(), rtol=0, atol=NOISE) | (value == after) | before.isna()
-    yield nowhere("masking_value", "looks whose value is neither what is left nor what changed", ~known)
+    yield count_violations("masking_value", "looks whose value is neither what is left nor what changed", ~known)
     other = masking["passed"] != (value <= masking["limit"])
-    yield nowhere("masking_passed", "looks that pass beyond their limit, or fail within it", other)
+    yield count_violations("masking_passed", "looks that pass beyond their limit, or fail within it", other)
     apgd = _test_rows(attacks).query("attack == 'apgd'").set_index("loss")["acc_robust"]
     unlike = (before != apgd["cross_entropy"]) | (after != apgd["worst"])
     compared = masking["check"] == "other_loss"
-    yield nowhere("masking_loss", "looks at APGD's losses with other accuracies than its own", compared & unlike)
+    yield count_violations(
+        "masking_loss", "looks at APGD's losses with other accuracies than its own", compared & unlike
+    )
 
 
 def _check_variation(lossvar: pd.DataFrame, margins: pd.DataFrame) -> Iterator[Row]:
-    yield nowhere("variation_negative", "loss variations below 0", lossvar["variation"] < 0)
+    yield count_violations("variation_negative", "loss variations below 0", lossvar["variation"] < 0)
     own = margins.set_index("index")["loss"].loc[lossvar["index"]].to_numpy()
-    yield nowhere("variation_clean", "clean losses other than the margins'", lossvar["loss_clean"] != own)
+    yield count_violations("variation_clean", "clean losses other than the margins'", lossvar["loss_clean"] != own)
     gap = (lossvar["loss_adv"] - lossvar["loss_clean"] - lossvar["variation"]).abs() / lossvar["loss_adv"].clip(lower=1)
     yield at_most("variation_difference", "variation and the losses' difference", gap.max(), 0.0, FLOAT32)
 
@@ -193,7 +195,7 @@ def _check_spectra(sv: pd.DataFrame, svstd: pd.DataFrame) -> Iterator[Row]:
     smaller = np.minimum(svstd["c_in"] * size, svstd["c_out"] * size // svstd["stride"] ** 2)
     counted = sv.groupby("layer")["multiplicity"].sum().reindex(svstd["layer"]).to_numpy()
     wrong = (svstd["n"] != smaller) | (smaller != counted)
-    yield nowhere("spectrum_size", "layers without min(rows, columns) singular values", wrong)
+    yield count_violations("spectrum_size", "layers without min(rows, columns) singular values", wrong)
     for row in svstd.to_dict("records"):
         sigma, n = sv.loc[sv["layer"] == row["layer"], ["sigma", "multiplicity"]].to_numpy().T
         mean = float(np.average(sigma, weights=n))

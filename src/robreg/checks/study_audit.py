@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from robreg.checks.invariants import Row, about_files, nowhere, refuse_violated, same_run
+from robreg.checks.invariants import Row, count_violations, raise_if_violated, same_run, with_files
 from robreg.claims import verdicts
 from robreg.runs.catalogue import TABLES, Run
 from robreg.tables import parquet, schemas, study_tables
@@ -26,10 +26,10 @@ def record(
     """
     for run in runs:
         kinds = {need for item, members in shown.items() if run in members for need in TABLES[item].needs}
-        refuse_violated([_check_same_run(Path(run["folder"]), kinds | _CLAIMED)], Path(run["folder"]))
+        raise_if_violated([_check_same_run(Path(run["folder"]), kinds | _CLAIMED)], Path(run["folder"]))
     own = [row for table_name, members in shown.items() for row in tables(table_name, members, compare, folder)]
     own += claims(runs, compare, folder)
-    refuse_violated(own, folder)
+    raise_if_violated(own, folder)
     frames = [pd.DataFrame(own).assign(place=str(folder))]
     for run in runs:
         frames.append(parquet.read(Path(run["folder"]) / "checks.parquet").to_pandas().assign(place=run["folder"]))
@@ -47,22 +47,26 @@ def tables(name: str, runs: Sequence[Run], compare: Sequence[int], folder: Path)
     path, both = Path(f"tables/{name}.parquet"), Path(f"tables/{name}_summary.parquet")
     frame, summary = (parquet.read(folder / each).to_pandas() for each in (path, both))
     again = study_tables.compose(name, runs, compare)
-    row = nowhere(f"{name}_cells", f"cells of {name} other than when it is made again", differing(frame, again))
-    yield from about_files([row], str(path))
+    row = count_violations(
+        f"{name}_cells", f"cells of {name} other than when it is made again", count_differing_cells(frame, again)
+    )
+    yield from with_files([row], str(path))
     if list(frame.columns) != list(again.columns):
         return  # cells cannot be looked up by column
-    row = nowhere(f"{name}_files", f"cells of {name} other than in the files of its runs", _count_untraced(frame, runs))
-    yield from about_files([row], str(path))
-    row = nowhere(
+    row = count_violations(
+        f"{name}_files", f"cells of {name} other than in the files of its runs", _count_untraced(frame, runs)
+    )
+    yield from with_files([row], str(path))
+    row = count_violations(
         f"{name}_summary",
         f"means and stds over seeds of {name} other than of its rows",
         _count_wrong_summaries(frame, summary),
     )
-    yield from about_files([row], str(path), str(both))
+    yield from with_files([row], str(path), str(both))
     for file, made in ((path, frame), (both, summary)):
-        wrong = differing(made, _read_csv(folder / file))
-        row = nowhere(f"{file.stem}_csv", f"cells of {file.stem}.csv other than in {file.name}", wrong)
-        yield from about_files([row], str(file), str(file.with_suffix(".csv")))
+        wrong = count_differing_cells(made, _read_csv(folder / file))
+        row = count_violations(f"{file.stem}_csv", f"cells of {file.stem}.csv other than in {file.name}", wrong)
+        yield from with_files([row], str(file), str(file.with_suffix(".csv")))
 
 
 def claims(runs: Sequence[Run], compare: Sequence[int], folder: Path) -> Iterator[Row]:
@@ -76,18 +80,20 @@ def claims(runs: Sequence[Run], compare: Sequence[int], folder: Path) -> Iterato
         decided, found["verdict"].isin(["holds", "fails"]), found["verdict"].isin(["undecided", "not run"])
     )
     rows = [
-        nowhere("claims_cells", "cells of claims other than judged again", differing(found, again)),
-        nowhere(
+        count_violations(
+            "claims_cells", "cells of claims other than judged again", count_differing_cells(found, again)
+        ),
+        count_violations(
             "claims_verdict", "claims that are decided though their interval has 0, or not though it has not", ~known
         ),
     ]
-    yield from about_files(rows, "claims.parquet")
-    wrong = differing(found, _read_csv(folder / "claims.parquet"))
-    row = nowhere("claims_csv", "cells of claims.csv other than in claims.parquet", wrong)
-    yield from about_files([row], "claims.parquet", "claims.csv")
+    yield from with_files(rows, "claims.parquet")
+    wrong = count_differing_cells(found, _read_csv(folder / "claims.parquet"))
+    row = count_violations("claims_csv", "cells of claims.csv other than in claims.parquet", wrong)
+    yield from with_files([row], "claims.parquet", "claims.csv")
 
 
-def differing(one: pd.DataFrame, other: pd.DataFrame) -> int:
+def count_differing_cells(one: pd.DataFrame, other: pd.DataFrame) -> int:
     """Count the cells that differ; two missing values are equal.
 
     If the frames have different columns or numbers of rows, all cells of the larger frame count.
@@ -110,7 +116,7 @@ def _count_untraced(frame: pd.DataFrame, runs: Sequence[Run]) -> int:
         for line in frame.to_dict("records") if columns else ():
             if folder := folders.get(_run_key(line)):
                 own = parquet.read(folder / f"{kind}.parquet", columns).to_pandas()
-                count += differing(own, pd.DataFrame([line])[columns])
+                count += count_differing_cells(own, pd.DataFrame([line])[columns])
             else:
                 count += len(columns)
     return count

@@ -75,7 +75,7 @@ CONFIDENCE = (
         "prob-middle-rises",
         "Probability mass moves to the middle as AR grows.",
         RISES,
-        Change("share of test examples whose label has a probability from 0.1 to 0.9", quantities.middle),
+        Change("share of test examples whose label has a probability from 0.1 to 0.9", quantities.middle_probabilities),
         (Place("section 4.2.1, Figure 5a", "plain"), Place("B.6, Figure 11a", "FGSM")),
     ),
     Claim(
@@ -83,7 +83,9 @@ CONFIDENCE = (
         "The majority of the probabilities is still at the ends.",
         HOLDS,
         AtStrength(
-            "share of test examples with a probability below 0.1 or above 0.9, minus 1/2", quantities.ends, "high"
+            "share of test examples with a probability below 0.1 or above 0.9, minus 1/2",
+            quantities.extreme_probabilities,
+            "high",
         ),
         (Place("section 4.2.1, Figure 5a", "plain"),),
     ),

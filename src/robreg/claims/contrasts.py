@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from robreg.claims.estimates import Estimate, combined, over_seeds
+from robreg.claims.estimates import Estimate, combine_seeds, over_seeds
 from robreg.claims.quantities import Network
 
 Networks = Mapping[int, Mapping[int, Network]]  # networks of one setting, by strength and seed
@@ -116,7 +116,7 @@ class AtStrength:
         return _combine_seeds([self.quantity(chosen[seed]) for seed in sorted(chosen)]) if chosen else None
 
 
-def weaker(first: Outcome, second: Outcome) -> Outcome:
+def weaker_outcome(first: Outcome, second: Outcome) -> Outcome:
     """Return the outcome that decides whether both are positive.
 
     An outcome whose interval lies below 0 takes precedence; otherwise, the one whose interval starts lower decides.
@@ -132,7 +132,7 @@ def weaker(first: Outcome, second: Outcome) -> Outcome:
 
 def _combine_seeds(estimates: Sequence[Estimate]) -> Outcome:
     several = len(estimates) > 1
-    return Outcome(combined(estimates) if several else estimates[0], len(estimates))
+    return Outcome(combine_seeds(estimates) if several else estimates[0], len(estimates))
 
 
 def _pair_of_equal_seeds(low: Mapping[int, Network], high: Mapping[int, Network]) -> tuple[Network, Network]:

@@ -75,7 +75,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     )
 
 
-def combined(estimates: Sequence[Estimate]) -> Estimate:
+def combine_seeds(estimates: Sequence[Estimate]) -> Estimate:
     """Return the mean of estimates of one quantity, one per seed, with the interval over seeds.
 
     A share of few layers takes few values, so seeds may agree on it by chance. A share therefore keeps the interval of

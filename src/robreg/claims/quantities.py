@@ -16,8 +16,8 @@ from robreg.tables import parquet
 
 Extreme = Literal["smallest", "largest"]
 MIDDLE = (0.1, 0.9)  # probabilities in this range are in the middle, others are at the ends
-LARGE = -math.log(0.01)  # losses above this, in nats, are large: the label has a probability below 0.01
-CONFIDENT = math.log(9)  # a confident margin, in logits: 0.9 to 0.1 between the prediction and its best rival
+LARGE_LOSS = -math.log(0.01)  # losses above this, in nats, are large: the label has a probability below 0.01
+CONFIDENT_MARGIN = math.log(9)  # a confident margin, in logits: 0.9 to 0.1 between the prediction and its best rival
 
 
 @dataclass(frozen=True)
@@ -111,31 +111,31 @@ def skewness_excess(network: Network) -> Estimate:
     return margin_skewness(network, "train") - margin_skewness(network, "test")
 
 
-def middle(network: Network) -> Estimate:
+def middle_probabilities(network: Network) -> Estimate:
     """Return the share of test examples whose label has a probability in MIDDLE."""
     prob = network.values("prob")
     return estimates.mean((prob >= MIDDLE[0]) & (prob <= MIDDLE[1]), network.called())
 
 
-def ends(network: Network) -> Estimate:
+def extreme_probabilities(network: Network) -> Estimate:
     """Return the share of test examples whose label has a probability outside MIDDLE, minus 1/2."""
-    return middle(network).scaled(-1, 0.5)
+    return middle_probabilities(network).scaled(-1, 0.5)
 
 
 def large_losses(network: Network) -> Estimate:
-    """Return the share of test examples with a loss above LARGE."""
-    return estimates.mean(network.values("loss") > LARGE, network.called())
+    """Return the share of test examples with a loss above LARGE_LOSS."""
+    return estimates.mean(network.values("loss") > LARGE_LOSS, network.called())
 
 
 def confident_errors(network: Network) -> Estimate:
-    """Return the share of all test examples that are misclassified with a margin below -CONFIDENT."""
-    return estimates.mean(network.values("margin") < -CONFIDENT, network.called())
+    """Return the share of all test examples that are misclassified with a margin below -CONFIDENT_MARGIN."""
+    return estimates.mean(network.values("margin") < -CONFIDENT_MARGIN, network.called())
 
 
 def indecisive_errors(network: Network) -> Estimate:
-    """Return the share of all test examples that are misclassified with a margin of at least -CONFIDENT."""
+    """Return the share of all test examples that are misclassified with a margin of at least -CONFIDENT_MARGIN."""
     wrong = ~_is_correct(network, "test")
-    return estimates.mean(wrong & (network.values("margin") >= -CONFIDENT), network.called())
+    return estimates.mean(wrong & (network.values("margin") >= -CONFIDENT_MARGIN), network.called())
 
 
 def variation_mean(network: Network, eps: Extreme = "largest") -> Estimate:
@@ -148,7 +148,7 @@ def variation_std(network: Network, eps: Extreme = "largest") -> Estimate:
     return estimates.std(network.variation[eps], network.called())
 
 
-def variation_alike(network: Network, eps: Extreme = "largest") -> Estimate:
+def variation_std_like_mean(network: Network, eps: Extreme = "largest") -> Estimate:
     """Return 1/2 minus |log10(std / mean)| of the loss variation.
 
     It is positive if the standard deviation and the mean are of the same order of magnitude.
@@ -167,7 +167,7 @@ def svstd_near_one(network: Network) -> Estimate:
     return estimates.share(network.svstd["std"].between(0.5, 2).to_numpy(), LAYERS).scaled(1, -0.5)
 
 
-def layers_fallen(low: Network, high: Network) -> Estimate:
+def share_of_fallen_layers(low: Network, high: Network) -> Estimate:
     """Return the share of layers whose standard deviation of singular values is lower in `high`, minus 1/2."""
     return estimates.share(_svstd_change(low, high) < 0, LAYERS).scaled(1, -0.5)
 

@@ -13,7 +13,7 @@ _SINGULAR_VALUES = (
         "svstd-falls-in-most-layers",
         "The standard deviation of the singular values falls in most layers as AR grows.",
         HOLDS,
-        Pair("share of layers in which the std of singular values falls, minus 1/2", quantities.layers_fallen),
+        Pair("share of layers in which the std of singular values falls, minus 1/2", quantities.share_of_fallen_layers),
         (
             Place("sections 1.1 and 4.2.2, Figures 1a, 5c and 5d", "plain"),
             Place("B.6, Figures 11c and 11d", "FGSM"),
@@ -102,7 +102,7 @@ _LOSS_VARIATION = (
             HOLDS,
             AtStrength(
                 f"1/2 minus |log10(std / mean)| of the loss variation at the {eps} eps",
-                partial(quantities.variation_alike, eps=eps),
+                partial(quantities.variation_std_like_mean, eps=eps),
                 "high",
             ),
             (Place("B.5, Figure 8, Table 1", "plain"),),

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from robreg.claims.claim import EXTENSION, NOT_RUN, Claim, Kind, Place
-from robreg.claims.contrasts import AtStrength, Networks, Outcome, weaker
+from robreg.claims.contrasts import AtStrength, Networks, Outcome, weaker_outcome
 from robreg.claims.estimates import Estimate
 from robreg.claims.quantities import Network
 from robreg.claims.registry import CLAIMS
@@ -169,7 +169,7 @@ def _compute_outcome(
     against = None if other is None else claim.contrast(other.networks, low, high)
     if against is None:
         return None
-    return weaker(against, -outcome) if claim.against == "no bound" else outcome - against
+    return weaker_outcome(against, -outcome) if claim.against == "no bound" else outcome - against
 
 
 def _find_partner(claim: Claim, setting: ClaimSetting, every: Sequence[ClaimSetting]) -> ClaimSetting | None:

@@ -39,7 +39,7 @@ def random_resized_crop_flip(images: Tensor, *, size: int, generator: torch.Gene
     rounded once, and therefore differ from torchvision's by one grey level in some places.
     """
     height, width = images.shape[2:]
-    top, left, rows, columns = boxes(len(images), height, width, generator=generator)
+    top, left, rows, columns = draw_boxes(len(images), height, width, generator=generator)
     flip = torch.randint(2, (len(images),), generator=generator, device=generator.device).bool()
     down = _resize_matrices(top, rows, full=height, size=size)  # (B, size, H)
     across = _resize_matrices(left, columns, full=width, size=size)  # (B, size, W)
@@ -49,7 +49,9 @@ def random_resized_crop_flip(images: Tensor, *, size: int, generator: torch.Gene
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def boxes(batch: int, height: int, width: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw_boxes(
+    batch: int, height: int, width: int, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw boxes inside images of height x width: top, left, rows, columns, each int64 (batch,).
 
     This follows torchvision's RandomResizedCrop: the area is uniform in SCALE, the ratio log-uniform in RATIO, and the

@@ -10,21 +10,21 @@ from typing import IO, Any
 import numpy as np
 from torchvision import datasets
 
-from robreg.data.download import AGAIN, Remote, check_md5
+from robreg.data.download import DOWNLOAD_AGAIN, RemoteFile, check_md5
 from robreg.data.source import OFFICIAL, DataError, Images, Labels, Source, source_from_arrays
 
 MAX_UNPACKED = 256 * 2**20  # bytes of a whole unpacked archive; the official ones have 178 MiB
 
 
-def layout(kind: str) -> Any:  # noqa: ANN401  torchvision is untyped
+def torchvision_class(kind: str) -> Any:  # noqa: ANN401  torchvision is untyped
     """Return torchvision's class for cifar10 or cifar100, which has the archive's URL, checksum and member names."""
     return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
 
 
-def remote(kind: str) -> Remote:
+def remote_archive(kind: str) -> RemoteFile:
     """Return the address, file name and MD5 of the official archive of cifar10 or cifar100."""
-    archive = layout(kind)
-    return Remote(archive.url, archive.filename, archive.tgz_md5)
+    archive = torchvision_class(kind)
+    return RemoteFile(archive.url, archive.filename, archive.tgz_md5)
 
 
 class _DtypeStub:
@@ -95,7 +95,7 @@ def open_archive(path: Path, kind: str) -> Source:
 
     Raises DataError if the archive is not the official one or cannot be read.
     """
-    archive = layout(kind)
+    archive = torchvision_class(kind)
     check_md5(path, archive.tgz_md5, name=str(path))
     train = [f"{archive.base_folder}/{name}" for name, _ in archive.train_list]
     test = [f"{archive.base_folder}/{name}" for name, _ in archive.test_list]
@@ -103,7 +103,7 @@ def open_archive(path: Path, kind: str) -> Source:
     contents = _unpickle_members(path, {*train, *test, meta})
     names = contents[meta].get(archive.meta["key"])
     if not isinstance(names, list) or [type(name) for name in names] != [str] * OFFICIAL[kind].classes:
-        raise DataError(f"{path}: {meta} does not name {OFFICIAL[kind].classes} classes; {AGAIN}")
+        raise DataError(f"{path}: {meta} does not name {OFFICIAL[kind].classes} classes; {DOWNLOAD_AGAIN}")
     field = "fine_labels" if kind == "cifar100" else "labels"
     splits = [
         _concatenate([_batch_arrays(contents[m], field, f"{path}: {m}") for m in members]) for members in (train, test)
@@ -122,9 +122,9 @@ def _unpickle_members(path: Path, names: set[str]) -> dict[str, dict[str, Any]]:
     except DataError:
         raise
     except Exception as error:  # a damaged header may raise anything
-        raise DataError(f"{path}: not a readable .tar.gz ({error}); {AGAIN}") from error
+        raise DataError(f"{path}: not a readable .tar.gz ({error}); {DOWNLOAD_AGAIN}") from error
     if missing := sorted(names - contents.keys()):
-        raise DataError(f"{path}: it does not contain {', '.join(missing)}; {AGAIN}")
+        raise DataError(f"{path}: it does not contain {', '.join(missing)}; {DOWNLOAD_AGAIN}")
     return contents
 
 
@@ -132,12 +132,12 @@ def _unpickle(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> dict
     """Unpickle one member, a dict. Raises DataError if it is too large, not a plain file, or not a valid pickle."""
     file = tar.extractfile(member) if member.isreg() and member.size <= MAX_UNPACKED else None
     if file is None:
-        raise DataError(f"{path}: {member.name} is not a plain file of at most {MAX_UNPACKED} bytes; {AGAIN}")
+        raise DataError(f"{path}: {member.name} is not a plain file of at most {MAX_UNPACKED} bytes; {DOWNLOAD_AGAIN}")
     try:
         batch = _load_pickle(file)
     except Exception as error:  # a broken pickle may raise anything
         reason = f"{member.name} cannot be unpickled ({type(error).__name__}: {error})"
-        raise DataError(f"{path}: {reason}; {AGAIN}") from error
+        raise DataError(f"{path}: {reason}; {DOWNLOAD_AGAIN}") from error
     return batch
 
 
@@ -160,9 +160,9 @@ def _batch_arrays(batch: dict[str, Any], field: str, where: str) -> tuple[Images
     pixels, labels = batch.get("data"), batch.get(field)
     data = getattr(pixels, "array", None) if type(pixels) is _ArrayStub else None
     if data is None or data.ndim != 2 or data.shape[1] != 3072:
-        raise DataError(f"{where} has no uint8 array (N, 3072) named data; {AGAIN}")
+        raise DataError(f"{where} has no uint8 array (N, 3072) named data; {DOWNLOAD_AGAIN}")
     if not isinstance(labels, list) or len(labels) != len(data) or not all(map(_fits_int32, labels)):
-        raise DataError(f"{where} has no list of {len(data)} whole numbers named {field}; {AGAIN}")
+        raise DataError(f"{where} has no list of {len(data)} whole numbers named {field}; {DOWNLOAD_AGAIN}")
     return data.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
 
 

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from robreg.data.source import DataError
 
-AGAIN = "delete it and download it again"
+DOWNLOAD_AGAIN = "delete it and download it again"
 
 log = logging.getLogger(__name__)
 
 
-class Remote(NamedTuple):
+class RemoteFile(NamedTuple):
     """A published file: its address, its name, and its MD5 in hexadecimal."""
 
     url: str
@@ -22,7 +22,7 @@ class Remote(NamedTuple):
     md5: str
 
 
-def fetch(remote: Remote, folder: Path, where: str) -> Path:
+def fetch(remote: RemoteFile, folder: Path, where: str) -> Path:
     """Download a file into `folder` unless it is already there, and return its path.
 
     Raises DataError, whose message begins with `where`, if the download fails or has another MD5.
@@ -45,7 +45,7 @@ def fetch(remote: Remote, folder: Path, where: str) -> Path:
     return path
 
 
-def check_md5(path: Path, expected: str, *, name: str, fix: str = AGAIN) -> None:
+def check_md5(path: Path, expected: str, *, name: str, fix: str = DOWNLOAD_AGAIN) -> None:
     """Check the MD5 of a file. Raises DataError, which calls the file `name` and ends with `fix`, if it differs."""
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

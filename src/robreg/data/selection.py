@@ -120,7 +120,7 @@ def _open_download(settings: Settings, folder: Path) -> Source:
     kind, where = settings["kind"], config_key(settings, "source")
     if kind == "tiny-imagenet":
         return tiny_imagenet.open_layout(fetch(tiny_imagenet.ARCHIVE, folder, where), settings)
-    return cifar.open_archive(fetch(cifar.remote(kind), folder, where), kind)
+    return cifar.open_archive(fetch(cifar.remote_archive(kind), folder, where), kind)
 
 
 def _open_file(path: Path, settings: Settings) -> Source:

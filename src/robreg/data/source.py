@@ -17,7 +17,7 @@ Shape = tuple[int, int, int]  # C, H, W
 CHUNK = 2**22  # bytes of decoded images that are in memory at a time
 
 
-class Official(NamedTuple):
+class OfficialSize(NamedTuple):
     """The size of a published data set: the numbers of classes, training and test images, and the shape of an image."""
 
     classes: int
@@ -27,9 +27,9 @@ class Official(NamedTuple):
 
 
 OFFICIAL = {
-    "cifar10": Official(10, 50_000, 10_000, (3, 32, 32)),
-    "cifar100": Official(100, 50_000, 10_000, (3, 32, 32)),
-    "tiny-imagenet": Official(200, 100_000, 10_000, (3, 64, 64)),
+    "cifar10": OfficialSize(10, 50_000, 10_000, (3, 32, 32)),
+    "cifar100": OfficialSize(100, 50_000, 10_000, (3, 32, 32)),
+    "tiny-imagenet": OfficialSize(200, 100_000, 10_000, (3, 64, 64)),
 }
 
 

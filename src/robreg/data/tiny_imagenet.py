@@ -12,16 +12,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from robreg.data.download import AGAIN, Remote, check_md5
+from robreg.data.download import DOWNLOAD_AGAIN, RemoteFile, check_md5
 from robreg.data.source import OFFICIAL, DataError, Images, Labels, Settings, Source, Stream, config_key, stream_images
 
-ARCHIVE = Remote(
+ARCHIVE = RemoteFile(
     "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
 )
 BASE = "tiny-imagenet-200/"  # the folder inside the zip
 SUFFIX = ".JPEG"
 MAX_FILE = 16 * 2**20  # bytes; the largest official file, words.txt, has 2.6 MB
-COPY = "copy it again"
+COPY_AGAIN = "copy it again"
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,9 @@ class _Tree(NamedTuple):
             content = self.content(name) if self.size(name) <= MAX_FILE else None
         except Exception as error:  # zipfile raises many types of errors for damaged members
             reason = f"{name} cannot be read ({type(error).__name__}: {error})"
-            raise DataError(f"{self.path}: {reason}; {COPY}") from error
+            raise DataError(f"{self.path}: {reason}; {COPY_AGAIN}") from error
         if content is None:
-            raise DataError(f"{self.path}: {name} has more than {MAX_FILE} bytes; {COPY}")
+            raise DataError(f"{self.path}: {name} has more than {MAX_FILE} bytes; {COPY_AGAIN}")
         return content
 
 
@@ -62,7 +62,7 @@ class _Layout:
     incomplete: bool
     key: str
 
-    def error(self, problem: str, fix: str = COPY) -> DataError:
+    def error(self, problem: str, fix: str = COPY_AGAIN) -> DataError:
         """Make the error for a problem; problem: begins with the name of a file or folder in `base`."""
         return DataError(f"{self.path}: {self.base}{problem}; {fix}")
 
@@ -95,8 +95,8 @@ def _check_zip(path: Path, settings: Settings) -> None:
     if settings.get("incomplete") and settings["source"] != "download":
         log.info("%s is marked as incomplete: its MD5 is not checked", path)
         return
-    fix = f"{AGAIN}, or set {config_key(settings, 'incomplete')}: true for a subset of it"
-    check_md5(path, ARCHIVE.md5, name=str(path), fix=AGAIN if settings["source"] == "download" else fix)
+    fix = f"{DOWNLOAD_AGAIN}, or set {config_key(settings, 'incomplete')}: true for a subset of it"
+    check_md5(path, ARCHIVE.md5, name=str(path), fix=DOWNLOAD_AGAIN if settings["source"] == "download" else fix)
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def _open_tree(path: Path) -> Iterator[_Tree]:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # a damaged central directory may raise anything
-        raise DataError(f"{path}: not a readable zip ({error}); {AGAIN}") from error
+        raise DataError(f"{path}: not a readable zip ({error}); {DOWNLOAD_AGAIN}") from error
     with archive:
         yield _Tree(path, archive.namelist, lambda name: archive.getinfo(name).file_size, archive.read)
 
@@ -187,9 +187,9 @@ def _list_validation(layout: _Layout, wnids: Sequence[str]) -> tuple[list[str], 
         annotated[name] = label[line[1]]
     files = layout.images.get(f"{layout.base}val/images", [])
     for name in sorted(annotated.keys() - set(files)):
-        raise DataError(f"{layout.path}: {name} is listed in {annotations} but missing; {COPY}")
+        raise DataError(f"{layout.path}: {name} is listed in {annotations} but missing; {COPY_AGAIN}")
     for name in sorted(set(files) - annotated.keys()):
-        raise DataError(f"{layout.path}: {name} is not listed in {annotations}; {COPY}")
+        raise DataError(f"{layout.path}: {name} is not listed in {annotations}; {COPY_AGAIN}")
     labels = np.array([annotated[name] for name in files], dtype=np.int64)
     for wnid, count in zip(wnids, np.bincount(labels, minlength=len(wnids)), strict=True):
         _check_count(layout, int(count), official.test // official.classes, f"{annotations} gives class {wnid}")
@@ -203,7 +203,9 @@ def _check_count(layout: _Layout, count: int, expected: int, subject: str) -> No
     """
     if count == expected or (layout.incomplete and count < expected):
         return
-    fix = COPY if layout.incomplete or count > expected else f"{COPY}, or set {layout.key}: true for a subset"
+    fix = (
+        COPY_AGAIN if layout.incomplete or count > expected else f"{COPY_AGAIN}, or set {layout.key}: true for a subset"
+    )
     raise layout.error(f"{subject} {count} images, not {expected}", fix)
 
 
@@ -222,7 +224,7 @@ def _decode(encoded: bytes, where: str) -> Images:
             size = image.size
             pixels = np.asarray(image.convert("RGB")) if size == (width, height) else None
     except Exception as error:  # Pillow's decoders raise many types of errors for a damaged image
-        raise DataError(f"{where} cannot be decoded ({error}); {COPY}") from error
+        raise DataError(f"{where} cannot be decoded ({error}); {COPY_AGAIN}") from error
     if pixels is None:
-        raise DataError(f"{where} is {size[0]}x{size[1]}, not {width}x{height}; {COPY}")
+        raise DataError(f"{where} is {size[0]}x{size[1]}, not {width}x{height}; {COPY_AGAIN}")
     return pixels.transpose(2, 0, 1)

@@ -26,8 +26,8 @@ PANELS = {  # title: prefixes of the names of the metrics shown, unit, whether t
     "Loss gap": (("loss_gap",), "nats", False),
     "Std of singular values (B.2)": (("svstd",), "change, AR 4 to 16", False),
 }
-SPAN = 5  # axes are linear if max / min of the numbers is at most this factor
-NOTHING = "This study has no network that the paper prints a number of, so there is nothing to compare."
+LINEAR_SPAN = 5  # axes are linear if max / min of the numbers is at most this factor
+NOTHING_TO_COMPARE = "This study has no network that the paper prints a number of, so there is nothing to compare."
 _RED = "#c00000"
 
 
@@ -64,7 +64,7 @@ def _draw_panel(ax: Axes, frame: pd.DataFrame, looks: Mapping[tuple[str, str], L
     odd = frame[frame["status"] == MISPRINT]
     ax.scatter(odd["paper"], odd["ours_mean"], s=110, facecolors="none", edgecolors=_RED)
     both = pd.concat([frame["paper"], frame["ours_mean"]])
-    _scale(ax, both, logarithmic=logarithmic and both.max() > SPAN * both.min() > 0)
+    _scale(ax, both, logarithmic=logarithmic and both.max() > LINEAR_SPAN * both.min() > 0)
     ax.plot(ax.get_xlim(), ax.get_xlim(), color="#9a9a9a", linewidth=0.9, zorder=0)  # the diagonal
     ax.set(title=title, xlabel=f"paper ({unit})", ylabel=f"ours ({unit})", box_aspect=1)
 
@@ -108,7 +108,7 @@ def _select_metrics(frame: pd.DataFrame, metrics: tuple[str, ...]) -> pd.DataFra
 
 def _empty_comparison() -> Figure:
     figure = Figure(figsize=(style.WIDTH, 0.8), layout="constrained")
-    figure.text(0.5, 0.5, NOTHING, ha="center", va="center")
+    figure.text(0.5, 0.5, NOTHING_TO_COMPARE, ha="center", va="center")
     return figure
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure, SubFigure
 from robreg.figures import style
 from robreg.figures.style import Look
 from robreg.runs.catalogue import Run
-from robreg.runs.groups import strengths
+from robreg.runs.groups import list_strengths
 
 Panels = list[list[Axes]]  # per section, its panels in the order of the settings
 _LONGEST_TITLE = 30  # the longest title, in letters, that fits a panel of a third of the figure's width
@@ -57,14 +57,14 @@ def arrange(
     return figure, panels
 
 
-def share(panels: Sequence[Axes]) -> None:
+def share_vertical_range(panels: Sequence[Axes]) -> None:
     """Set the same vertical range on all panels."""
     bottom, top = min(ax.get_ylim()[0] for ax in panels), max(ax.get_ylim()[1] for ax in panels)
     for ax in panels:
         ax.set_ylim(bottom, top)
 
 
-def columns(section: Section, settings: Mapping[str, Sequence[Run]]) -> int:
+def panels_per_row(section: Section, settings: Mapping[str, Sequence[Run]]) -> int:
     """Return how many panels are side by side: at most three, or two if a title is long or if there are four panels."""
     count = len(settings)
     if section.wide:
@@ -75,7 +75,7 @@ def columns(section: Section, settings: Mapping[str, Sequence[Run]]) -> int:
 
 def _height(section: Section, settings: Mapping[str, Sequence[Run]]) -> float:
     """Return the height of a section in inches, including its heading and legend."""
-    return section.height * -(-len(settings) // columns(section, settings)) + 0.25 + 0.25 * bool(section.looks)
+    return section.height * -(-len(settings) // panels_per_row(section, settings)) + 0.25 + 0.25 * bool(section.looks)
 
 
 def _stack_rows(figure: Figure, heights: Sequence[float]) -> list[SubFigure]:
@@ -88,7 +88,7 @@ def _split_row(part: SubFigure, count: int) -> list[SubFigure]:
 
 def _draw_section(part: SubFigure, section: Section, settings: Mapping[str, Sequence[Run]]) -> list[Axes]:
     """Draw a section's panels. Labels of vertical axes are shown only at the outer panels."""
-    across = columns(section, settings)
+    across = panels_per_row(section, settings)
     axes = part.subplots(-(-len(settings) // across), across, squeeze=False).ravel()
     for ax in axes[len(settings) :]:
         ax.remove()
@@ -104,8 +104,8 @@ def _draw_section(part: SubFigure, section: Section, settings: Mapping[str, Sequ
             if index % across < across - 1 and index < len(panels) - 1:
                 twin.set_ylabel("")
     if section.shared:
-        share(panels)
-        share(right or panels)
+        share_vertical_range(panels)
+        share_vertical_range(right or panels)
     if section.over_strength:
         _share_strengths(panels, [run for members in settings.values() for run in members])
     part.suptitle(section.heading, x=0.008, ha="left", fontsize=9, fontweight="bold")
@@ -115,7 +115,7 @@ def _draw_section(part: SubFigure, section: Section, settings: Mapping[str, Sequ
 
 
 def _share_strengths(panels: Sequence[Axes], runs: Sequence[Run]) -> None:
-    places = strengths(runs)
+    places = list_strengths(runs)
     room = 0.08 * (places[-1] - places[0] or 8)
     for ax in panels:
         ax.set(xticks=places, xlim=(places[0] - room, places[-1] + room))

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from robreg.figures import style
 from robreg.figures.style import Look
 from robreg.runs.catalogue import Run
-from robreg.runs.groups import strengths
+from robreg.runs.groups import list_strengths
 from robreg.tables.study_tables import gather
 
 KINDS = {"random": "random", "pgd": "PGD"}  # perturbations in spread.parquet, and their names in figures
@@ -23,7 +23,7 @@ _GRID_POINTS = 240  # points per density curve
 _SHOWN_QUANTILES = np.array([0.001, 0.999])  # quantiles of a split's margins; densities are drawn between them
 
 
-def metric(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, Look], *, ylabel: str) -> None:
+def metric_lines(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, Look], *, ylabel: str) -> None:
     """Draw columns of frame, the keys of looks, against AR: mean over seeds, error bars of one std.
 
     frame: one row per run, with the column ar; null values (a conditional accuracy of no examples) are left out.
@@ -38,7 +38,9 @@ def metric(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, Look], *, ylabel: 
     ax.set_ylim(low - room, high + room)
 
 
-def twins(ax: Axes, frame: pd.DataFrame, left: Mapping[str, Look], right: Mapping[str, Look], labels: str) -> Axes:
+def losses_and_errors(
+    ax: Axes, frame: pd.DataFrame, left: Mapping[str, Look], right: Mapping[str, Look], labels: str
+) -> Axes:
     """Draw losses on the left axis and errors on the right one, each axis in the colour of its lines.
 
     labels: appended to "loss" and "error" in the axis labels, " gap" or "". Returns the right axis.
@@ -46,8 +48,8 @@ def twins(ax: Axes, frame: pd.DataFrame, left: Mapping[str, Look], right: Mappin
     other = ax.twinx()
     other.grid(visible=False)
     other.spines["right"].set_visible(True)
-    metric(ax, frame, left, ylabel=f"loss{labels} (nats)")
-    metric(other, frame, right, ylabel=f"error{labels} (% points)" if labels else "error (%)")
+    metric_lines(ax, frame, left, ylabel=f"loss{labels} (nats)")
+    metric_lines(other, frame, right, ylabel=f"error{labels} (% points)" if labels else "error (%)")
     for axis, color, side in ((ax, style.LOSS, "left"), (other, style.ERROR, "right")):
         axis.tick_params(axis="y", colors=color)
         axis.yaxis.label.set_color(color)
@@ -55,19 +57,19 @@ def twins(ax: Axes, frame: pd.DataFrame, left: Mapping[str, Look], right: Mappin
     return other
 
 
-def spectra(ax: Axes, runs: Sequence[Run], compare: Sequence[int], looks: Mapping[int, Look]) -> None:
+def spectra_std(ax: Axes, runs: Sequence[Run], compare: Sequence[int], looks: Mapping[int, Look]) -> None:
     """Draw the std of every layer's singular values at the strengths of compare: mean over seeds, band of one std.
 
     If the runs have none of these strengths, all strengths are drawn.
     """
-    frame = gather(at(runs, compare), "svstd", ["layer", "std"])
+    frame = gather(runs_at_strengths(runs, compare), "svstd", ["layer", "std"])
     for part, look in _by_strength(frame, looks):
-        layers(ax, part, "std", look)
+        layer_lines(ax, part, "std", look)
     ax.set(xlabel="layer (input to output)", ylabel="std of singular values")
     _start_at_zero(ax)
 
 
-def layers(ax: Axes, frame: pd.DataFrame, column: str, look: Look) -> None:
+def layer_lines(ax: Axes, frame: pd.DataFrame, column: str, look: Look) -> None:
     """Draw a column of frame against its column layer: mean over seeds, band of one std."""
     keywords = look.marked if frame["layer"].nunique() <= _MOST_MARKERS else look.line
     sns.lineplot(frame, x="layer", y=column, errorbar="sd", ax=ax, err_kws={"linewidth": 0}, **keywords)
@@ -75,7 +77,7 @@ def layers(ax: Axes, frame: pd.DataFrame, column: str, look: Look) -> None:
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
 
 
-def at(runs: Sequence[Run], compare: Sequence[int]) -> Sequence[Run]:
+def runs_at_strengths(runs: Sequence[Run], compare: Sequence[int]) -> Sequence[Run]:
     """Return the runs at the strengths of compare, or all runs if there is none."""
     return [run for run in runs if run["ar"] in compare] or runs
 
@@ -120,7 +122,7 @@ def histogram(ax: Axes, frame: pd.DataFrame, column: str, bins: np.ndarray, look
     ax.set_ylim(bottom=0)
 
 
-def lower(ax: Axes, box: tuple[float, float, float, float], *, margin: float) -> None:
+def make_room_for_inset(ax: Axes, box: tuple[float, float, float, float], *, margin: float) -> None:
     """Raise the upper limit of a panel of histograms until the bars stay below an inset and the margin for its labels.
 
     box: (left, bottom, width, height) of the inset; margin: of its labels; both in fractions of the panel.
@@ -144,7 +146,7 @@ def variation(ax: Axes, runs: Sequence[Run], looks: Mapping[float, Look]) -> Non
     """
     frame = gather(runs, "lossvar", ["eps", "variation"]).astype({"variation": "float64"})
     each = frame.groupby(["eps", "ar", "seed"])["variation"].agg(mean="mean", spread=lambda values: values.std(ddof=0))
-    places = strengths(runs)
+    places = list_strengths(runs)
     shift = min(0.12 * min(np.diff(places), default=1.0), 0.05 * (places[-1] - places[0] or 8))
     for index, (eps, look) in enumerate(looks.items()):
         if eps not in each.index:  # a radius of another data set
@@ -158,14 +160,14 @@ def variation(ax: Axes, runs: Sequence[Run], looks: Mapping[float, Look]) -> Non
     ax.set_ylim(bottom=0)
 
 
-def passed(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> None:
+def layer_amplification(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> None:
     """Draw mean and std over examples of every layer's |change of output| / |change of input|, at every strength.
 
     frame: rows of spread.parquet with ar and seed; layer 0, the margin, is left out. Bands are stds over seeds.
     """
     for part, look in _by_strength(frame[frame["layer"] > 0], looks):
-        layers(ax, part, "mean", solid(look))
-        layers(ax, part, "std", std_look(look))
+        layer_lines(ax, part, "mean", mean_look(look))
+        layer_lines(ax, part, "std", std_look(look))
     ax.set(xlabel="layer (input to output)", ylabel="‖δ out‖ / ‖δ in‖")
     _make_logarithmic(ax)
 
@@ -179,7 +181,7 @@ def margin_change(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> N
     for index, (part, look) in enumerate(parts):
         shift = 0.36 * (index - (len(parts) - 1) / 2) / max(len(parts) - 1, 1)
         for place, kind in enumerate(KINDS):
-            for column, one in (("mean", solid(look)), ("std", std_look(look))):
+            for column, one in (("mean", mean_look(look)), ("std", std_look(look))):
                 values = part.loc[part["perturbation"] == kind, column].to_numpy()
                 error = _std(values[:, None])
                 ax.errorbar(place + shift, values.mean(), error, elinewidth=1, **one.marked)
@@ -188,7 +190,7 @@ def margin_change(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> N
     _make_logarithmic(ax)
 
 
-def solid(look: Look) -> Look:
+def mean_look(look: Look) -> Look:
     """Return the look of a strength's mean over examples."""
     return replace(look, dashes="solid", marker="o", filled=True)
 
@@ -198,7 +200,7 @@ def std_look(look: Look) -> Look:
     return replace(look, dashes=(0, (3, 1.5)), marker="s", filled=False)
 
 
-def reference(ax: Axes, ar: float, value: float, label: str) -> Look:
+def published_point(ax: Axes, ar: float, value: float, label: str) -> Look:
     """Mark a published accuracy (percent) with a star and dotted lines to both axes; return its look for the legend."""
     look = Look(label, "#3d3d3d", (0, (1, 1.5)), "*")
     edge, _ = limits = ax.get_xlim()

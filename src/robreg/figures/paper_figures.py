@@ -14,24 +14,24 @@ from robreg.figures import figure2, grid, style
 from robreg.figures.grid import Section
 from robreg.figures.panels import (
     KINDS,
-    at,
     histogram,
-    lower,
+    layer_amplification,
+    losses_and_errors,
+    make_room_for_inset,
     margin_change,
     margins,
-    metric,
-    passed,
-    reference,
-    solid,
-    spectra,
+    mean_look,
+    metric_lines,
+    published_point,
+    runs_at_strengths,
+    spectra_std,
     std_look,
-    twins,
     variation,
 )
-from robreg.figures.panels import spectra as spectra_
+from robreg.figures.panels import spectra_std as spectra_
 from robreg.figures.style import Look
 from robreg.runs.catalogue import Run
-from robreg.runs.groups import group_by_setting, strengths
+from robreg.runs.groups import group_by_setting, list_strengths
 from robreg.tables.study_tables import KEYS, failed_masking_checks, gather
 
 PROBABILITY = np.linspace(0, 1, 11)
@@ -67,16 +67,18 @@ def draw(name: str, runs: Sequence[Run], *, compare: Sequence[int], svg: Path, p
 def compose(name: str, runs: Sequence[Run], compare: Sequence[int]) -> Figure:
     """Draw a figure without writing it. Raises KeyError if name is not in FIGURES."""
     with mpl.rc_context(style.THEME):
-        figure = FIGURES[name](runs, compare, style.by_strength(strengths(runs)))
+        figure = FIGURES[name](runs, compare, style.by_strength(list_strengths(runs)))
         if flagged := [f"{run['dataset']}/{run['variant']}" for run in runs if failed_masking_checks(run)]:
-            style.warn(figure, f"Adversarial accuracies say little, for gradients are hidden: {', '.join(flagged)}")
+            style.add_warning(
+                figure, f"Adversarial accuracies say little, for gradients are hidden: {', '.join(flagged)}"
+            )
         return figure
 
 
 def fig1(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
     """Draw (a) the spread of singular values per layer, (b) test margins, (c) standard and adversarial accuracy."""
     sections = [
-        Section("(a) singular values", lambda ax, members: spectra(ax, members, compare, looks), shared=True),
+        Section("(a) singular values", lambda ax, members: spectra_std(ax, members, compare, looks), shared=True),
         Section("(b) margins, test set", lambda ax, members: margins(ax, members, "test", looks)),
         Section("(c) accuracy", _draw_accuracy, over_strength=True),
     ]
@@ -98,7 +100,7 @@ def fig4(runs: Sequence[Run], _compare: Sequence[int], looks: Looks) -> Figure:
         group_by_setting(runs), [sections], [replace(look, marker="") for look in looks.values()]
     )
     for pair in zip(*panels, strict=True):
-        grid.share(pair)
+        grid.share_vertical_range(pair)
     return figure
 
 
@@ -148,34 +150,34 @@ def fig12(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure
     left, right = figure.subplots(1, 2, sharey=True)
     for name, members in settings.items():
         for ax, column in ((left, "pgd_acc"), (right, "robust_acc")):
-            metric(ax, _read_metrics(members), {column: looks[name]}, ylabel="adversarial accuracy (%)")
+            metric_lines(ax, _read_metrics(members), {column: looks[name]}, ylabel="adversarial accuracy (%)")
     for ax, title in ((left, "(a) of those correct when clean"), (right, "(b) of all test examples")):
         ax.set_title(title, loc="left", fontweight="bold")
-        ax.set(ylim=(0, 100), xticks=strengths(runs))
+        ax.set(ylim=(0, 100), xticks=list_strengths(runs))
     stars = {(point["ar"], point["robust_acc"], point["label"]) for run in runs for point in run["published"]}
-    style.legend(figure, [*looks.values(), *(reference(right, *star) for star in sorted(stars))])
+    style.legend(figure, [*looks.values(), *(published_point(right, *star) for star in sorted(stars))])
     return figure
 
 
 def spread(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
     """Draw how strongly layers amplify random and PGD perturbations, and how much the margin changes."""
-    settings = {name: at(members, compare) for name, members in group_by_setting(runs).items()}
+    settings = {name: runs_at_strengths(members, compare) for name, members in group_by_setting(runs).items()}
     figure = Figure(figsize=(style.WIDTH, 2.4 * len(settings) + 0.4), layout="constrained")
     parts = figure.subfigures(len(settings), 1, squeeze=False).ravel()
     for part, (name, members) in zip(parts, settings.items(), strict=True):
         frame = gather(members, "spread")
         *wide, narrow = part.subplots(1, 3, width_ratios=(3, 3, 1.7))
         for ax, (kind, title) in zip(wide, KINDS.items(), strict=True):
-            passed(ax, frame[frame["perturbation"] == kind], looks)
+            layer_amplification(ax, frame[frame["perturbation"] == kind], looks)
             ax.set_title(f"{title} perturbations")
-        grid.share(wide)
+        grid.share_vertical_range(wide)
         wide[1].set_ylabel("")
         margin_change(narrow, frame[frame["layer"] == 0], looks)
         narrow.set_title("margin")
         part.suptitle(name, x=0.008, ha="left", fontsize=9, fontweight="bold")
-    shown = strengths([run for members in settings.values() for run in members])
+    shown = list_strengths([run for members in settings.values() for run in members])
     statistics = [Look("mean over examples", "#3d3d3d"), std_look(Look("std over examples", "#3d3d3d"))]
-    style.legend(figure, [*(solid(looks[ar]) for ar in shown), *statistics])
+    style.legend(figure, [*(mean_look(looks[ar]) for ar in shown), *statistics])
     return figure
 
 
@@ -206,13 +208,13 @@ def _read_metrics(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _metric_section(heading: str, looks: Mapping[str, Look], ylabel: str) -> Section:
     def fill(ax: Axes, members: Sequence[Run]) -> None:
-        metric(ax, _read_metrics(members), looks, ylabel=ylabel)
+        metric_lines(ax, _read_metrics(members), looks, ylabel=ylabel)
 
     return Section(heading, fill, list(looks.values()), over_strength=True)
 
 
 def _draw_accuracy(ax: Axes, members: Sequence[Run]) -> None:
-    metric(ax, _read_metrics(members), ACCURACIES, ylabel="accuracy (%)")
+    metric_lines(ax, _read_metrics(members), ACCURACIES, ylabel="accuracy (%)")
     ax.set_ylim(0, 100)
 
 
@@ -228,7 +230,7 @@ def _twin_section(
     heading: str, left: Mapping[str, Look], right: Mapping[str, Look], *, label: str, shared: bool
 ) -> Section:
     def fill(ax: Axes, members: Sequence[Run]) -> Axes:
-        return twins(ax, _read_metrics(members), left, right, label)
+        return losses_and_errors(ax, _read_metrics(members), left, right, label)
 
     return Section(heading, fill, [*left.values(), *right.values()], shared=shared, over_strength=True)
 
@@ -241,7 +243,7 @@ def _histogram_drawer(column: str, looks: Looks) -> Callable[[Axes, Sequence[Run
         bins = PROBABILITY if column == "prob" else _loss_bins(frame["loss"].max())
         histogram(ax, frame, column, bins, looks)
         box = (0.2, 0.36, 0.67, 0.54) if column == "prob" else (0.26, 0.36, 0.7, 0.54)
-        lower(ax, box, margin=0.09)
+        make_room_for_inset(ax, box, margin=0.09)
         inset = ax.inset_axes(box)
         histogram(inset, frame, column, bins[MIDDLE[column]], looks)
         inset.set_title("middle range", fontsize=8)

@@ -118,7 +118,7 @@ def legend(figure: Figure | SubFigure, looks: Sequence[Look], *, title: str | No
     )
 
 
-def warn(figure: Figure, text: str) -> None:
+def add_warning(figure: Figure, text: str) -> None:
     """Write a warning at the bottom of a figure with a constrained layout, and enlarge the figure accordingly."""
     lines = textwrap.wrap(text, 110)
     width, height = figure.get_size_inches()

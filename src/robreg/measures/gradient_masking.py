@@ -31,7 +31,7 @@ LIMITS = {
     "zero_gradient": 1.0,  # percent of the correctly classified images whose gradient is exactly 0 in every pixel
     "other_loss": 10.0,  # fall of the accuracy from APGD with cross entropy to the worst case over both losses
 }
-REACH = 2.5  # total length of all steps, in radii (Madry et al. 2018)
+TOTAL_STEP_LENGTH = 2.5  # total length of all steps, in radii (Madry et al. 2018)
 
 
 def record(  # noqa: PLR0913 - one argument per file and setting
@@ -86,7 +86,7 @@ class AttackedNetwork:
         return 100 * int(robust.sum()) / len(robust)
 
     def _pgd(self, index: Tensor, x: Tensor, y: Tensor, *, eps: Radius, steps: int, restart: int) -> Tensor:
-        step, start = eps * min(1.0, REACH / steps), {"seed": self.spec["seed"], "restart": restart}
+        step, start = eps * min(1.0, TOTAL_STEP_LENGTH / steps), {"seed": self.spec["seed"], "restart": restart}
         noise = uniform_noise(index, tuple(x.shape[1:]), **start) if steps > 1 else None
         return pgd(self.model, x, y, eps=eps, step=step, steps=steps, noise=noise)
 

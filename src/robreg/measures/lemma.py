@@ -49,7 +49,7 @@ class Pieces:
         return float(((self.end - self.start) * self.image.norm(dim=1)).sum())
 
 
-def verify(model: nn.Module, x: Tensor, target: Tensor, *, pieces: int) -> dict[str, float] | None:
+def check_lemma(model: nn.Module, x: Tensor, target: Tensor, *, pieces: int) -> dict[str, float] | None:
     """Check Lemma 3.1 for the logits (Corollary C.1) of x and of x' = x + share (target - x), in float64.
 
     x, target: (C, H, W) in [0, 1]; model: in eval mode, on their device; pieces: the largest number of linear pieces to

@@ -65,7 +65,7 @@ def measure(
         index = torch.arange(begin, min(begin + batch, len(images)))
         x, y = to_float(images[index].to(device)), labels[index].to(device)
         noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"])
-        for perturbation, moved in perturbed(model, x, y, spec, noise).items():
+        for perturbation, moved in perturb(model, x, y, spec, noise).items():
             with frozen(model), _collect_ratios(model, ratios[perturbation]), torch.no_grad():
                 clean, other = (margins(logits, y) for logits in model(torch.cat([x, moved])).chunk(2))
             ratios[perturbation]["margin"].append((other.double() - clean.double()).abs().cpu())
@@ -75,7 +75,7 @@ def measure(
     }
 
 
-def perturbed(model: Classifier, x: Tensor, y: Tensor, spec: Mapping[str, Any], noise: Tensor) -> dict[str, Tensor]:
+def perturb(model: Classifier, x: Tensor, y: Tensor, spec: Mapping[str, Any], noise: Tensor) -> dict[str, Tensor]:
     """Return x (B, C, H, W) under both perturbations: moved by eps times noise in [-1, 1], and by PGD from there."""
     eps, step = (pixel_radius(spec[key], spec["space"], model.normalise.std) for key in ("eps", "step"))
     random = (x + eps * noise.to(x)).clamp(0, 1)

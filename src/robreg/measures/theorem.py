@@ -235,7 +235,7 @@ def _check_lemma(model: Classifier, prepared: Dataset, spec: Mapping[str, Any]) 
     pairs = _draw_indices(len(images), 2 * min(spec["pairs"], len(images) // 2), spec["seed"]).view(-1, 2)
     x = to_float(images[pairs.flatten()].to(model.normalise.mean.device)).unflatten(0, (-1, 2))
     try:
-        checked = [lemma.verify(model, *pair, pieces=spec["pieces"]) for pair in x]
+        checked = [lemma.check_lemma(model, *pair, pieces=spec["pieces"]) for pair in x]
     except lemma.NotPiecewiseLinear as error:
         log.warning("Lemma 3.1 was not checked: %s", error)
         checked = []

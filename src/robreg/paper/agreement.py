@@ -8,7 +8,7 @@ _GROUP = ["table", "dataset", "run_dataset"]
 _CELL = [*_GROUP, "arch", "train_attack", "spectral_norm", "ar", "metric"]
 
 
-def matches(frame: pd.DataFrame) -> pd.DataFrame:
+def summarise_agreement(frame: pd.DataFrame) -> pd.DataFrame:
     """Summarise a comparison: one row per table, data set of the paper, data set of ours and perturbation space.
 
     frame: comparison.parquet. Further columns: n (how many numbers were compared), median_relative_difference (of
@@ -26,9 +26,9 @@ def matches(frame: pd.DataFrame) -> pd.DataFrame:
     return found.assign(nearest=choice & (found["median_relative_difference"] == best))
 
 
-def nearer(frame: pd.DataFrame) -> str:
+def describe_closer_space(frame: pd.DataFrame) -> str:
     """Describe in which space the numbers are closer to the paper's, table by table; "" if only one space ran."""
-    agreement = matches(frame)
+    agreement = summarise_agreement(frame)
     sentences = []
     for (table, _, dataset), rows in agreement.groupby(_GROUP, sort=False):
         if rows["nearest"].any():

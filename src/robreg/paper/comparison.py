@@ -30,16 +30,16 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
     paper without such runs has one row without a number of ours. difference: ours - paper.
     """
     ours_by_cell: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in ours(runs):
+    for row in our_numbers(runs):
         ours_by_cell.setdefault(tuple(row[key] for key in _CELL), []).append(row)
     rows = []
-    for cell in _to_rows(reference.read()):
+    for cell in _to_rows(reference.read_reference()):
         matching = ours_by_cell.get(tuple(cell[key] for key in _CELL), [])
         rows += [_comparison_row(cell, row) for row in matching] or [{**cell, "status": cell["status"] or NOT_RUN}]
     return rows
 
 
-def ours(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+def our_numbers(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """List the numbers of the runs that correspond to the paper's: one row per setting, strength and metric.
 
     dataset is the paper's name, run_dataset ours; mean, std (ddof 1, None for one seed) and n_seeds are over seeds.

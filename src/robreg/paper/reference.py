@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 FILE = Path(__file__).with_name("reference.csv")
-PLACE = ["table", "dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "ar_high", "metric"]
+KEY_COLUMNS = ["table", "dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "ar_high", "metric"]
 MISPRINT = "suspected misprint"
 _TYPES = {"table": "str", "spectral_norm": "float64", "ar": "int64", "ar_high": "float64", "value": "float64"}
 _NOTES: tuple[tuple[Mapping[str, Any], str | None, str], ...] = (  # which cells, their status or None, and the note
@@ -36,7 +36,7 @@ _NOTES: tuple[tuple[Mapping[str, Any], str | None, str], ...] = (  # which cells
 )
 
 
-def read(file: Path = FILE) -> pd.DataFrame:
+def read_reference(file: Path = FILE) -> pd.DataFrame:
     """Read the paper's numbers, one row each: PLACE, paper (the value), status (None or MISPRINT) and note.
 
     Accuracies and error gaps are in percent, losses in nats, strengths in 1/255; a space that the paper does not state
@@ -44,10 +44,12 @@ def read(file: Path = FILE) -> pd.DataFrame:
     Raises ValueError if a column, a value or a number that has a note is missing, or if a number is listed twice.
     """
     frame = pd.read_csv(file, dtype=_TYPES)
-    if list(frame) != [*PLACE, "value"]:
-        raise ValueError(f"{file}: the columns are {list(frame)}, but must be {[*PLACE, 'value']}; restore the file")
+    if list(frame) != [*KEY_COLUMNS, "value"]:
+        raise ValueError(
+            f"{file}: the columns are {list(frame)}, but must be {[*KEY_COLUMNS, 'value']}; restore the file"
+        )
     filled = [name for name in frame if name not in ("space", "spectral_norm", "ar_high")]
-    if frame[filled].isna().any(axis=None) or frame.duplicated(PLACE).any():
+    if frame[filled].isna().any(axis=None) or frame.duplicated(KEY_COLUMNS).any():
         raise ValueError(f"{file}: a number is missing or listed twice; restore the file")
     frame["status"], frame["note"] = None, ""
     for cell, status, note in _NOTES:

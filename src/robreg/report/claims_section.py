@@ -77,7 +77,7 @@ class GroupView:
     title: str
     anchor: str
     claims: tuple[ClaimView, ...]
-    counts: Mapping[str, int]
+    count_verdicts: Mapping[str, int]
 
     @property
     def judged(self) -> list[ClaimView]:
@@ -90,20 +90,20 @@ class GroupView:
         return [claim for claim in self.claims if claim.unrun]
 
 
-def grouped(frame: pd.DataFrame) -> list[GroupView]:
+def group_claims(frame: pd.DataFrame) -> list[GroupView]:
     """Group the rows of claims.parquet (one row per claim and setting) by topic; unknown columns are ignored."""
     members: dict[str, list[dict[str, Any]]] = {}
-    for row in plain(frame):
+    for row in to_rows(frame):
         members.setdefault(_topic(row), []).append(row)
     known = [title for title in _ORDER if title in members]
     titles = [*known, *(title for title in members if title not in known)]
     return [
-        GroupView(title, f"claims-{index}", _claim_views(members[title]), counts(members[title]))
+        GroupView(title, f"claims-{index}", _claim_views(members[title]), count_verdicts(members[title]))
         for index, title in enumerate(titles, 1)
     ]
 
 
-def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def count_verdicts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Count each verdict. Raises ValueError if a row has a verdict that is not in VERDICTS."""
     verdicts = [row["verdict"] for row in rows]
     unknown = sorted(set(map(str, verdicts)) - VERDICTS.keys())
@@ -114,9 +114,9 @@ def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
 
 
-def headline(frame: pd.DataFrame) -> list[str]:
+def summary_sentences(frame: pd.DataFrame) -> list[str]:
     """Summarise all claims in sentences: first those of the paper, then those beyond it, then those that fail."""
-    rows = plain(frame)
+    rows = to_rows(frame)
     beyond = [row for row in rows if row["source"] == EXTENSION]
     sentences = [_summary([row for row in rows if row["source"] != EXTENSION], "of the paper")]
     if beyond:
@@ -124,7 +124,7 @@ def headline(frame: pd.DataFrame) -> list[str]:
     failed: dict[str, list[str]] = {}
     for row in rows:
         if row["verdict"] == "fails":
-            failed.setdefault(row["claim"].rstrip("."), []).append(place(row))
+            failed.setdefault(row["claim"].rstrip("."), []).append(setting_name(row))
     if failed:
         sentences.append(
             "Claims that fail: " + "; ".join(f"{text} ({'; '.join(places)})" for text, places in failed.items()) + "."
@@ -132,7 +132,7 @@ def headline(frame: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def place(row: Mapping[str, Any]) -> str:
+def setting_name(row: Mapping[str, Any]) -> str:
     """Name the setting of a row, such as "digits, resnet8, FGSM"; missing, null and default values are left out."""
     parts = [row.get("dataset"), row.get("arch")]
     parts += ["FGSM"] if row.get("train_attack") == "fgsm" else []
@@ -141,7 +141,7 @@ def place(row: Mapping[str, Any]) -> str:
     return ", ".join(str(part) for part in parts if part) or "any"
 
 
-def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def to_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Convert a frame to a list of rows, with None for missing values."""
     rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
     return [{str(key): value for key, value in row.items()} for row in rows]
@@ -149,7 +149,7 @@ def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _summary(rows: Sequence[Mapping[str, Any]], origin: str) -> str:
     """Count claims and verdicts: "Of 12 claims of the paper, 8 were tested. Counting each claim ..., 15 hold, ..."."""
-    number = counts(rows)
+    number = count_verdicts(rows)
     ran = [row["id"] for row in rows if row["verdict"] != NOT_RUN]
     claims = len({row["id"] for row in rows})
     start = f"Of {claims} claim{'s' if claims != 1 else ''} {origin},"
@@ -195,7 +195,7 @@ def _claim_view(rows: Sequence[Mapping[str, Any]]) -> ClaimView:
         source="; ".join(dict.fromkeys(row["source"] for row in rows)),
         statistic=common or "",
         judged=tuple(_setting_view(row, common) for row in rows if row["verdict"] != NOT_RUN),
-        unrun=tuple(place(row) for row in rows if row["verdict"] == NOT_RUN),
+        unrun=tuple(setting_name(row) for row in rows if row["verdict"] == NOT_RUN),
     )
 
 
@@ -208,7 +208,7 @@ def _setting_view(row: Mapping[str, Any], common: str | None) -> SettingView:
         decimals = max(decimals, _decimals(min(abs(low), abs(high))) - 1)
     ends = [row.get(key) for key in ("at_low", "at_high")]
     return SettingView(
-        setting=place(row),
+        setting=setting_name(row),
         verdict=row["verdict"],
         ends="" if None in ends else " → ".join(_number(end, decimals) for end in ends),
         effect=_number(effect, decimals),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from robreg.report.claims_section import place, plain
+from robreg.report.claims_section import setting_name, to_rows
 from robreg.report.units import Quantity, describe
 
 _CELL = ("table", "dataset", "arch", "train_attack", "spectral_norm", "ar", "ar_high", "metric")
@@ -14,7 +14,7 @@ _PLACE = ("dataset", "arch", "train_attack", "spectral_norm", "space")
 
 
 @dataclass(frozen=True)
-class Pair:
+class ComparisonCell:
     """One cell as text: our number (mean and std over seeds), the paper's, their difference, and a footnote mark."""
 
     ours: str
@@ -34,7 +34,7 @@ class Block:
     table: str
     setting: str
     strengths: tuple[str, ...]
-    rows: tuple[tuple[Quantity, tuple[Pair | None, ...]], ...]
+    rows: tuple[tuple[Quantity, tuple[ComparisonCell | None, ...]], ...]
     run: bool
     notes: tuple[str, ...]
     n_seeds: tuple[int, ...]
@@ -45,18 +45,18 @@ class Block:
         return sum(pair is not None for _, pairs in self.rows for pair in pairs)
 
 
-def blocks(frame: pd.DataFrame) -> list[Block]:
+def comparison_blocks(frame: pd.DataFrame) -> list[Block]:
     """Split comparison.parquet into blocks, in the order of its rows.
 
     A setting of the paper that several of our data sets stand for has one block per data set.
     """
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in plain(frame):
+    for row in to_rows(frame):
         settings.setdefault((row["table"], row.get("run_dataset"), *(row[key] for key in _PLACE)), []).append(row)
     return [_block(rows) for rows in settings.values()]
 
 
-def counted(frame: pd.DataFrame) -> str:
+def count_sentence(frame: pd.DataFrame) -> str:
     """State how many of the paper's numbers can be compared with one of ours, and how many of those have a note."""
     numbers = len(frame.drop_duplicates(list(_CELL)))
     comparable = frame[frame["ours_mean"].notna()].drop_duplicates(list(_CELL))
@@ -79,11 +79,11 @@ def _block(rows: Sequence[Mapping[str, Any]]) -> Block:
     strengths = list(dict.fromkeys(_strength(row) for row in rows))
     notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
     first = rows[0]
-    metrics: dict[str, dict[str, Pair]] = {}
+    metrics: dict[str, dict[str, ComparisonCell]] = {}
     for row in rows:
         metrics.setdefault(row["metric"], {})[_strength(row)] = _pair(row, notes)
     data = first.get("run_dataset")
-    setting = place({key: first[key] for key in _PLACE})
+    setting = setting_name({key: first[key] for key in _PLACE})
     return Block(
         table=str(first["table"]),
         setting=setting if data in (None, first["dataset"]) else f"{setting} (in this study: {data})",
@@ -95,11 +95,11 @@ def _block(rows: Sequence[Mapping[str, Any]]) -> Block:
     )
 
 
-def _pair(row: Mapping[str, Any], notes: Sequence[str]) -> Pair:
+def _pair(row: Mapping[str, Any], notes: Sequence[str]) -> ComparisonCell:
     """Format one row of comparison.parquet; its footnote mark is given by the place of its note in notes."""
     quantity = describe(row["metric"])
     sign = "+" if (row["difference"] or 0) > 0 else ""
-    return Pair(
+    return ComparisonCell(
         ours=quantity.text(row["ours_mean"]),
         std="" if row["ours_std"] is None else quantity.text(row["ours_std"]),
         paper=quantity.text(row["paper"]),

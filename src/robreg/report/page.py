@@ -12,15 +12,15 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from robreg.paper.agreement import nearer
+from robreg.paper.agreement import describe_closer_space
 from robreg.paper.deviations import deviations
 from robreg.report import claims_section, comparison_section
 from robreg.report.costs import RunAccount, rule_costs, run_accounts, shared_settings, versions
-from robreg.report.pictures import embed
+from robreg.report.pictures import embed_figures
 from robreg.report.rule_graph import RULE_INPUTS, rule_graph
-from robreg.report.tables_section import apart, blocks
-from robreg.report.units import duration, memory
-from robreg.report.wording import attack_words, cautions, data_words, limits, listed, span
+from robreg.report.tables_section import split_constants, table_blocks
+from robreg.report.units import format_duration, format_memory
+from robreg.report.wording import cautions, describe_attack, describe_data, format_range, join_distinct, limits
 from robreg.tables import parquet, provenance
 from robreg.tables.files import atomic_write
 from robreg.tables.study_tables import SETTING, failed_masking_checks
@@ -84,8 +84,8 @@ def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> 
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "duration": duration,
-        "memory": memory,
+        "duration": format_duration,
+        "memory": format_memory,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
     }
     page = environment.get_template(template.name).render(context).encode()
@@ -111,7 +111,7 @@ def caption(path: Path, variables: Mapping[str, Any]) -> list[str]:
 
 def _caption_variables(study: Mapping[str, Any], n_seeds: str) -> dict[str, Any]:
     """Return the variables that captions may use."""
-    attacks = dict.fromkeys(attack_words(one["evaluation"]) for one in study["settings"].values())
+    attacks = dict.fromkeys(describe_attack(one["evaluation"]) for one in study["settings"].values())
     return {"n_seeds": n_seeds, "compare": study["compare"], "attack": "; ".join(attacks)}
 
 
@@ -127,7 +127,7 @@ def _study_context(study: Mapping[str, Any], files: Files) -> dict[str, Any]:
         "cautions": cautions([_outcome(run) for run in study["runs"]], _classes(metas)),
         "limits": limits(settings, study["titles"], counts=counts, tables=tables),
         "deviations": deviations(settings, tables),
-        "n_seeds": span(counts),
+        "n_seeds": format_range(counts),
     }
 
 
@@ -149,7 +149,7 @@ def _outcome(run: Mapping[str, Any]) -> dict[str, Any]:
 def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     """Describe one data set: what was run on it, and the settings of its runs."""
     own = {key: settings for key, settings in study["settings"].items() if settings["dataset"] == name}
-    terms = data_words(meta, list(own.values()))
+    terms = describe_data(meta, list(own.values()))
     return {
         "name": name,
         "title": study["titles"][name],
@@ -163,8 +163,8 @@ def _claims_context(claims: Path) -> dict[str, Any]:
     """Return the claims in groups, and the sentences that summarise them."""
     frame = parquet.read(claims).to_pandas()
     return {
-        "groups": claims_section.grouped(frame),
-        "headline": claims_section.headline(frame),
+        "groups": claims_section.group_claims(frame),
+        "headline": claims_section.summary_sentences(frame),
         "verdicts": claims_section.VERDICTS,
     }
 
@@ -173,7 +173,7 @@ def _results_context(files: Files, captions: Path, variables: Mapping[str, Any])
     """Arrange figures and tables, with their captions, in sections."""
     drawn = {
         name: {"file": figure, "caption": caption(captions / f"{name}.rst", variables)}
-        for name, figure in embed(files.figures).items()
+        for name, figure in embed_figures(files.figures).items()
     }
     made = {
         name: _table(name, path) | {"caption": caption(captions / f"{name}.rst", variables)}
@@ -191,8 +191,8 @@ def _table(name: str, path: Path) -> dict[str, Any]:
     """Split a table into blocks; for tables that are not in the paper, constants are listed separately."""
     summary, same = parquet.read(path).to_pandas(), list[str]()
     if name in _EXTENSION_TABLES:
-        summary, same = apart(summary)
-    settings = blocks(summary)
+        summary, same = split_constants(summary)
+    settings = table_blocks(summary)
     shown = len(settings) if len(settings) <= _MAX_SHOWN else _MAX_SHOWN // 2
     return {"name": name, "blocks": settings[:shown], "more": settings[shown:], "same": same}
 
@@ -214,15 +214,15 @@ def sections(drawn: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[dict
 def _comparison_context(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Prepare the comparison with the paper: the plot, blocks with and without our numbers, and a summary."""
     frame = parquet.read(files.comparison).to_pandas()
-    all_blocks = comparison_section.blocks(frame)
+    all_blocks = comparison_section.comparison_blocks(frame)
     compared = [block for block in all_blocks if block.run]
     return {
         "plot": {
-            "file": embed([files.plot])[files.plot.stem],
+            "file": embed_figures([files.plot])[files.plot.stem],
             "caption": caption(captions / "comparison.rst", variables),
         },
-        "counted": comparison_section.counted(frame),
-        "nearer": nearer(frame) if compared else "",
+        "counted": comparison_section.count_sentence(frame),
+        "nearer": describe_closer_space(frame) if compared else "",
         "compared": compared,
         "uncompared": [block for block in all_blocks if not block.run],
     }
@@ -232,11 +232,11 @@ def _provenance_context(study: Mapping[str, Any]) -> dict[str, Any]:
     """Return times, memory, versions and hashes: what the study cost and how it was made."""
     accounts = run_accounts(study["runs"])
     costs = rule_costs(study["name"], study["runs"], list(RULE_INPUTS))
-    epochs = duration(sum(one.epochs_s for one in accounts))
+    epochs = format_duration(sum(one.epochs_s for one in accounts))
     total = f"The training epochs of the {len(accounts)} networks took {epochs}"
-    wall, cpu = (duration(sum(getattr(one, key) for one in costs)) for key in ("wall_s", "cpu_s"))
+    wall, cpu = (format_duration(sum(getattr(one, key) for one in costs)) for key in ("wall_s", "cpu_s"))
     measured = f"; all {sum(one.jobs for one in costs)} jobs together took {wall} ({cpu} of CPU time)."
-    used = {key: listed(getattr(one, key) for one in accounts) for key in ("version", "torch", "device")}
+    used = {key: join_distinct(getattr(one, key) for one in accounts) for key in ("version", "torch", "device")}
     return {
         "flow": rule_graph(),
         "accounts": accounts,

@@ -10,7 +10,7 @@ _ALL = 13_000_000  # bytes of all figures of a page in base64, at most
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedFigure:
     """A figure embedded in a page. raster: whether it is the PNG because the SVG is too large."""
 
     name: str
@@ -18,7 +18,7 @@ class Embedded:
     raster: bool
 
 
-def embed(figures: Sequence[Path]) -> dict[str, Embedded]:
+def embed_figures(figures: Sequence[Path]) -> dict[str, EmbeddedFigure]:
     """Embed SVG files and return them by their stem; the PNG of the same name must be in the same folder.
 
     SVG files that are too large, on their own or together (the largest first), are replaced by their PNG files.
@@ -36,10 +36,10 @@ def _encoded(figures: Sequence[Path], raster: set[Path]) -> float:
     return sum((path.with_suffix(".png") if path in raster else path).stat().st_size for path in figures) * 4 / 3
 
 
-def _embed(path: Path, *, raster: bool) -> Embedded:
+def _embed(path: Path, *, raster: bool) -> EmbeddedFigure:
     """Encode one figure, as SVG or, if raster, as PNG."""
     source, kind = (path.with_suffix(".png"), "png") if raster else (path, "svg+xml")
-    return Embedded(
+    return EmbeddedFigure(
         name=path.stem,
         uri=f"data:image/{kind};base64,{base64.b64encode(source.read_bytes()).decode()}",
         raster=raster,

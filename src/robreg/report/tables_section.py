@@ -6,13 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-from robreg.report.claims_section import plain
-from robreg.report.units import Cell, cell, describe
+from robreg.report.claims_section import to_rows
+from robreg.report.units import Cell, describe, format_cell
 from robreg.runs.groups import group_by_setting
 from robreg.tables.study_tables import KEYS
 
 
-def blocks(summary: pd.DataFrame) -> list[dict[str, Any]]:
+def table_blocks(summary: pd.DataFrame) -> list[dict[str, Any]]:
     """Split a study's summary into blocks, one per setting, each with its name, columns, and a row of cells per metric.
 
     A column is named after its strength and whatever else distinguishes the rows of the summary. Metrics that are null
@@ -20,7 +20,7 @@ def blocks(summary: pd.DataFrame) -> list[dict[str, Any]]:
     """
     other = [name for name in summary.columns if name not in (*KEYS, "n_seeds") and not _is_metric(name)]
     setting_blocks = []
-    for name, rows in group_by_setting(plain(summary)).items():
+    for name, rows in group_by_setting(to_rows(summary)).items():
         lines = [
             {"quantity": describe(key), "cells": [_cell(key, row) for row in rows]}
             for key in _metrics(summary)
@@ -30,16 +30,16 @@ def blocks(summary: pd.DataFrame) -> list[dict[str, Any]]:
     return setting_blocks
 
 
-def constants(summary: pd.DataFrame) -> list[str]:
+def constant_metrics(summary: pd.DataFrame) -> list[str]:
     """List the metrics that have the same mean in all rows, such as a measure's settings; none for a single row."""
     if len(summary) < 2:
         return []
     return [key for key in _metrics(summary) if summary[f"{key}_mean"].nunique(dropna=False) == 1]
 
 
-def apart(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def split_constants(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Remove the constants from a summary; return it, and the constants that are not null as "label: value"."""
-    keys = constants(summary)
+    keys = constant_metrics(summary)
     values = {key: summary[f"{key}_mean"].iloc[0] for key in keys if summary[f"{key}_mean"].notna().any()}
     texts = [
         f"{describe(key).label}: {describe(key).text(value)} {describe(key).unit}" for key, value in values.items()
@@ -68,4 +68,4 @@ def _cell(key: str, row: Mapping[str, Any]) -> Cell:
     mean, std = (
         math.nan if row[f"{key}_{statistic}"] is None else row[f"{key}_{statistic}"] for statistic in ("mean", "std")
     )
-    return cell(describe(key), mean, std)
+    return format_cell(describe(key), mean, std)

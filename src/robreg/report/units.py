@@ -96,12 +96,12 @@ class Cell:
     std: str
 
 
-def cell(quantity: Quantity, mean: float, std: float) -> Cell:
+def format_cell(quantity: Quantity, mean: float, std: float) -> Cell:
     """Format mean and std with the quantity's decimals; a mean of NaN becomes a dash, a std of NaN is left out."""
     return Cell(quantity.text(mean), "" if math.isnan(std) or math.isnan(mean) else quantity.text(std))
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Format a duration in seconds as "41 s", "3 min 05 s" or "2 h 10 min"; None and NaN become a dash."""
     if seconds is None or math.isnan(seconds):
         return "\N{EN DASH}"
@@ -113,6 +113,6 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def memory(megabytes: float | None) -> str:
+def format_memory(megabytes: float | None) -> str:
     """Format a size in MB; None and NaN become a dash."""
     return "\N{EN DASH}" if megabytes is None or math.isnan(megabytes) else f"{megabytes:.0f} MB"

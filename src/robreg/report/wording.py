@@ -49,7 +49,7 @@ _MIN_ROBUST = 5.0  # percent; below this adversarial accuracy, FGSM training has
 _MIN_TRAINED = 2.0  # multiple of the accuracy of guessing; below it, a network has hardly learned
 
 
-def data_words(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict[str, str]:
+def describe_data(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict[str, str]:
     """Describe what was run on one data set, as terms and their descriptions.
 
     meta: the content of its meta.json; settings: the settings of its runs, at least one.
@@ -65,23 +65,23 @@ def data_words(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict[st
             if (crop := first["data"]["crop"]) not in (None, height)
             else ""
         ),
-        "Networks": network_words(settings),
+        "Networks": describe_networks(settings),
         "AR strengths": f"{values['ar']} (in 1/255); seed{'s' if ',' in values['seed'] else ''} {values['seed']}",
-        "Training": "; or ".join(dict.fromkeys(training_words(one["training"]) for one in settings)),
-        "Training attack": train_attack_words(settings),
-        **({"Spectral norm": bound_words(settings)} if any(one["spectral_norm"] for one in settings) else {}),
+        "Training": "; or ".join(dict.fromkeys(describe_training(one["training"]) for one in settings)),
+        "Training attack": describe_training_attack(settings),
+        **({"Spectral norm": describe_bound(settings)} if any(one["spectral_norm"] for one in settings) else {}),
         **({"Space": _NORMALISED} if any(one["space"] == "normalised" for one in settings) else {}),
-        "Evaluation attack": attack_words(first["evaluation"]),
-        "Stronger attack": strong_words(first["strong_attack"]),
-        "Loss variation": variation_words(first["loss_variation"]),
-        "Spread in the layers": spread_words(first["spread"]),
-        "Theory": theory_words(first["theory"]),
+        "Evaluation attack": describe_attack(first["evaluation"]),
+        "Stronger attack": describe_strong_attack(first["strong_attack"]),
+        "Loss variation": describe_loss_variation(first["loss_variation"]),
+        "Spread in the layers": describe_spread(first["spread"]),
+        "Theory": describe_theory(first["theory"]),
         "Spectra": "exact for circular convolutions, and for zero-padded operators whose smaller side is at most "
         f"{first['dense_spectrum']} and whose larger side is at most {4 * first['dense_spectrum']}",
     }
 
 
-def network_words(settings: Sequence[Settings]) -> str:
+def describe_networks(settings: Sequence[Settings]) -> str:
     """Name the networks, with their width or, for user-defined ones, the callable that builds them."""
     names = []
     for name in dict.fromkeys(one["arch"] for one in settings):
@@ -92,7 +92,7 @@ def network_words(settings: Sequence[Settings]) -> str:
     return "; ".join(names)
 
 
-def training_words(spec: Mapping[str, Any]) -> str:
+def describe_training(spec: Mapping[str, Any]) -> str:
     """Describe how networks are trained: epochs, optimiser, learning rate, augmentation and precision."""
     drops = " and ".join(map(str, spec["lr_drops"]))
     falls = (
@@ -109,7 +109,7 @@ def training_words(spec: Mapping[str, Any]) -> str:
     )
 
 
-def bound_words(settings: Sequence[Settings]) -> str:
+def describe_bound(settings: Sequence[Settings]) -> str:
     """Describe the bounds on the spectral norm of the layers, and how they are enforced."""
     bounds = ", ".join(f"{bound:g}" for bound in sorted({one["spectral_norm"] for one in settings} - {None}))
     rounds = dict.fromkeys(one["clip_rounds"] for one in settings if one["spectral_norm"])
@@ -121,7 +121,7 @@ def bound_words(settings: Sequence[Settings]) -> str:
     return f"at most {bounds} in every layer, projected after every epoch: {methods}"
 
 
-def train_attack_words(settings: Sequence[Settings]) -> str:
+def describe_training_attack(settings: Sequence[Settings]) -> str:
     """Describe the attack that makes training examples, with its step in 1/255 or as a fraction of the strength."""
     attacks = [one["train_attack"] for one in settings if one["train_attack"]]
     if not attacks:
@@ -139,7 +139,7 @@ def train_attack_words(settings: Sequence[Settings]) -> str:
     return "; ".join(descriptions) + (" (none at AR 0)" if len(attacks) < len(settings) else "")
 
 
-def attack_words(spec: Mapping[str, Any]) -> str:
+def describe_attack(spec: Mapping[str, Any]) -> str:
     """Describe an evaluation attack."""
     restarts = f", {spec['restarts']} restarts" if spec["restarts"] > 1 else ""
     return (
@@ -148,7 +148,7 @@ def attack_words(spec: Mapping[str, Any]) -> str:
     )
 
 
-def strong_words(spec: Mapping[str, Any]) -> str:
+def describe_strong_attack(spec: Mapping[str, Any]) -> str:
     """Describe the stronger evaluation attack."""
     restarts = f"{spec['restarts']} restart{'s' if spec['restarts'] > 1 else ''} each"
     return (
@@ -157,20 +157,20 @@ def strong_words(spec: Mapping[str, Any]) -> str:
     )
 
 
-def variation_words(spec: Mapping[str, Any]) -> str:
+def describe_loss_variation(spec: Mapping[str, Any]) -> str:
     """Describe the attack that measures the loss variation."""
     radii = ", ".join(f"{eps:g}" for eps in spec["eps"])
     steps = f"{_steps(spec['steps'])} of {_fraction(spec['relative_step'])} of the radius"
     return f"PGD, radius {radii} (in 1/255), {steps}, on all test images"
 
 
-def spread_words(spec: Mapping[str, Any]) -> str:
+def describe_spread(spec: Mapping[str, Any]) -> str:
     """Describe the measurement of how evenly layers pass perturbations on."""
     attack = f"PGD ({_steps(spec['steps'])} of {spec['step']:g}/255)"
     return f"random perturbations and those of {attack}, radius {spec['eps']:g}/255, on up to {spec['n']} test images"
 
 
-def theory_words(spec: Mapping[str, Any]) -> str:
+def describe_theory(spec: Mapping[str, Any]) -> str:
     """Describe the constants of Theorem 3.1, including those that are settings because they cannot be measured."""
     return (
         f"ramp loss of width {spec['gamma']:g} logits, failure probability {spec['eta']:g}, covering number with "
@@ -198,7 +198,7 @@ def limits(
         sentences.append(
             "Therefore, the numbers should not be compared with the paper's; only the directions of changes can be."
         )
-    n_seeds = span(counts)
+    n_seeds = format_range(counts)
     if n_seeds == "1":
         sentences.append(
             "There is only one seed per setting, so nothing here shows how much results vary between seeds."
@@ -239,12 +239,12 @@ def cautions(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, int]) -> l
     return sentences
 
 
-def listed(values: Iterable[str]) -> str:
+def join_distinct(values: Iterable[str]) -> str:
     """Join the distinct values with commas, in their order."""
     return ", ".join(dict.fromkeys(values))
 
 
-def span(counts: Sequence[int]) -> str:
+def format_range(counts: Sequence[int]) -> str:
     """Format the range of several numbers of seeds: "3", or "1 to 3"."""
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 

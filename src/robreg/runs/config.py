@@ -12,8 +12,8 @@ import jsonschema
 import yaml
 
 from robreg.runs.catalogue import FIGURES, TABLES, select_runs
-from robreg.runs.settings import ConfigError, dataset_block, parse_run, run_settings, unknown_name
-from robreg.runs.variant import Variant, is_free
+from robreg.runs.settings import ConfigError, dataset_block, describe_unknown_name, parse_run, run_settings
+from robreg.runs.variant import Variant, is_available_name
 
 _RECURSIVE_OR_DEEP = "a value contains itself or is nested too deeply; write it without aliases and with less nesting"
 _FORBIDDEN_CATEGORIES = ("Cc", "Cs")  # control characters and lone surrogates, which neither XML nor HTML can contain
@@ -46,7 +46,7 @@ def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[st
     if "studies" in config["datasets"]:
         raise ConfigError("config.yaml: datasets.studies: this name is reserved for results/studies; choose another")
     for name in config.get("architectures", {}):
-        if not is_free(name):
+        if not is_available_name(name):
             raise ConfigError(
                 f"config.yaml: architectures.{name}: this name is reserved by the grammar of run names, "
                 "or does not fit it; choose another"
@@ -64,7 +64,7 @@ def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[st
         _check_study(config, name)
 
 
-def refuse_unreadable(file: Path) -> None:
+def check_yaml_file(file: Path) -> None:
     """Check that a file is YAML and gives no key twice in one mapping: YAML would silently drop the first value.
 
     This runs before Snakemake reads config.yaml, because Snakemake's errors name neither the file nor the place. A file
@@ -145,7 +145,9 @@ def _check_study(config: Mapping[str, Any], study: str) -> None:
             raise ConfigError(f"config.yaml: studies.{study}.{part}: {repeated[0]} is listed twice; remove one entry")
         for name, datasets in study_items(config, study, part).items():
             if name not in known:
-                raise ConfigError(f"config.yaml: studies.{study}.{part}: {unknown_name(part[:-1], name, known)}")
+                raise ConfigError(
+                    f"config.yaml: studies.{study}.{part}: {describe_unknown_name(part[:-1], name, known)}"
+                )
             foreign = set(datasets or ()) - {run["dataset"] for run in listed}
             if foreign:
                 raise ConfigError(
@@ -291,7 +293,7 @@ def _describe_schema_error(error: jsonschema.ValidationError) -> str:
         known: Mapping[str, Any] = schema.get("properties", {})
         given: Any = error.instance
         extra = next(key for key in given if key not in known)
-        return f"{f'{path}.' if path else ''}{extra}: {unknown_name('key', extra, known)}"
+        return f"{f'{path}.' if path else ''}{extra}: {describe_unknown_name('key', extra, known)}"
     description = schema.get("description", "")
     hint = f" ({description})" if description else ""
     return f"{path or 'the file'}: {error.message}{hint}"

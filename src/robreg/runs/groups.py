@@ -19,7 +19,7 @@ def group_by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return {name: [run for run in runs if name in names[id(run)]] for name in order}
 
 
-def strengths(runs: Sequence[Run]) -> list[int]:
+def list_strengths(runs: Sequence[Run]) -> list[int]:
     """List the distinct training strengths of runs, in 1/255, in increasing order."""
     return sorted({int(run["ar"]) for run in runs})
 

@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 def dataset_block(config: Mapping[str, Any], dataset: str) -> Mapping[str, Any]:
     """Return a data set's block of config.yaml. Raises ConfigError, which lists the known names, for an unknown one."""
     if dataset not in config["datasets"]:
-        raise ConfigError(unknown_name("data set", dataset, config["datasets"]))
+        raise ConfigError(describe_unknown_name("data set", dataset, config["datasets"]))
     return config["datasets"][dataset]
 
 
@@ -116,7 +116,7 @@ def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return leaves
 
 
-def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+def describe_unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """Write the message for an unknown name, with the most similar known name and the list of all."""
     close = difflib.get_close_matches(name, list(known), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -62,7 +62,7 @@ class Variant:
         return "normalised" if self.normspace else "pixel"
 
 
-def is_free(name: str) -> bool:
+def is_available_name(name: str) -> bool:
     """Return whether a user-defined architecture may have a name: no part of the grammar and not one of the package."""
     taken = any(pattern.fullmatch(name) for key, pattern in _PARTS.items() if key != "arch")
     taken = taken or re.fullmatch(r"sn?\d+", name) is not None  # longer than the patterns of seed and bound accept

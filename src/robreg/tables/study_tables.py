@@ -105,7 +105,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({**parts, "n_seeds": groups.size()})[[*order, "n_seeds"]].reset_index()
 
 
-MAKERS: dict[str, Callable[[Sequence[Run]], pd.DataFrame]] = {
+TABLE_FUNCTIONS: dict[str, Callable[[Sequence[Run]], pd.DataFrame]] = {
     "table1": table1,
     "table2": table2,
     "table3": table3,
@@ -126,7 +126,7 @@ def failed_masking_checks(run: Run) -> list[str]:
 
 def compose(name: str, runs: Sequence[Run], compare: Sequence[int]) -> pd.DataFrame:
     """Make a table without writing it. The arguments and the last column are those of record."""
-    frame = b2(runs, compare) if name == "b2" else MAKERS[name](runs)
+    frame = b2(runs, compare) if name == "b2" else TABLE_FUNCTIONS[name](runs)
     frame["masking_failed"] = _count_failed_checks(frame, runs)
     return frame.astype({"spectral_norm": "float64"})  # also a float column if all values are null
 

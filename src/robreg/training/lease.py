@@ -13,9 +13,11 @@ from typing import Any
 
 from robreg.tables.files import cannot_write
 
-BEAT = 20.0  # seconds between two renewals of the file
-SILENCE = 5 * BEAT  # seconds; a remote holder that renews nothing for so long is dead (changes may show a minute late)
-STALLED = 2  # consecutive attempts without a finished epoch, after which another one is not worth its wait in the queue
+RENEWAL_SECONDS = 20.0  # seconds between two renewals of the file
+# Seconds after which a holder on another machine that renews nothing counts as dead; changes may show a minute late.
+HOLDER_TIMEOUT = 5 * RENEWAL_SECONDS
+# Consecutive attempts without a finished epoch, after which another one is not worth its wait in the queue.
+MAX_STALLED_ATTEMPTS = 2
 
 KEYS = {"token", "held", "job", "pid", "beat", "place", "born", "stalls"}  # that every lease file has
 
@@ -35,11 +37,11 @@ class StalledError(RuntimeError):
 
 
 class Lease:
-    """The right to train one run: a context manager around a JSON file, which it renews every BEAT seconds.
+    """The right to train one run: a context manager around a JSON file, which it renews every RENEWAL_SECONDS seconds.
 
     A holder on this machine is alive if its process is. A holder on another machine is alive if the file changes within
-    SILENCE seconds: the clocks of two machines are never compared, and no file is locked, because not every network
-    file system supports locks. The file is removed if the block succeeds, and kept as a record of attempts if it fails.
+    HOLDER_TIMEOUT: the clocks of two machines are never compared, and no file is locked, because not every network file
+    system supports locks. The file is removed if the block succeeds, and kept as a record of attempts if it fails.
     Entering the block raises HeldError, StalledError, or ValueError if the file is damaged.
     """
 
@@ -64,7 +66,7 @@ class Lease:
                 )
             old = _read(self._path)  # it may have changed while it was watched
         stalls = 0 if old is None else old["stalls"]
-        if old is not None and job and old["job"] == job and stalls >= STALLED:
+        if old is not None and job and old["job"] == job and stalls >= MAX_STALLED_ATTEMPTS:
             raise StalledError(
                 f"{self._path.parent}: SLURM started job {job} {stalls + 1} times, and no epoch was finished in the "
                 f"last {stalls} attempts: give it more time (runtime), and read the SLURM log"
@@ -105,8 +107,8 @@ class Lease:
             self._write()
 
     def _renew(self) -> None:
-        """Write the file every BEAT seconds until the lease is released or lost."""
-        while not self._released.wait(BEAT):
+        """Write the file every RENEWAL_SECONDS seconds until the lease is released or lost."""
+        while not self._released.wait(RENEWAL_SECONDS):
             with self._lock:
                 try:
                     if self._released.is_set() or not self._is_mine():
@@ -120,10 +122,10 @@ class Lease:
         """Return whether the holder that a lease names is alive; watch the file if its process cannot be looked up."""
         if holder["place"] == _pid_namespace() and holder["born"] is not None:
             return bool(_start_time(holder["pid"]) == holder["born"])
-        log.info("%s is held by a process on %s: watching it for %g s", self._path, holder["place"][0], SILENCE)
-        end = time.monotonic() + SILENCE
+        log.info("%s is held by a process on %s: watching it for %g s", self._path, holder["place"][0], HOLDER_TIMEOUT)
+        end = time.monotonic() + HOLDER_TIMEOUT
         while time.monotonic() < end:
-            time.sleep(min(1.0, SILENCE / 10))
+            time.sleep(min(1.0, HOLDER_TIMEOUT / 10))
             now = _read(self._path)
             if now is None or not now["held"]:
                 return False

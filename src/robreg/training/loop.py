@@ -32,7 +32,7 @@ from robreg.training.step import StepAttack, TrainingStep, deterministic_algorit
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """SIGTERM asked training to stop; resume.pt holds the state after the last finished epoch."""
 
 
@@ -47,7 +47,7 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
     first and after every epoch, and removed at the end. On a CPU, a run that is killed at any moment and started again
     produces bit-identical results.
     Raises ValueError if resume.pt is damaged or belongs to other settings, DivergedError if the loss or a weight is no
-    longer finite, Stopped on SIGTERM, and the errors of Lease.
+    longer finite, StoppedError on SIGTERM, and the errors of Lease.
     """
     with deterministic_algorithms(device, wanted=settings["training"].get("deterministic", DEFAULTS["deterministic"])):
         _train(settings, data, checkpoint=checkpoint, history=history, device=device)
@@ -130,7 +130,7 @@ def _train_epoch(
     batches = order.split(spec["batch_size"])
     for index in batches:
         if stop.is_set():
-            raise Stopped(
+            raise StoppedError(
                 f"SIGTERM in epoch {epoch}: resume.pt holds the state after epoch {epoch - 1}; "
                 "start again to resume from there"
             )

@@ -22,7 +22,7 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from snakemake_interface_executor_plugins.registry.plugin import Plugin
 from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
 
-from robreg.training.lease import STALLED, holder_token, stalled_attempts
+from robreg.training.lease import MAX_STALLED_ATTEMPTS, holder_token, stalled_attempts
 from robreg.workflow import fork_server, slurm
 from robreg.workflow.failures import Failures
 
@@ -68,7 +68,7 @@ def _restart_times(job: Job) -> int:
         tokens[job.attempt] = token = holder_token(lease)
         # An attempt that did not take the lease finds the token of the last one that did.
         without_lease = list(tokens.values()).count(token) - (token is not None)
-        if stalled_attempts(lease) + without_lease < STALLED:
+        if stalled_attempts(lease) + without_lease < MAX_STALLED_ATTEMPTS:
             return allowed
     return min(allowed, 1)
 
@@ -156,7 +156,7 @@ def _wait_for_earlier_jobs(workflow: "Workflow", settings: ExecutorSettingsBase)
     if any(Path(".snakemake/locks").glob("*")):
         return
     try:
-        slurm.wait(
+        slurm.wait_for_jobs(
             settings.jobname_prefix,
             Path(workflow.workdir_init),
             seconds=settings.init_seconds_before_status_checks,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robreg.training.lease import STALLED, stalled_attempts
+from robreg.training.lease import MAX_STALLED_ATTEMPTS, stalled_attempts
 
 _STATES = {  # of SLURM
     "TIMEOUT": "the time limit was reached; raise runtime in slurm/profile.yaml",
@@ -129,6 +129,9 @@ def _reason(job: dict[str, Any], *, own_log: bool) -> str:
     parts = [*([_STATES[state]] if state in _STATES else []), *errors[:1]]
     if not parts:
         parts = ["it ended without an error message" + (f" (SLURM: {state})" if state else "")]
-    if job["rule_name"] == "train" and stalled_attempts(Path(job["output"][0]).with_name("lease.json")) >= STALLED:
+    if (
+        job["rule_name"] == "train"
+        and stalled_attempts(Path(job["output"][0]).with_name("lease.json")) >= MAX_STALLED_ATTEMPTS
+    ):
         parts.append("no epoch was finished in two attempts, so it is not tried again")
     return "; ".join(part.rstrip(".") for part in parts)

@@ -35,8 +35,8 @@ _PRELOAD_FOR_RULE = {
     "figure": ("scipy.stats", "matplotlib.figure", "seaborn"),
     "comparison": ("scipy.stats", "matplotlib.figure", "seaborn"),
 }
-RULES = {*_PRELOAD_FOR_RULE, "margins", "apgd", "attacks", "masking", "lossvar", "spread", "metrics", "checks"}
-RULES |= {"table", "claims", "audit", "report"}
+FORKED_RULES = {*_PRELOAD_FOR_RULE, "margins", "apgd", "attacks", "masking", "lossvar", "spread", "metrics", "checks"}
+FORKED_RULES |= {"table", "claims", "audit", "report"}
 # Prefixes of the _NUM_THREADS variables that Snakemake sets; they matter to processes that a script starts, because
 # robreg.networks.device sets torch's own threads.
 _THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")
@@ -65,7 +65,7 @@ def _forking(workflow: "Workflow", context: Any, execute: Callable[..., None]) -
 
     def wrapper(script: PythonScript, file: str, *, edit: bool = False) -> None:
         other_python = script.container_img or script.conda_env or script.env_modules
-        if script.rulename not in RULES or other_python or edit:
+        if script.rulename not in FORKED_RULES or other_python or edit:
             execute(script, file, edit=edit)
             return
         preload()

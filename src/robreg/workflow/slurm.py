@@ -21,7 +21,7 @@ class Job(NamedTuple):
     comment: str
 
 
-def live(prefix: str, folder: Path) -> list[Job]:
+def unfinished_jobs(prefix: str, folder: Path) -> list[Job]:
     """Return this user's unfinished jobs that were submitted from folder under a name that starts with prefix.
 
     Raises ClusterError if squeue fails or the prefix is empty.
@@ -37,13 +37,13 @@ def live(prefix: str, folder: Path) -> list[Job]:
     ]
 
 
-def wait(prefix: str, folder: Path, *, seconds: float, say: Callable[[str], object]) -> None:
+def wait_for_jobs(prefix: str, folder: Path, *, seconds: float, say: Callable[[str], object]) -> None:
     """Wait until no job of an earlier driver is left; tell the user which jobs these are and how to cancel them.
 
     seconds: the time between two looks at the queue; say: prints a message.
     Raises ClusterError if SLURM does not answer the first time; later, it is asked again.
     """
-    jobs = live(prefix, folder)
+    jobs = unfinished_jobs(prefix, folder)
     if not jobs:
         return
     lines = [f"  {job.id} {job.state} {job.comment.replace('_wildcards_', ' ')}" for job in jobs]
@@ -57,7 +57,7 @@ def wait(prefix: str, folder: Path, *, seconds: float, say: Callable[[str], obje
     while jobs:
         time.sleep(seconds)
         try:
-            jobs = live(prefix, folder)
+            jobs = unfinished_jobs(prefix, folder)
         except ClusterError as error:
             say(f"{error}; asking again in {seconds:g} s")
     say("The other Snakemake's jobs have ended; continuing.")
