@@ -77,7 +77,7 @@ class GroupView:
     title: str
     anchor: str
     claims: tuple[ClaimView, ...]
-    count_verdicts: Mapping[str, int]
+    counts: Mapping[str, int]
 
     @property
     def judged(self) -> list[ClaimView]:
