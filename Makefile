@@ -9,7 +9,7 @@ demo: .venv/run.done  ## run the demo study on real data that scikit-learn ships
 	@echo "Open results/studies/demo/report.html in a browser."
 
 test: .venv/test.done  ## run all tests, except those on a SLURM
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slurm-test: .venv/test.done  ## install a one-node SLURM, test the workflow on it, and stop it; needs root on Debian
 	$(BIN)/python -m pytest -m slurm tests/workflow/test_slurm_cluster.py

@@ -73,7 +73,7 @@ def fgsm(  # noqa: PLR0913 - an attack is its settings
 
 
 def pixel_radius(strength: float, space: str, std: Tensor) -> Radius:
-    """Convert a radius or step from units of 1/255 into pixel units; this is the only place that converts them.
+    """Convert a radius or step from units of 1/255 into pixel units; all attacks convert them here.
 
     space: "pixel", which gives one number, or "normalised", for a strength in pixels that were divided by the channels'
     std (C, 1, 1), which gives one number per channel. Raises ValueError if space is neither.

@@ -1,4 +1,4 @@
-"""The list of all claims that are judged."""
+"""The list of all claims that are judged; each is defined in one of the modules imported here."""
 
 from robreg.claims.confidence import CONFIDENCE
 from robreg.claims.generalisation import GENERALISATION

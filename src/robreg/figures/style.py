@@ -75,7 +75,10 @@ _PALETTE = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00")  #
 
 
 def by_strength(strengths: Sequence[int]) -> dict[int, Look]:
-    """Choose a look for every strength (1/255): stronger is darker; AR 0, standard training, is grey and dotted."""
+    """Choose a look for every strength (1/255): stronger is darker; AR 0, standard training, is grey and dotted.
+
+    The colour of a strength depends on which other strengths the figure shows.
+    """
     positive = sorted({strength for strength in strengths if strength}, reverse=True)  # so that the strongest is solid
     shades = _choose_shades("viridis", len(positive), dark=0.05, light=0.72)
     looks = {
