@@ -39,4 +39,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """List the public functions, including those that are not imported yet."""
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

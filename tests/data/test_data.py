@@ -34,8 +34,8 @@ from torchvision.transforms.functional import center_crop
 
 from robreg.data import parquet_folder, source
 from robreg.data.dataset import Dataset, load_dataset, to_float
+from robreg.data.errors import DataError
 from robreg.data.preparation import prepare
-from robreg.data.source import DataError
 from robreg.data.subset import stratified_subset
 
 C10_JPEG = Path(__file__).parents[3] / "shared/data/c10-jpeg"

@@ -20,8 +20,8 @@ from PIL import Image
 
 from robreg.data import source, tiny_imagenet
 from robreg.data.dataset import Dataset, load_dataset
+from robreg.data.errors import DataError
 from robreg.data.preparation import prepare
-from robreg.data.source import DataError
 
 SUBSET = Path(__file__).parents[3] / "shared/data/tiny-imagenet-200-subset.zip"
 SETTINGS = {

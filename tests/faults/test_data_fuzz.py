@@ -36,8 +36,8 @@ from PIL import Image
 from robreg.data import source, tiny_imagenet
 from robreg.data.cifar import _ArrayStub, _DtypeStub, _load_pickle
 from robreg.data.dataset import ARRAYS, Dataset, hash_meta, load_dataset
+from robreg.data.errors import DataError
 from robreg.data.preparation import prepare
-from robreg.data.source import DataError
 
 CASES = int(os.environ.get("ROBREG_CASES", "150"))  # random cases of each kind
 SETTINGS = settings(max_examples=CASES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

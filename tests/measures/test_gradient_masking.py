@@ -125,10 +125,6 @@ ACCURACY = {  # of a network that hides nothing, by (eps, steps, restarts)
 }
 
 
-def looked_up(found, eps, *, steps, restarts=1, space=None):
-    return found[eps, steps, restarts]
-
-
 @pytest.mark.parametrize(
     ("check", "place", "last", "first"),
     [

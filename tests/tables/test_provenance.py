@@ -1,5 +1,7 @@
 """The files that a rule depends on follow from the imports, and agree with those that grimp finds."""
 
+import re
+
 import grimp
 import pytest
 from helpers.snakemake_copy import ROOT
@@ -45,7 +47,8 @@ def test_the_code_hash_covers_what_affects_the_weights(tmp_path, monkeypatch):
         copy.write_bytes(path.read_bytes())
     monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "robreg")
     assert (code_hash(), package_hash()) == before
-    for file, affects_weights in (("report/page.py", False), ("spectra/projection.py", True)):
+    files = [("report/page.py", False), ("training/lease.py", False), ("spectra/projection.py", True)]
+    for file, affects_weights in files:
         with (tmp_path / "robreg" / file).open("a") as edited:
             edited.write("# edited\n")
         assert (code_hash() != before[0]) is affects_weights
@@ -53,11 +56,26 @@ def test_the_code_hash_covers_what_affects_the_weights(tmp_path, monkeypatch):
 
 
 def test_the_weights_depend_on_training_networks_spectra_attacks_and_data():
-    files = code_files(TRAINING, folders=COMPUTING)
+    files = code_files(*TRAINING, folders=COMPUTING)
     assert {file.partition("/")[0] for file in files} == {"data", "networks", "attacks", "spectra", "training"}
+    assert {f"data/{path.name}" for path in (PACKAGE / "data").glob("*.py")} - {"data/__init__.py"} <= set(files)
 
 
-def test_every_rule_of_the_workflow_lists_its_code_files():
-    for name in ("measure", "study"):
-        rules = (ROOT / f"workflow/rules/{name}.smk").read_text()
-        assert rules.count("\nrule ") == rules.count("        code=code_of")
+def test_a_measure_does_not_depend_on_the_readers_of_sources():
+    files = code_files("measures.margins", folders=COMPUTING)
+    assert [file for file in files if file.startswith("data/")] == ["data/dataset.py", "data/errors.py"]
+
+
+@pytest.mark.parametrize("name", ["measure", "study"])
+def test_every_rule_has_the_code_of_the_module_that_its_script_calls_as_input(name):
+    rules = re.findall(
+        r"^rule (\w+):\n(.*?)(?=^rule |\Z)", (ROOT / f"workflow/rules/{name}.smk").read_text(), re.M | re.S
+    )
+    assert len(rules) > 5
+    for rule, text in rules:
+        (script,) = re.findall(r'"\.\./scripts/(\w+)\.py"', text)
+        assert script == rule
+        (module,) = re.findall(r"    from robreg\.(\S+) import", (ROOT / f"workflow/scripts/{rule}.py").read_text())
+        folder, _, measure = module.partition(".")
+        expected = f'code_of_measure("{measure}")' if folder == "measures" else f'code_of("{module}"'
+        assert f"        code={expected}" in text

@@ -11,7 +11,7 @@ from robreg.runs.settings import (
     run_settings,
     training_settings,
 )
-from robreg.tables.provenance import COMPUTING, code_files
+from robreg.tables.provenance import COMPUTING, TRAINING, code_files
 from robreg.training.lease import made_progress
 from robreg.workflow import driver
 
@@ -56,22 +56,22 @@ except ConfigError as error:
 driver.install(workflow)
 
 
-def refuse(look_up, *names):
+def look_up(function, *names):
     """Look something up in the configuration; a wrong name ends the workflow with one sentence that names the fix."""
     try:
-        return look_up(config, *names)
+        return function(config, *names)
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 
 
 def block(wildcards):
     """Return the data set's block of config.yaml."""
-    return refuse(dataset_block, wildcards.dataset)
+    return look_up(dataset_block, wildcards.dataset)
 
 
 def settings(wildcards):
     """Return the resolved settings of a run."""
-    return refuse(run_settings, wildcards.dataset, wildcards.variant)
+    return look_up(run_settings, wildcards.dataset, wildcards.variant)
 
 
 def training(wildcards):
@@ -79,26 +79,26 @@ def training(wildcards):
     return training_settings(settings(wildcards))
 
 
-def promised(wildcards):
+def enforced_bound(wildcards):
     """Return the bound on the spectral norm that holds in a run; None if its layers are only clipped."""
     found = settings(wildcards)
     return found["spectral_norm"] if found["clip_rounds"] == "exact" else None
 
 
-def by_network(value, **exceptions):
+def by_architecture(value, **exceptions):
     """Return a resource of a run's job: value, or the exception that is named after its architecture."""
     return lambda wildcards: exceptions.get(settings(wildcards)["arch"], value)
 
 
-def doubled(value, **exceptions):
-    """Do as by_network, and double the resource after an attempt that may have had too little of it."""
-    first = by_network(value, **exceptions)
+def doubled_on_retry(value, **exceptions):
+    """Do as by_architecture, and double the resource after an attempt that may have had too little of it."""
+    first = by_architecture(value, **exceptions)
     return lambda wildcards, attempt: first(wildcards) * min(attempt, 2)
 
 
 def memory_of_training(value, **exceptions):
-    """Do as doubled for a training: its time limit ends attempts too, so double only if the last one made no progress."""
-    first = by_network(value, **exceptions)
+    """Do as doubled_on_retry for a training: its time limit ends attempts too, so double only if the last one made no progress."""
+    first = by_architecture(value, **exceptions)
 
     def found(wildcards, attempt):
         lease = Path(f"results/{wildcards.dataset}/{wildcards.variant}/lease.json")
@@ -107,11 +107,11 @@ def memory_of_training(value, **exceptions):
     return found
 
 
-def of_measure():
+def measure_resources():
     """Return the resources of a measure that needs the network."""
     return {
-        "mem_mb": doubled(4000, wrn50=16000),
-        "runtime": doubled(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
+        "mem_mb": doubled_on_retry(4000, wrn50=16000),
+        "runtime": doubled_on_retry(30, resnet8=10, resnet110=60, wrn50=120),  # minutes
         "turn": 1,  # one measure of a group at a time
     }
 
@@ -129,7 +129,7 @@ def code_of_measure(module):
 
 def runs(study):
     """Return the runs of a study, each with its folder and the columns that identify it."""
-    return refuse(study_config.study_runs, study)
+    return look_up(study_config.study_runs, study)
 
 
 def data_spec(wildcards):
@@ -151,7 +151,7 @@ def data_spec(wildcards):
     }
 
 
-def of_runs(study, *kinds):
+def tables_of_runs(study, *kinds):
     """Return the tables of these kinds of all runs of a study."""
     return [f"{run['folder']}/{kind}.parquet" for run in runs(study) for kind in kinds]
 
@@ -162,7 +162,7 @@ def items(study, part):
     return study_config.study_items(config, study, part)
 
 
-def shown(study, item, part):
+def runs_of_item(study, item, part):
     """Return the runs of a study that one of its figures or tables shows."""
     listed = items(study, part)
     if item not in listed:
@@ -172,11 +172,11 @@ def shown(study, item, part):
     return select_runs(item, runs(study), listed[item])
 
 
-def of_item(study, item, part):
+def files_of_item(study, item, part):
     """Return the files that a figure or table of a study is made from."""
     return [
         f"{run['folder']}/{kind}.parquet"
-        for run in shown(study, item, part)
+        for run in runs_of_item(study, item, part)
         for kind in ({**FIGURES, **TABLES}[item].needs + ("masking",))
     ]
 

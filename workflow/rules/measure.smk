@@ -23,7 +23,7 @@ rule margins:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        **of_measure(),
+        **measure_resources(),
     params:
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
@@ -51,7 +51,7 @@ rule apgd:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        **of_measure(),
+        **measure_resources(),
     params:
         attack=lambda wildcards: settings(wildcards)["strong_attack"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -81,7 +81,7 @@ rule attacks:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        **of_measure(),
+        **measure_resources(),
     params:
         attack=lambda wildcards: settings(wildcards)["evaluation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -111,7 +111,7 @@ rule masking:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        **of_measure(),
+        **measure_resources(),
     params:
         spec=lambda wildcards: settings(wildcards)["masking"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -140,7 +140,7 @@ rule lossvar:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        **of_measure(),
+        **measure_resources(),
     params:
         attack=lambda wildcards: settings(wildcards)["loss_variation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -169,7 +169,7 @@ rule sv:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        **of_measure(),
+        **measure_resources(),
     params:
         dense=lambda wildcards: settings(wildcards)["dense_spectrum"],
     script:
@@ -196,7 +196,7 @@ rule spread:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        **of_measure(),
+        **measure_resources(),
     params:
         spec=lambda wildcards: settings(wildcards)["spread"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
@@ -226,7 +226,7 @@ rule theory:
         "../../envs/conda.yaml"
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
-        **of_measure(),
+        **measure_resources(),
     params:
         spec=lambda wildcards: settings(wildcards)["theory"],
     script:
@@ -286,6 +286,6 @@ rule checks:
         mem_mb=1000,
         runtime="10m",
     params:
-        bound=lambda wildcards: promised(wildcards),
+        bound=lambda wildcards: enforced_bound(wildcards),
     script:
         "../scripts/checks.py"

@@ -15,7 +15,7 @@ rule table:
     Make {wildcards.table} of the study {wildcards.study}: one row per run, and a summary over seeds.
     """
     input:
-        runs=lambda wildcards: of_item(wildcards.study, wildcards.table, "tables"),
+        runs=lambda wildcards: files_of_item(wildcards.study, wildcards.table, "tables"),
         code=code_of("tables.study_tables"),
     output:
         parquet="results/studies/{study}/tables/{table}.parquet",
@@ -44,7 +44,7 @@ rule table:
         mem_mb=1000,
         runtime="10m",
     params:
-        runs=lambda wildcards: shown(wildcards.study, wildcards.table, "tables"),
+        runs=lambda wildcards: runs_of_item(wildcards.study, wildcards.table, "tables"),
         compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
     script:
         "../scripts/table.py"
@@ -55,7 +55,9 @@ rule figure:
     Draw {wildcards.figure} of the study {wildcards.study}.
     """
     input:
-        runs=lambda wildcards: of_item(wildcards.study, wildcards.figure, "figures"),
+        runs=lambda wildcards: files_of_item(
+            wildcards.study, wildcards.figure, "figures"
+        ),
         code=code_of("figures.paper_figures"),
     output:
         svg=report(
@@ -82,7 +84,9 @@ rule figure:
         mem_mb=1500,
         runtime="10m",
     params:
-        runs=lambda wildcards: shown(wildcards.study, wildcards.figure, "figures"),
+        runs=lambda wildcards: runs_of_item(
+            wildcards.study, wildcards.figure, "figures"
+        ),
         compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
     script:
         "../scripts/figure.py"
@@ -93,7 +97,7 @@ rule claims:
     Judge every claim of the paper by the runs of the study {wildcards.study}.
     """
     input:
-        runs=lambda wildcards: of_runs(
+        runs=lambda wildcards: tables_of_runs(
             wildcards.study, "metrics", "margins", "svstd", "lossvar", "spread"
         ),
         code=code_of("claims.verdicts"),
@@ -131,7 +135,9 @@ rule comparison:
     Compare every number that the paper prints with the study {wildcards.study}.
     """
     input:
-        runs=lambda wildcards: of_runs(wildcards.study, "metrics", "svstd", "lossvar"),
+        runs=lambda wildcards: tables_of_runs(
+            wildcards.study, "metrics", "svstd", "lossvar"
+        ),
         code=code_of("figures.comparison_plot"),
         reference="src/robreg/paper/reference.csv",
     output:
@@ -142,7 +148,7 @@ rule comparison:
             caption="../report/comparison_table.rst",
             labels=lambda wildcards: {
                 "table": "comparison",
-                "content": "The paper's numbers beside ours",
+                "content": "The paper's numbers compared with ours",
                 "study": wildcards.study,
             },
         ),
@@ -178,7 +184,7 @@ rule audit:
     Check that the tables and claims of the study {wildcards.study} follow from the files of its runs.
     """
     input:
-        runs=lambda wildcards: of_runs(wildcards.study, "checks"),
+        runs=lambda wildcards: tables_of_runs(wildcards.study, "checks"),
         tables=lambda wildcards: [
             f"results/studies/{wildcards.study}/tables/{table}{part}"
             for table in items(wildcards.study, "tables")
@@ -201,7 +207,7 @@ rule audit:
     params:
         runs=lambda wildcards: runs(wildcards.study),
         shown=lambda wildcards: {
-            table: shown(wildcards.study, table, "tables")
+            table: runs_of_item(wildcards.study, table, "tables")
             for table in items(wildcards.study, "tables")
         },
         compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
@@ -214,7 +220,9 @@ rule report:
     Write the report of the study {wildcards.study}: one page that opens offline.
     """
     input:
-        runs=lambda wildcards: of_runs(wildcards.study, "history", "metrics", "masking"),
+        runs=lambda wildcards: tables_of_runs(
+            wildcards.study, "history", "metrics", "masking"
+        ),
         data=lambda wildcards: [
             f"data/prepared/{dataset}/meta.json"
             for dataset in dict.fromkeys(
@@ -242,7 +250,7 @@ rule report:
         audit="results/studies/{study}/audit.parquet",
         comparison="results/studies/{study}/comparison.parquet",
         comparison_plot="results/studies/{study}/figures/comparison.svg",
-        code=code_of("report.page", "training.loop"),
+        code=code_of("report.page", *TRAINING),
     output:
         report=report(
             "results/studies/{study}/report.html",
@@ -269,7 +277,7 @@ rule report:
         runs=lambda wildcards: runs(wildcards.study),
         titles=lambda wildcards: titles(wildcards.study),
         settings=lambda wildcards: {
-            f"{run['dataset']}/{run['variant']}": refuse(
+            f"{run['dataset']}/{run['variant']}": look_up(
                 run_settings, run["dataset"], run["variant"]
             )
             for run in runs(wildcards.study)

@@ -21,7 +21,7 @@ rule train:
     threads: lambda wildcards: settings(wildcards)["threads"]
     resources:
         mem_mb=memory_of_training(6000, wrn50=40000),
-        runtime=by_network("24h", resnet8="2h", resnet110="48h", wrn50="96h"),
+        runtime=by_architecture("24h", resnet8="2h", resnet110="48h", wrn50="96h"),
     params:
         settings=training,
     script:

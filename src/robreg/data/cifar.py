@@ -11,7 +11,8 @@ import numpy as np
 from torchvision import datasets
 
 from robreg.data.download import DOWNLOAD_AGAIN, RemoteFile, check_md5
-from robreg.data.source import OFFICIAL, DataError, Images, Labels, Source, source_from_arrays
+from robreg.data.errors import DataError
+from robreg.data.source import OFFICIAL, Images, Labels, Source, source_from_arrays
 
 MAX_UNPACKED = 256 * 2**20  # bytes of a whole unpacked archive; the official ones have 178 MiB
 

@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robreg.data.source import CHUNK, DataError, Shape
+from robreg.data.errors import DataError
+
+Shape = tuple[int, int, int]  # C, H, W
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 META_FILE = "meta.json"
+_CHUNK = 2**22  # bytes that are read at a time
 _META_TYPES = {
     "n_train": int,
     "n_test": int,
@@ -134,7 +137,7 @@ def _fingerprint(folder: Path) -> str:
         with (folder / f"{name}.npy").open("rb") as file:
             np.lib.format.read_magic(file)
             np.lib.format.read_array_header_1_0(file)
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     return digest.hexdigest()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from robreg.data.source import DataError
+from robreg.data.errors import DataError
 
 DOWNLOAD_AGAIN = "delete it and download it again"
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from robreg.data.source import OFFICIAL, DataError, Images, Labels, Settings, Source, Stream, config_key, stream_images
+from robreg.data.errors import DataError
+from robreg.data.source import OFFICIAL, Images, Labels, Settings, Source, Stream, config_key, stream_images
 
 BATCH_ROWS, BATCH_BYTES = 256, 2**30  # limits on the encoded images that are in memory at a time
 LOSSLESS = ("cifar10", "cifar100")  # kinds whose official images never had lossy compression

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from robreg.data.dataset import ARRAYS, META_FILE, hash_meta
+from robreg.data.errors import DataError
 from robreg.data.selection import read_selection
-from robreg.data.source import DataError, Images, Selection, Settings, config_key, format_shape
+from robreg.data.source import Images, Selection, Settings, config_key, format_shape
 
 log = logging.getLogger(__name__)
 

@@ -7,18 +7,8 @@ import numpy as np
 from robreg.data import cifar, parquet_folder, tiny_imagenet
 from robreg.data.digits import open_digits
 from robreg.data.download import fetch
-from robreg.data.source import (
-    KINDS,
-    OFFICIAL,
-    DataError,
-    Labels,
-    Selection,
-    Settings,
-    Source,
-    Stream,
-    config_key,
-    format_shape,
-)
+from robreg.data.errors import DataError
+from robreg.data.source import KINDS, OFFICIAL, Labels, Selection, Settings, Source, Stream, config_key, format_shape
 from robreg.data.subset import stratified_subset
 
 

@@ -1,4 +1,4 @@
-"""Define the types that the readers of all sources share: streams of images, an opened source, a selection, errors."""
+"""Define the types that the readers of all sources share: streams of images, an opened source, a selection."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from robreg.data.dataset import Shape
+
 Images = npt.NDArray[np.uint8]  # (N, C, H, W), or a single image (C, H, W)
 Labels = npt.NDArray[np.int64]  # (N,)
 Settings = Mapping[str, Any]
-Shape = tuple[int, int, int]  # C, H, W
 
 CHUNK = 2**22  # bytes of decoded images that are in memory at a time
 
@@ -31,14 +32,6 @@ OFFICIAL = {
     "cifar100": OfficialSize(100, 50_000, 10_000, (3, 32, 32)),
     "tiny-imagenet": OfficialSize(200, 100_000, 10_000, (3, 64, 64)),
 }
-
-
-class DataError(ValueError):
-    """Raised for data that cannot be used, with one sentence that names the file or key and how to fix it."""
-
-    def __init__(self, said: str) -> None:
-        """Join the lines of the message into one, because errors that it quotes may have several lines."""
-        super().__init__(" ".join(line.strip() for line in said.splitlines()))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from robreg.data.download import DOWNLOAD_AGAIN, RemoteFile, check_md5
-from robreg.data.source import OFFICIAL, DataError, Images, Labels, Settings, Source, Stream, config_key, stream_images
+from robreg.data.errors import DataError
+from robreg.data.source import OFFICIAL, Images, Labels, Settings, Source, Stream, config_key, stream_images
 
 ARCHIVE = RemoteFile(
     "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"

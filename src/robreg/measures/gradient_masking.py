@@ -139,11 +139,6 @@ def other_loss(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{**_fall("other_loss", first["eps"], first["acc_robust"], worst["acc_robust"]), "n": first["n"]}]
 
 
-def failed_checks(path: Path) -> list[str]:
-    """Return the names of the checks that a network failed, read from its masking.parquet."""
-    return [row["check"] for row in parquet.read(path, ["check", "passed"]).to_pylist() if not row["passed"]]
-
-
 def _fall(check: str, eps: float, before: float, after: float) -> dict[str, Any]:
     return _row(check, eps, before, after, before - after)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 PACKAGE = Path(__file__).parents[1]
 COMPUTING = ("data", "networks", "attacks", "spectra", "training", "measures")  # folders that affect a run's numbers
-TRAINING = "training.loop"  # imports, directly or not, all code that affects the weights
+TRAINING = ("training.loop", "data.preparation")  # import, directly or not, all code that affects the weights
+_NO_EFFECT = ("training.lease",)  # on any number; it only keeps two processes from training one run
 _RUN_KEYS = ("dataset", "variant", "seed", "version", "settings_hash")
 
 
@@ -25,20 +26,25 @@ def code_files(*modules: str, folders: Collection[str] | None) -> list[str]:
     """List the files of the given modules and of everything that they import from this package, directly or not.
 
     modules: without the package's name, such as "measures.margins"; folders: the folders of the package to follow
-    imports into, or None for all of them. Returns sorted paths relative to the package, such as "measures/margins.py".
+    imports into, without modules that affect no number, or None for everything. Returns sorted paths relative to the
+    package, such as "measures/margins.py".
     """
     found, to_visit = set[str](), list(modules)
     while to_visit:
         module = to_visit.pop()
-        if module not in found and (folders is None or module.partition(".")[0] in folders):
+        if module not in found and (folders is None or _computes(module, folders)):
             found.add(module)
             to_visit += _imported_modules(module)
     return sorted(_module_path(module).relative_to(PACKAGE).as_posix() for module in found)
 
 
+def _computes(module: str, folders: Collection[str]) -> bool:
+    return module.partition(".")[0] in folders and module not in _NO_EFFECT
+
+
 def code_hash() -> str:
     """Hash the modules that affect a network's weights, so that a report can tell whether they have changed since."""
-    return _hash_files(code_files(TRAINING, folders=COMPUTING))
+    return _hash_files(code_files(*TRAINING, folders=COMPUTING))
 
 
 def package_hash() -> str:

@@ -29,5 +29,7 @@ def read_results(source: str | Path, results: str | Path = "results") -> dict[st
         raise FileNotFoundError(f"no results of {source}: none of {tried} is a folder; run the workflow first")
     files = sorted([*folder.glob("*.parquet"), *folder.glob("tables/*.parquet")])
     if not files:
-        raise FileNotFoundError(f"{folder} holds no Parquet file; run the workflow first")
+        inside = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+        fix = f"give one of the folders in it: {inside}" if inside else "run the workflow first"
+        raise FileNotFoundError(f"{folder} holds no Parquet file; {fix}")
     return {file.stem: parquet.read(file).to_pandas() for file in files}

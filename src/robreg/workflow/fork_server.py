@@ -44,7 +44,7 @@ _process_lock = threading.Lock()  # multiprocessing polls the processes of all t
 
 
 def install(workflow: "Workflow") -> None:
-    """Let this Snakemake process start the scripts of RULES by fork; all other scripts start as usual."""
+    """Let this Snakemake process start the scripts of FORKED_RULES by fork; all other scripts start as usual."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return
     context = multiprocessing.get_context("forkserver")
