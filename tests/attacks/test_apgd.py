@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchattacks
+from helpers.pixels import images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from robreg.attacks import evaluation
 from robreg.attacks.apgd import LOSSES, _windows, apgd, apgd_iterates, dlr, evaluate
-from robreg.attacks.pgd import pgd as pgd_
+from robreg.attacks.pgd import pgd as pgd_attack
 from robreg.attacks.pgd import uniform_noise
 from robreg.data.dataset import load_dataset, to_float
 from robreg.data.preparation import prepare
@@ -26,12 +27,6 @@ from robreg.tables import parquet, schemas
 
 EPS = 8 / 255
 TORCHATTACKS = {"cross_entropy": "ce", "dlr": "dlr"}
-
-
-def images(n: int, shape: tuple[int, ...] = (1, 8, 8), *, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return pixels of which about a third are exactly 0 or 1, where the box cuts into the ball."""
-    x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    return (1.5 * x - 0.25).clamp(0, 1)
 
 
 def noise_like(x: Tensor, seed: int = 3) -> Tensor:
@@ -406,7 +401,7 @@ def trained(
     for _ in range(10):
         for index in torch.randperm(len(digits.train_labels), generator=generator).split(64):
             x, y = to_float(digits.train_images[index]), digits.train_labels[index]
-            x = pgd_(model, x, y, eps=16 / 255, step=8 / 255, steps=3, generator=generator)
+            x = pgd_attack(model, x, y, eps=16 / 255, step=8 / 255, steps=3, generator=generator)
             optimizer.zero_grad()
             functional.cross_entropy(model(x), y).backward()
             optimizer.step()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
+from helpers.pixels import images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,12 +24,6 @@ from robreg.measures import evaluation_attack, strong_attack
 from robreg.tables import parquet, schemas
 
 EPS, STEP = 8 / 255, 2 / 255
-
-
-def images(n: int, shape: tuple[int, ...] = (1, 8, 8), *, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return pixels of which about a third are exactly 0 or 1, where the box cuts into the ball."""
-    x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    return (1.5 * x - 0.25).clamp(0, 1)
 
 
 def labels(n: int, classes: int = 10, seed: int = 2) -> Tensor:

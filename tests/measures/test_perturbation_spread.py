@@ -9,7 +9,7 @@ import torch
 from scipy.stats import ortho_group
 from torch import Tensor, nn
 
-from robreg.attacks.pgd import pgd as pgd_
+from robreg.attacks.pgd import pgd as pgd_attack
 from robreg.attacks.pgd import uniform_noise
 from robreg.data.dataset import to_float
 from robreg.measures import perturbation_spread
@@ -38,7 +38,7 @@ def moved(model: Classifier, image: Tensor, label: Tensor, number: int, spec: di
     eps, step = spec["eps"] / unit, spec["step"] / unit
     noise = uniform_noise(torch.tensor([number]), tuple(image.shape), seed=spec["seed"])
     x = to_float(image[None])
-    pgd = pgd_(model, x, label[None], eps=eps, step=step, steps=spec["steps"], noise=noise)
+    pgd = pgd_attack(model, x, label[None], eps=eps, step=step, steps=spec["steps"], noise=noise)
     return {"random": (x + eps * noise.float()).clamp(0, 1), "pgd": pgd}
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robreg.measures import lemma, theorem
-from robreg.measures.margins import margins as margins_
+from robreg.measures.margins import margins as logit_margins
 from robreg.measures.margins import measure
-from robreg.measures.margins import record as record_
+from robreg.measures.margins import record as record_margins
 from robreg.networks.classifier import Classifier, Normalise
 from robreg.spectra import layers, singular_values
 from robreg.tables import parquet, schemas
@@ -56,7 +56,7 @@ def test_ramp_loss_is_the_papers_piecewise_one() -> None:
 
 def test_ramp_risk_is_the_mean_ramp_loss_of_the_negative_margins() -> None:
     logits = torch.tensor([[3.0, 0.0, 1.0], [1.0, 1.5, 0.0], [0.0, 0.0, 5.0]])
-    margins = margins_(logits, torch.tensor([0, 1, 0]))
+    margins = logit_margins(logits, torch.tensor([0, 1, 0]))
     assert margins.tolist() == [2.0, 0.5, -5.0]
     assert theorem.ramp_risk(margins, 2.0) == pytest.approx((0 + 0.75 + 1) / 3)
 
@@ -182,13 +182,13 @@ def test_u_min_is_the_margin_if_all_units_are_on_and_the_layer_stretches_evenly(
     x = torch.tensor([[[[0.6, 0.4]]]])
     distance = 0.2 / math.sqrt(2)  # to the diagonal
     found = theorem.first_term(model, rows(model, (1, 1, 2)), distance, gamma=1.0)
-    assert margins_(model(x), torch.tensor([1])).item() == pytest.approx(10 ** found["log10_u_min_upper"])
+    assert logit_margins(model(x), torch.tensor([1])).item() == pytest.approx(10 ** found["log10_u_min_upper"])
 
 
 def test_u_min_is_not_a_bound_if_a_unit_that_matters_is_off() -> None:
     model = plain(torch.diag(torch.tensor([1.0, 1.0, -1.0])), [[1.0, -1.0, 1.0], [0.0, 0.0, 0.0]])
     images, label = torch.tensor([230, 102, 255], dtype=torch.uint8).view(1, 1, 1, 3), torch.tensor([0])
-    own = margins_(model(images / 255), label).item()
+    own = logit_margins(model(images / 255), label).item()
     v_min, _ = theorem.smallest_distance(model, images, label, steps=50)
     assert v_min == pytest.approx(own / math.sqrt(2), rel=1e-3)  # the boundary is x_1 = x_2
     found = theorem.first_term(model, rows(model, (1, 1, 3)), v_min, gamma=1.0)
@@ -386,7 +386,9 @@ def test_another_nonlinearity_is_refused_by_name(nonlinear: nn.Module, name: str
 @pytest.fixture(scope="module")
 def tables(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tables")
-    record_(checkpoint=run.checkpoint, data=run.prepared, margins=folder / "margins.parquet", batch=60, device="cpu")
+    record_margins(
+        checkpoint=run.checkpoint, data=run.prepared, margins=folder / "margins.parquet", batch=60, device="cpu"
+    )
     found = [{"layer": number, **row} for number, row in enumerate(rows(run.model, (1, 8, 8)), start=1)]
     columns = {name: [row[name] for row in found] for name in schemas.SCHEMAS["svstd"].names}
     parquet.write(folder / "svstd.parquet", "svstd", columns, {})
@@ -427,7 +429,7 @@ def test_the_ramp_risk_is_that_of_each_split(run: Any, tables: Path, tmp_path: P
     row = record(run, tables, tmp_path / "theory.parquet", pairs=0)
     for split in ("train", "test"):
         images, labels = run.data.split(split)
-        found = margins_(run.model(images / 255), labels)
+        found = logit_margins(run.model(images / 255), labels)
         assert row[f"ramp_risk_{split}"] == pytest.approx(float((1 - found).clamp(0, 1).mean()), abs=1e-6)
 
 
