@@ -1,4 +1,4 @@
-"""Estimates from one network: means, spreads, skewness, modes and shares, with what is known of their uncertainty.
+"""Estimates from one network: means, spreads, skewness and modes, with what is known of their uncertainty.
 
 An estimate stores the influence of every image: how much the value changes with that image's weight, to first order
 (the infinitesimal jackknife). Estimates on the same images are combined image by image, so that what the images have in
@@ -23,14 +23,12 @@ class Estimate:
     """A value and the numbers that its uncertainty is computed from.
 
     samples: the influences, by the name of the sample; equal names stand for the same images. unpaired: the variance
-    over images of a value that is known only as a summary, so that its images cannot be compared one by one. step: the
-    distance between neighbouring values of a share of few layers, 0 for a value that can be any number.
+    over images of a value that is known only as a summary, so that its images cannot be compared one by one.
     """
 
     value: float
     samples: Mapping[str, Array] = field(default_factory=dict)
     unpaired: float = 0.0
-    step: float = 0.0
 
     def __sub__(self, other: "Estimate") -> "Estimate":
         """Subtract two estimates, paired on the samples they share. Raises ValueError if these differ in length."""
@@ -39,7 +37,7 @@ class Estimate:
     def scaled(self, factor: float, offset: float = 0.0) -> "Estimate":
         """Return factor times the estimate, plus offset."""
         scaled = weighted_sum([self], [factor])
-        return Estimate(scaled.value + offset, scaled.samples, scaled.unpaired, scaled.step)
+        return Estimate(scaled.value + offset, scaled.samples, scaled.unpaired)
 
 
 def weighted_sum(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
@@ -59,7 +57,6 @@ def weighted_sum(estimates: Sequence[Estimate], weights: Sequence[float]) -> Est
         float(value + sum(weights) * first),
         samples,
         sum(weight**2 * each.unpaired for each, weight in zip(estimates, weights, strict=True)),
-        math.sqrt(sum((weight * each.step) ** 2 for each, weight in zip(estimates, weights, strict=True))),
     )
 
 
@@ -119,18 +116,6 @@ def log10_ratio(above: Estimate, below: Estimate) -> Estimate:
         return Estimate(math.nan)
     difference = weighted_sum([above, below], [1 / (above.value * math.log(10)), -1 / (below.value * math.log(10))])
     return Estimate(math.log10(above.value / below.value), difference.samples, difference.unpaired)
-
-
-def share(chosen: NDArray[np.bool_], weights: Array | None = None) -> Estimate:
-    """Return the share of chosen layers (n,), by weight if weights (n,) are given; NaN if the weights sum to 0.
-
-    A share of n layers cannot change by less than 1 / n. With weights, n is Kish's effective number,
-    (sum w)^2 / sum w^2.
-    """
-    weights = np.ones(len(chosen)) if weights is None else weights
-    if not weights.sum() > 0:
-        return Estimate(math.nan)
-    return Estimate(float(weights @ chosen / weights.sum()), step=float(weights @ weights) / float(weights.sum() ** 2))
 
 
 def proportion(hits: float, n: int) -> Estimate:

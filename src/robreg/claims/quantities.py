@@ -17,6 +17,7 @@ from robreg.tables import parquet
 Extreme = Literal["smallest", "largest"]
 MIDDLE = (0.1, 0.9)  # probabilities in this range are in the middle, others are at the ends
 LARGE_LOSS = -math.log(0.01)  # losses above this, in nats, are large: the label has a probability below 0.01
+_SMALLEST = 1e-300  # stands for a standard deviation of 0 in logarithms
 CONFIDENT_MARGIN = math.log(9)  # a confident margin, in logits: 0.9 to 0.1 between the prediction and its best rival
 
 
@@ -163,8 +164,9 @@ def svstd(network: Network) -> Estimate:
 
 
 def svstd_near_one(network: Network) -> Estimate:
-    """Return the share of layers whose standard deviation of singular values is between 1/2 and 2, minus 1/2."""
-    return estimates.share(network.svstd["std"].between(0.5, 2).to_numpy()).scaled(1, -0.5)
+    """Return log10(2) - |log10(std of singular values)|, median over layers: positive if most are from 1/2 to 2."""
+    std = network.svstd["std"].to_numpy("float64")
+    return Estimate(float(np.median(math.log10(2) - np.abs(np.log10(np.maximum(std, _SMALLEST))))))
 
 
 def svstd_of_layers(network: Network, kind: str | None = None) -> pd.Series:
@@ -174,14 +176,18 @@ def svstd_of_layers(network: Network, kind: str | None = None) -> pd.Series:
     return chosen.set_index("name")["std"].astype("float64")
 
 
-def share_of_fallen_layers(change: Array) -> Estimate:
-    """Return the share of layers whose standard deviation of singular values falls, minus 1/2."""
-    return estimates.share(change < 0).scaled(1, -0.5)
+def median_change(change: Array) -> Estimate:
+    """Return the median of the changes of all layers, which is negative if most of them fall.
+
+    The share of the layers that fall would say the same, but three seeds agree on it by chance if the layers of a
+    network rise and fall together.
+    """
+    return Estimate(float(np.median(change)))
 
 
-def svstd_balance(change: Array, ratio: float) -> Estimate:
-    """Return decrease / (decrease + increase), accumulated over layers (B.2), minus ratio / (1 + ratio)."""
-    return estimates.share(change < 0, np.abs(change)).scaled(1, -ratio / (1 + ratio))
+def decrease_over_increase(change: Array, ratio: float) -> Estimate:
+    """Return the decrease minus ratio times the increase, each accumulated over layers (B.2)."""
+    return Estimate(float(-change[change < 0].sum() - ratio * change[change > 0].sum()))
 
 
 def spread_of_layers(network: Network, perturbation: str, column: Literal["mean", "std"]) -> Estimate:

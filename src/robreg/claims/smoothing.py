@@ -13,11 +13,11 @@ _SINGULAR_VALUES = (
     Claim(
         "svstd-falls-in-most-layers",
         "The standard deviation of the singular values falls in most layers as AR grows.",
-        HOLDS,
+        FALLS,
         LayerChange(
-            "share of layers in which the std of singular values falls, minus 1/2",
+            "change of the std of singular values, median over layers",
             quantities.svstd_of_layers,
-            quantities.share_of_fallen_layers,
+            quantities.median_change,
         ),
         (
             Place("sections 1.1 and 4.2.2, Figures 1a, 5c and 5d", "plain"),
@@ -39,9 +39,9 @@ _SINGULAR_VALUES = (
         "The accumulated decrease of the standard deviation of singular values exceeds the accumulated increase.",
         HOLDS,
         LayerChange(
-            "decrease / (decrease + increase) of the std of singular values over convolutions, minus 1/2",
+            "accumulated decrease minus accumulated increase of the std of singular values over convolutions",
             _CONVOLUTIONS,
-            partial(quantities.svstd_balance, ratio=1),
+            partial(quantities.decrease_over_increase, ratio=1),
         ),
         (Place("B.2", "plain"),),
     ),
@@ -51,11 +51,11 @@ _SINGULAR_VALUES = (
         "logarithmic scale.",
         HOLDS,
         LayerChange(
-            "decrease / (decrease + increase) of the std of singular values over convolutions, minus 0.760, which is "
-            "\N{SQUARE ROOT}10 to 1 (the paper's 10.9 to 1 on CIFAR-10 is 0.916; its 2.1 to 1 on CIFAR-100, if the sum "
-            "there is the misprint, is 0.680)",
+            "accumulated decrease minus \N{SQUARE ROOT}10 times the accumulated increase of the std of singular values "
+            "over convolutions (the paper has 10.9 times on CIFAR-10; 2.1 times on CIFAR-100, if the sum there is the "
+            "misprint)",
             _CONVOLUTIONS,
-            partial(quantities.svstd_balance, ratio=TENFOLD),
+            partial(quantities.decrease_over_increase, ratio=TENFOLD),
         ),
         (Place("B.2", "plain"),),
     ),
@@ -64,7 +64,9 @@ _SINGULAR_VALUES = (
         "The standard deviations of the singular values of most layers are around 1.",
         HOLDS,
         AtStrength(
-            "share of layers with a std of singular values from 1/2 to 2, minus 1/2", quantities.svstd_near_one, "low"
+            "log10(2) minus |log10(std of singular values)|, median over layers (positive if most are from 1/2 to 2)",
+            quantities.svstd_near_one,
+            "low",
         ),
         (Place("B.2", "plain"),),
     ),

@@ -28,7 +28,7 @@ from robreg.claims.estimates import TEST, TRAINING, Estimate, check_same_length
 
 LEVEL = 0.95  # confidence level of the intervals
 SEEDS = "seeds"
-_SMALLEST_P = 1e-300
+_SMALLEST_P = 1e-100
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Effect:
 
     def margin(self, p: float = 1 - LEVEL) -> float:
         """Return half the width of the interval with confidence 1 - p; NaN if nothing varies or a value is unknown."""
-        square = _margin(self.seeds, p) ** 2 + _margin(self.images, p) ** 2
-        return math.sqrt(square) if square > 0 and math.isfinite(self.value) else math.nan
+        margin = math.hypot(_margin(self.seeds, p), _margin(self.images, p))
+        return margin if margin > 0 and math.isfinite(self.value) else math.nan
 
     def interval(self) -> tuple[float, float]:
         """Return the 95 % interval; NaN if there is none."""
@@ -131,8 +131,7 @@ def over_seeds(estimates: Sequence[Estimate]) -> Effect:
         images.append(Part(unpaired, math.inf, TEST, unpaired))
     seeds: tuple[Part, ...] = ()
     if n_seeds > 1:
-        resolution = float(np.mean([estimate.step for estimate in estimates])) ** 2 / 12  # variance of rounding
-        seeds = (Part(max(float(np.var(values, ddof=1)), resolution) / n_seeds, n_seeds - 1.0, SEEDS),)
+        seeds = (Part(float(np.var(values, ddof=1)) / n_seeds, n_seeds - 1.0, SEEDS),)
     mean = float(values[0] if (values == values[0]).all() else values.mean())  # equal values keep their last bit
     return Effect(mean, seeds, tuple(images), n_seeds)
 

@@ -102,6 +102,9 @@ class GroupView:
         return [claim for claim in self.claims if claim.unrun]
 
 
+_SIZES = ("smallest_effect", "at_low", "at_high")
+
+
 def group_claims(frame: pd.DataFrame) -> list[GroupView]:
     """Group the rows of claims.parquet (one row per claim and setting) by topic; unknown columns are ignored."""
     members: dict[str, list[dict[str, Any]]] = {}
@@ -162,9 +165,10 @@ def _too_small(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Name the undecided claims whose quantity is smaller than any change that the study could have decided."""
     names = []
     for row in rows:
-        smallest, *ends = (row.get(key) for key in ("smallest_effect", "at_low", "at_high"))
-        known = row["verdict"] == SEVERAL_SEEDS[2] and smallest is not None and None not in ends
-        if known and smallest > max(map(abs, ends)):
+        if row["verdict"] != SEVERAL_SEEDS[2]:
+            continue
+        smallest, *ends = (math.nan if row.get(key) is None else row[key] for key in _SIZES)  # NaN is never larger
+        if smallest > max(abs(end) for end in ends):
             names.append(f"{row['claim'].rstrip('.')} ({setting_name(row)})")
     if not names:
         return []
