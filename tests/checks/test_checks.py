@@ -45,7 +45,7 @@ def folder(run, tmp_path_factory):
     evaluation_attack.record(**both, attacks=out / "attacks.parquet", attack=weak | {"steps": 5, "restarts": 1})
     radii = spec | {"eps": [4.0, 8.0], "relative_step": 0.25, "steps": 3}
     loss_variation.record(**one, lossvar=out / "lossvar.parquet", attack=radii)
-    files = {kind: out / f"{kind}.parquet" for kind in ("sv", "svstd", "padding")}
+    files = {kind: out / f"{kind}.parquet" for kind in ("sv", "svstd", "live", "padding")}
     spectra.record(checkpoint=run.checkpoint, **files, dense=100, device="cpu")
     metrics.record(**{kind: out / f"{kind}.parquet" for kind in ("margins", "attacks", "svstd", "metrics")})
     meta = read_metadata(out / "margins.parquet")

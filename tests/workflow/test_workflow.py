@@ -41,6 +41,7 @@ COLUMNS = {
     "lossvar": "eps index loss_clean loss_adv variation",
     "sv": "layer name sigma multiplicity",
     "svstd": "layer name kind c_in c_out kernel stride height width n mean std min max",
+    "live": "layer name rows columns dead_rows frozen_columns frozen_share std max std_live max_live",
     "padding": "layer name method std_circular std_zero max_circular max_zero",
     "spread": "layer name perturbation eps n mean std",
     "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "

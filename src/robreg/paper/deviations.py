@@ -114,11 +114,15 @@ _ALL = (
         "Channels that a stage adds",
         "Fixup initialises the last convolution of every block with 0, shortcuts fill new channels with 0, and the "
         "paper omits Fixup's biases. These channels are therefore exactly 0 after a ReLU, whose gradient at 0 is 0, so "
-        "they stay 0 throughout training (three quarters of the last stage): the weights have rows of zeros, the "
-        "spectra have singular values of 0, and these channels do not contribute to the logits.",
-        "Kept, because this is the network that the paper describes. Its capacity is that of the first stage's width, "
-        "and every spectrum counts the zeros.",
+        "they stay 0 throughout training (three quarters of the last stage) and do not contribute to the logits. The "
+        "weights that would fill them are rows of zeros. The weights that read them get no gradient and keep their "
+        "random initial values.",
+        "Kept, because this is the network that the paper describes. Its capacity is that of the first stage's width. "
+        "Every published spectrum counts the zeros and the random values, whose share of a layer grows as training "
+        "makes the other weights smaller; live.parquet of every run has each layer's spectrum without both.",
         _fixup,
+        shown="b2",
+        more=" The table of B.2 gives both.",
     ),
     Deviation(
         "Adversarial accuracy",

@@ -83,7 +83,7 @@ TABLES = {
     "table4": Item("Accuracies, losses, gaps (CIFAR-100)", ("metrics",), _unbounded_pgd),
     "table5": Item("Accuracies, losses, gaps (Tiny-ImageNet)", ("metrics",), _unbounded_pgd),
     "table6": Item("Accuracies, losses, gaps by bound on the spectral norm", ("metrics",), _bounded_and_unbounded),
-    "b2": Item("Decrease and increase of the std of singular values", ("svstd",), _default_network),
+    "b2": Item("Decrease and increase of the std of singular values", ("svstd", "live"), _default_network),
     "attacks": Item("Every attack on every network (extension)", ("attacks",), _all_runs),
     "padding": Item("Circular and zero-padded spectra (extension)", ("padding",), _all_runs),
     "theory": Item("Quantities of Theorem 3.1 and Lemma 3.1 (extension)", ("theory",), _all_runs),

@@ -18,7 +18,7 @@ import robreg
 from robreg.attacks.pgd import draw_noise, pixel_radius
 from robreg.data.augmentation import random_crop_flip, random_resized_crop_flip
 from robreg.data.dataset import Dataset, to_float
-from robreg.networks.build import build_network
+from robreg.networks.build import build_initial_network
 from robreg.networks.checkpoint import save_file
 from robreg.runs.settings import DEFAULTS, hash_settings
 from robreg.spectra.layers import list_layers
@@ -193,11 +193,8 @@ def _raise_if_diverged(model: nn.Module, losses: Tensor, epoch: int, lr: float) 
 
 def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> TrainingState:
     """Build the network and its optimiser, before the first epoch."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings["seed"])
-        model = build_network(
-            settings["arch"], width=settings["width"], factory=settings["factory"], **_data_metadata(data)
-        ).to(device)
+    chosen = {key: settings[key] for key in ("arch", "seed", "width", "factory")}
+    model = build_initial_network(**chosen, **_data_metadata(data)).to(device)
     layers = list_layers(model, data.shape)  # raises for a network that cannot be measured, before hours of training
     spec = settings["training"]
     options = {key: spec[key] for key in ("lr", "momentum", "weight_decay")}
