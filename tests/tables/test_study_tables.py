@@ -235,6 +235,9 @@ def test_padding_compares_exact_spectra_of_convolutions_and_norms_of_all_layers(
     assert (row["std_circular"], row["std_zero"]) == pytest.approx((1.5, 1.35))
     assert row["std_relative_difference"] == pytest.approx(-0.1)
     assert (row["max_ratio_median"], row["max_ratio_max"]) == pytest.approx((0.875, 0.95))
+    assert row["max_zero"] == pytest.approx(1.9)
+    assert row["log10_complexity_circular"] == pytest.approx(np.log10(2.0**4))
+    assert row["log10_complexity_zero"] == pytest.approx(np.log10(1.9 * 1.8 * 1.7 * 1.6))
 
 
 def test_theory_keeps_all_columns_of_the_runs(tmp_path: Path) -> None:

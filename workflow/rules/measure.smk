@@ -269,7 +269,7 @@ rule checks:
         tables=expand(
             "results/{{dataset}}/{{variant}}/{kind}.parquet",
             kind=["history", "margins", "attacks", "lossvar", "sv", "svstd"]
-            + ["metrics", "masking"],
+            + ["live", "padding", "metrics", "masking"],
         ),
         code=code_of("checks.run_checks"),
     output:

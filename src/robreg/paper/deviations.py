@@ -134,7 +134,8 @@ _ALL = (
     Deviation(
         "Padding and spectra",
         "The Fourier method gives the spectrum of a circular convolution, but the networks pad with zeros.",
-        "Circular convolutions, as in the paper.",
+        "Circular convolutions, as in the paper, in all spectra, their largest values and the spectral complexity; "
+        "only a bound on the layers is one on what the networks apply.",
         _always,
         shown="padding",
         more=" The table of zero-padded spectra shows what the convention changes.",
@@ -206,9 +207,15 @@ _ALL = (
     ),
     Deviation(
         "Bound on the spectral norm",
-        "One round of clipping and cropping to the kernel's support leaves norms of 1.2 to 1.4 times the bound.",
-        "Rounds are repeated until the norm is within a tolerance, and then the kernel is rescaled, so that the bound "
-        "holds; clip_rounds: 1 is the paper's method. The norms after every epoch are in the history.",
+        "The paper clips the singular values of circular convolutions once and crops the result to the kernel's "
+        "support. This leaves largest singular values of 1.2 to 1.4 times the bound. Also, networks pad with zeros, "
+        "and training under a bound on the circular convolution alone finds kernels whose largest singular value, as "
+        "the network applies them, is several times the bound where images are small.",
+        "Rounds are repeated, and then the kernel is rescaled, on a circular convolution with room for the padding, "
+        "which contains what the network applies, so that the bound holds for what the network applies. The circular "
+        "convolution of the published spectra may exceed the bound, most where images are small. clip_rounds: 1 is the "
+        "paper's method. The largest singular values after every epoch (with exact rounds, upper bounds on them) are "
+        "in the history.",
         _bounded,
     ),
     Deviation(

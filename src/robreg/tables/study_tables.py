@@ -58,7 +58,9 @@ def padding(runs: Sequence[Run]) -> pd.DataFrame:
     """Compare the spectra of the zero-padded operators with those of the circular ones.
 
     Over the n_dense convolutions whose zero-padded spectrum was computed in full: the mean std of both spectra, and the
-    mean of (zero - circular) / circular of the stds. Over all layers: median and maximum of max_zero / max_circular.
+    mean of (zero - circular) / circular of the stds. Over all layers: median and maximum of max_zero / max_circular,
+    the largest max_zero, which a bound holds for, and the log10 of the products of max_circular (the spectral
+    complexity, as in metrics) and of max_zero; the latter is null if a max_zero is 0.
     """
     return _one_row_per_run(runs, _padding_columns)
 
@@ -194,6 +196,9 @@ def _padding_columns(run: Run) -> dict[str, Any]:
         "std_relative_difference": (dense["std_zero"] / dense["std_circular"] - 1).mean(),
         "max_ratio_median": ratio.median(),
         "max_ratio_max": ratio.max(),
+        "max_zero": frame["max_zero"].max(),
+        "log10_complexity_circular": np.log10(frame["max_circular"]).sum(),
+        "log10_complexity_zero": np.log10(frame["max_zero"].where(frame["max_zero"] > 0)).sum(skipna=False),
     }
 
 

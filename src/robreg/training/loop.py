@@ -22,7 +22,7 @@ from robreg.networks.build import build_initial_network
 from robreg.networks.checkpoint import save_file
 from robreg.runs.settings import DEFAULTS, hash_settings
 from robreg.spectra.layers import list_layers
-from robreg.spectra.projection import project
+from robreg.spectra.projection import enclosing_grid, project
 from robreg.tables.parquet import write
 from robreg.tables.provenance import code_hash
 from robreg.training.lease import Lease
@@ -196,6 +196,9 @@ def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.dev
     chosen = {key: settings[key] for key in ("arch", "seed", "width", "factory")}
     model = build_initial_network(**chosen, **_data_metadata(data)).to(device)
     layers = list_layers(model, data.shape)  # raises for a network that cannot be measured, before hours of training
+    if settings["clip_rounds"] == "exact":
+        for layer in layers:
+            enclosing_grid(layer)  # raises for a layer that cannot be bounded
     spec = settings["training"]
     options = {key: spec[key] for key in ("lr", "momentum", "weight_decay")}
     sgd = torch.optim.SGD(model.parameters(), **options, fused=device.type == "cuda" or None)
