@@ -181,6 +181,10 @@ def _measures(run: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
             _make_row("svstd", layer=layer, name=name, kind=kind, std=1 + seed / 10 + ar * change)
             for (layer, name, kind), change in zip(layers, changes, strict=True)
         ],
+        "live": [
+            _make_row("live", layer=layer, name=name, std_live=0.8 + seed / 10 + ar * change)
+            for (layer, name, _), change in zip(layers, changes, strict=True)
+        ],
         "padding": [
             _make_row("padding", layer=layer, name=name, method="dense", std_zero=1 - 0.001 * ar)
             for layer, name, _ in layers

@@ -123,7 +123,7 @@ def test_numbers_come_from_the_tables(demo: Path) -> None:
 def test_settings_are_described_in_words(demo: Path, paper: Path) -> None:
     for words in (
         "PGD, random start, 10 steps of 1/4 of the strength; FGSM, start at the clean image, 1 step of 16/255 (none at",
-        "at most 1 in every layer, projected after every epoch: rounds of clipping and cropping, then a rescaling",
+        "1; after every epoch, every layer is projected so that its largest singular value, as the network applies it",
         "in runs named normspace, every radius and step is multiplied by the channel&#39;s standard deviation",
         "PGD, radius 32/255, 10 steps of 8/255, random start",
         "APGD with cross entropy and with the difference of logits ratio (DLR), radius 32/255, 50 steps, "
