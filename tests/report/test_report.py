@@ -117,6 +117,7 @@ def test_numbers_come_from_the_tables(demo: Path) -> None:
     page = text(demo)
     assert "<span>0.1100</span> <span><small>± 0.0100</small></span>" in page  # 0.1 - ar / 500 + seed / 100
     assert "1297 training and 500 test images" in page
+    assert page.count("by other writers than the training images, except for ten of those") == 1
     assert "15 networks on handwritten digits (8x8), trained" in page
 
 

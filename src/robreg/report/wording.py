@@ -45,6 +45,10 @@ _AUGMENTATION = {
     "crop-flip": "random crop after padding by {pad} pixels, random horizontal flip",
     "resized-crop-flip": "random resized crop, random horizontal flip; one centre crop in testing",
 }
+_WRITERS = (
+    "; the test images are the last ones of the source, and by other writers than the training images, except for ten "
+    "of those"
+)
 _MIN_ROBUST = 5.0  # percent; below this adversarial accuracy, FGSM training has collapsed
 _MIN_TRAINED = 2.0  # multiple of the accuracy of guessing; below it, a network has hardly learned
 
@@ -64,7 +68,8 @@ def describe_data(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict
             f"; the networks see {crop} x {crop} pixels"
             if (crop := first["data"]["crop"]) not in (None, height)
             else ""
-        ),
+        )
+        + (_WRITERS if first["data"]["kind"] == "digits" else ""),
         "Networks": describe_networks(settings),
         "AR strengths": f"{values['ar']} (in 1/255); seed{'s' if ',' in values['seed'] else ''} {values['seed']}",
         "Training": "; or ".join(dict.fromkeys(describe_training(one["training"]) for one in settings)),
