@@ -272,6 +272,22 @@ def test_one_seed_without_standard_training_and_two_data_sets_are_drawn(tmp_path
         assert {"digits, resnet8", "c10, resnet8"} <= names(figure)
 
 
+def test_settings_with_different_numbers_of_seeds_are_drawn_together(tmp_path: Path) -> None:
+    """As in the study of the paper: one setting has three seeds, another one, and standard training belongs to both."""
+    runs = make_runs(tmp_path, [0, 8, 32]) + make_runs(tmp_path, [8, 32], [0], train_attack="fgsm")
+    for name in NAMES:
+        with np.errstate(all="raise"):
+            figure = compose(name, runs, COMPARE)
+        assert {"digits, resnet8", "digits, resnet8, FGSM"} <= names(figure)
+    figure = compose("fig9", runs, COMPARE)
+    gap, _ = titled(figure, "digits, resnet8, FGSM")
+    (line,) = series(gap)
+    np.testing.assert_allclose(line.get_ydata(), [0.11, 0.1 - 8 / 500, 0.1 - 32 / 500])  # 0.11: mean of three seeds
+    (drawn,) = [one for one in gap.collections if isinstance(one, LineCollection)]
+    (bar,) = [segment for segment in drawn.get_segments() if len(segment)]  # a single seed has no bar
+    np.testing.assert_allclose(bar, [[0, 0.1], [0, 0.12]])
+
+
 def test_data_sets_with_different_strengths_and_radii_share_their_axes(tmp_path: Path) -> None:
     runs = make_runs(tmp_path, seeds=[0]) + make_runs(tmp_path, [0, 4, 8, 32], [0], dataset="c10")
     for run in runs[len(STRENGTHS) :]:

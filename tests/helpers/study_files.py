@@ -56,6 +56,9 @@ def make(name: str, title: str, *, seeds: Sequence[int] | None = None) -> tuple[
     datasets = list(dict.fromkeys(run["dataset"] for run in runs))
     described = {"name": name, "title": title, "runs": runs, "compare": block["compare"]}
     described["titles"] = {data: CONFIG["datasets"][data]["title"] for data in datasets}
+    described["shown"] = {
+        item: only for part in ("figures", "tables") for item, only in config.study_items(CONFIG, name, part).items()
+    }
     described["settings"] = {
         f"{run['dataset']}/{run['variant']}": settings.run_settings(CONFIG, run["dataset"], run["variant"])
         for run in runs

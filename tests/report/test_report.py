@@ -106,6 +106,12 @@ def test_figures_and_tables_are_in_the_papers_order(paper: Path) -> None:
     assert found == [*first, *then, "comparison-plot"]
 
 
+def test_captions_give_the_seeds_of_what_is_shown(paper: Path) -> None:
+    captions = dict(re.findall(r'<figure id="([^"]+)".*?Over ([^<]+) seeds\.', text(paper), re.DOTALL))
+    found = [captions[name] for name in ("fig1", "fig7", "fig12", "table3", "table4", "table6")]
+    assert found == ["3", "1", "1 to 3", "1 to 3", "1", "1 to 3"]
+
+
 def test_items_without_a_section_come_last() -> None:
     drawn = {name: name for name in ("new", *FIGURES)}
     assert [section["title"] for section in sections(drawn, {})][-1] == "Further results"
@@ -525,7 +531,12 @@ def test_captions_are_valid_with_and_without_variables() -> None:
         path.name for path in captions
     }
     for path in captions:
-        for variables in ({}, {"n_seeds": "1"}, {"n_seeds": "3", "compare": [8, 32], "attack": "PGD"}):
+        for variables in (
+            {},
+            {"n_seeds": "1"},
+            {"n_seeds": "1 to 3"},
+            {"n_seeds": "3", "compare": [8, 32], "attack": "PGD"},
+        ):
             lines = caption(path, variables)
             assert not any(re.search("{{|{%", line) for line in lines)
             docutils.core.publish_string("\n\n".join(lines), settings_overrides={"halt_level": Reporter.WARNING_LEVEL})
