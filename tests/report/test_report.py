@@ -127,6 +127,18 @@ def test_numbers_come_from_the_tables(demo: Path) -> None:
     assert "15 networks on handwritten digits (8x8), trained" in page
 
 
+def test_radii_in_normalised_space_are_converted_where_it_is_shown(demo: Path, paper: Path) -> None:
+    words = (
+        "multiply by the standard deviation. Its mean over the channels is 0.3 on digits (AR 16 is 4.8/255 in pixels)."
+    )
+    captions = dict(re.findall(r'<figure id="([^"]+)"(.*?)</figure>', text(demo), re.DOTALL))
+    shown = {name for name, content in captions.items() if words in content}
+    assert {"fig1", "fig3", "fig8", "fig12", "spread", "table1", "table3", "attacks"} <= shown
+    assert not {"fig2", "fig9", "fig10", "fig11", "table2"} & shown
+    assert "in every attack (by 0.3, averaged over the channels)" in text(demo)
+    assert "multiply by the standard deviation" not in text(paper)
+
+
 def test_settings_are_described_in_words(demo: Path, paper: Path) -> None:
     for words in (
         "PGD, random start, 10 steps of 1/4 of the strength; FGSM, start at the clean image, 1 step of 16/255 (none at",

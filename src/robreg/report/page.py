@@ -20,7 +20,15 @@ from robreg.report.pictures import embed_figures
 from robreg.report.rule_graph import RULE_INPUTS, rule_graph
 from robreg.report.tables_section import split_constants, table_blocks
 from robreg.report.units import format_duration, format_memory
-from robreg.report.wording import cautions, describe_attack, describe_data, format_range, join_distinct, limits
+from robreg.report.wording import (
+    cautions,
+    describe_attack,
+    describe_data,
+    describe_radii,
+    format_range,
+    join_distinct,
+    limits,
+)
 from robreg.runs.catalogue import Run, select_runs
 from robreg.tables import parquet, provenance
 from robreg.tables.files import atomic_write
@@ -113,11 +121,14 @@ def caption(path: Path, variables: Mapping[str, Any]) -> list[str]:
 def _caption_variables(study: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the variables that the caption of a figure or table may use; n_seeds: of the settings that it shows."""
     attacks = dict.fromkeys(describe_attack(one["evaluation"]) for one in study["settings"].values())
-    shown = study["runs"]
-    if name in study["shown"]:
-        shown = select_runs(name, study["runs"], study["shown"][name]) or shown
-    n_seeds = format_range(_count_seeds(shown))
+    n_seeds = format_range(_count_seeds(_shown_runs(study, name) or study["runs"]))
     return {"n_seeds": n_seeds, "compare": study["compare"], "attack": "; ".join(attacks)}
+
+
+def _shown_runs(study: Mapping[str, Any], name: str) -> list[Run]:
+    """Return the runs that a figure or table shows; for one that the study does not list, all runs."""
+    runs = study["runs"]
+    return select_runs(name, runs, study["shown"][name]) if name in study["shown"] else list(runs)
 
 
 def _count_seeds(runs: Sequence[Run]) -> list[int]:
@@ -180,14 +191,14 @@ def _claims_context(claims: Path) -> dict[str, Any]:
 
 def _results_context(study: Mapping[str, Any], files: Files, captions: Path) -> dict[str, Any]:
     """Arrange figures and tables, with their captions, in sections."""
-    drawn = {
-        name: {"file": figure, "caption": caption(captions / f"{name}.rst", _caption_variables(study, name))}
-        for name, figure in embed_figures(files.figures).items()
-    }
-    made = {
-        name: _table(name, path) | {"caption": caption(captions / f"{name}.rst", _caption_variables(study, name))}
-        for name, path in _summaries(files).items()
-    }
+    stds = {path.parent.name: json.loads(path.read_text(encoding="utf-8"))["std"] for path in files.data}
+
+    def explain(name: str) -> list[str]:
+        lines = caption(captions / f"{name}.rst", _caption_variables(study, name))
+        return lines + describe_radii(_shown_runs(study, name), stds)
+
+    drawn = {name: {"file": figure, "caption": explain(name)} for name, figure in embed_figures(files.figures).items()}
+    made = {name: _table(name, path) | {"caption": explain(name)} for name, path in _summaries(files).items()}
     return {"sections": list(sections(drawn, made))}
 
 
