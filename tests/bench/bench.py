@@ -406,7 +406,7 @@ def bench_workflow() -> list[Row]:
     words = {"equal": "", "repeat": 3}
     return [
         compare(
-            "workflow: plan of the paper's 31 runs, `snakemake -n all`",
+            "workflow: plan of the paper's 40 runs, `snakemake -n all`",
             "`snakemake --version`",
             ours=lambda: run(tool, "-n", "all"),
             theirs=lambda: run(tool, "--version"),

@@ -63,14 +63,37 @@ def test_digits_have_a_fixed_hash(tmp_path: Path) -> None:
     data = prepare_and_load(tmp_path, kind="digits")
     assert data.train_images.shape == (1297, 1, 8, 8)
     assert data.test_images.shape == (500, 1, 8, 8)
-    assert data.sha256 == "6f9f4425156baf9545eedfa9aae152170e28ff83c74e4c364a957fd21f409f63"
+    assert data.sha256 == "ae60f4e7320dd8e386bd92d0f11e42617951ff10e580bd0701cd2b6684ec1118"
     assert data.classes == 10
-    pixels = load_digits().data
+
+
+def test_test_digits_are_the_last_ones_and_so_of_other_writers(tmp_path: Path) -> None:
+    data, original = prepare_and_load(tmp_path, kind="digits"), load_digits()
     everything = torch.cat([data.train_images, data.test_images]).reshape(-1, 64).numpy()
-    expected = np.round(255 * pixels / 16).astype(np.uint8)
-    assert sorted(map(bytes, everything)) == sorted(
-        map(bytes, expected)
-    )  # every image occurs once, in one of the splits
+    assert np.array_equal(everything, np.round(255 * original.data / 16))
+    assert torch.cat([data.train_labels, data.test_labels]).tolist() == original.target.tolist()
+    # Every writer begins with the digits 0 to 9, three times: the first test images continue the series of a writer
+    # of whom the training images have ten.
+    assert data.train_labels[-10:].tolist() == data.test_labels[:10].tolist() == list(range(10))
+    assert data.train_labels[-20:-10].tolist() != list(range(10))
+
+
+@pytest.mark.parametrize("change", ["order", "pixel", "label"])
+def test_other_digits_than_the_known_ones_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    pixels, labels = load_digits(return_X_y=True)
+    if change == "order":
+        first_zero, second_zero = np.flatnonzero(labels == 0)[:2]
+        pixels[[first_zero, second_zero]] = pixels[[second_zero, first_zero]]
+    elif change == "pixel":
+        pixels[700, 20] = 16 - pixels[700, 20]
+    else:
+        labels[-1] = (labels[-1] + 1) % 10
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda return_X_y: (pixels, labels))
+    message = refusal_message(tmp_path, kind="digits")
+    assert message.startswith("datasets.d.source: load_digits of scikit-learn")
+    assert "install the version of scikit-learn in envs/run.txt" in message
 
 
 def test_digits_split_ignores_the_subset_seed(tmp_path: Path) -> None:

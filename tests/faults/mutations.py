@@ -145,6 +145,20 @@ MUTATIONS = (
         "tests/measures/test_gradient_masking.py",
     ),
     Mutation(
+        "draw radii of normalised space as if they were in pixels",
+        "figures/strength_axis",
+        'if run["space"] == "pixel":',
+        "if True:",
+        "tests/figures/test_paper_figures.py",
+    ),
+    Mutation(
+        "test on the first digits instead of the last ones",
+        "data/digits",
+        "train, test = slice(None, -N_TEST), slice(-N_TEST, None)",
+        "train, test = slice(N_TEST, None), slice(None, N_TEST)",
+        "tests/data/test_data.py",
+    ),
+    Mutation(
         "omit failed gradient masking checks from figures",
         "figures/paper_figures",
         "for run in runs if failed_masking_checks(run)]",

@@ -154,13 +154,56 @@ def test_adversarial_accuracy_is_drawn_with_both_definitions(runs: list[dict[str
 def test_the_published_accuracy_is_drawn_with_the_unconditional_one_of_its_data_set(
     paper: list[dict[str, Any]],
 ) -> None:
-    left, right = compose("fig12", pick("fig12", paper), COMPARE).axes
-    stars = [[line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "*"] for ax in (left, right)]
-    assert stars[0] == []
+    left, right, *normalised = compose("fig12", pick("fig12", paper), COMPARE).axes
+    axes = (left, right, *normalised)
+    stars = [[line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "*"] for ax in axes]
+    assert [len(each) for each in stars] == [0, 1, 0, 0]
     assert [8, 50] in stars[1][-1]
     figure = compose("fig12", pick("fig12", [run for run in paper if run["paper"] is None]), COMPARE)
     assert not [line for ax in figure.axes for line in ax.lines if line.get_marker() == "*"]
     assert "Madry" not in str([text.get_text() for text in figure.legends[0].get_texts()])
+
+
+def test_strengths_are_drawn_at_their_radius_in_pixels_in_both_spaces(tmp_path: Path) -> None:
+    published = [{"label": "Madry et al. 2018", "ar": 8, "robust_acc": 50}]
+    normalised = make_runs(tmp_path, [8, 32], space="normalised", published=published)
+    figure = compose("fig12", make_runs(tmp_path, published=published) + normalised, COMPARE)
+    for ax in figure.axes[:2]:
+        (line,) = (line for line in series(ax) if line.get_linestyle() != ":" and line.get_marker() == "o")
+        np.testing.assert_array_equal(line.get_xdata(), STRENGTHS)
+    for ax in figure.axes[2:]:  # curves of the two spaces are not joined
+        (line,) = series(ax)
+        np.testing.assert_allclose(line.get_xdata(), [2, 8])  # the channels' stds are 0.25, 0.2 and 0.3
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2\n(AR 8)", "8\n(AR 32)"]
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert ("pixel space" in labels[0], "normalised space" in labels[2]) == (True, True)
+    for name, label in (("fig1", "accuracy (%)"), ("fig3", "loss (nats)"), ("fig8", "loss variation (nats)")):
+        figure = compose(name, make_runs(tmp_path) + normalised, COMPARE)
+        *_, ax = titled(figure, "digits, resnet8, normalised space")
+        np.testing.assert_allclose(ax.get_xticks(), [2, 8])
+        assert ax.get_xlabel() == "AR: radius in pixels (1/255)"
+        assert 7 < series(ax)[0].get_xdata()[-1] < 9
+        (ax,) = axes_with(figure, label)
+        np.testing.assert_allclose(ax.get_xticks(), STRENGTHS)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[0] == "radius 4/255 (\N{MULTIPLICATION SIGN} std in normalised space)"
+    only_normalised = compose("fig12", normalised, COMPARE)
+    assert len(only_normalised.axes) == 2
+    assert not [line for ax in only_normalised.axes for line in ax.lines if line.get_marker() == "*"]
+
+
+def test_data_sets_in_normalised_space_have_their_own_radii(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, [8, 32], [0], space="normalised")
+    other = make_runs(tmp_path, [8, 32], [0], space="normalised", dataset="c10")
+    for run in other:
+        path = Path(run["folder"]) / "masking.parquet"
+        parquet.write_frame(path, parquet.read(path), META | {"std": [0.5]})
+    left, _ = compose("fig12", runs + other, COMPARE).axes
+    assert [line.get_xdata().tolist() for line in series(left)] == [pytest.approx([2, 8]), pytest.approx([4, 16])]
+    assert not [tick for tick in left.get_xticklabels() if "AR" in tick.get_text()]
+    parquet.write_frame(path, parquet.read(path), META)
+    with pytest.raises(ValueError, match=r"masking\.parquet does not state .* delete it and make it again"):
+        compose("fig12", runs + other, COMPARE)
 
 
 def test_a_null_accuracy_leaves_a_point_out(tmp_path: Path) -> None:
@@ -273,6 +316,22 @@ def test_one_seed_without_standard_training_and_two_data_sets_are_drawn(tmp_path
         with np.errstate(all="raise"):
             figure = compose(name, runs, COMPARE)
         assert {"digits, resnet8", "c10, resnet8"} <= names(figure)
+
+
+def test_settings_with_different_numbers_of_seeds_are_drawn_together(tmp_path: Path) -> None:
+    """As in the study of the paper: one setting has three seeds, another one, and standard training belongs to both."""
+    runs = make_runs(tmp_path, [0, 8, 32]) + make_runs(tmp_path, [8, 32], [0], train_attack="fgsm")
+    for name in NAMES:
+        with np.errstate(all="raise"):
+            figure = compose(name, runs, COMPARE)
+        assert {"digits, resnet8", "digits, resnet8, FGSM"} <= names(figure)
+    figure = compose("fig9", runs, COMPARE)
+    gap, _ = titled(figure, "digits, resnet8, FGSM")
+    (line,) = series(gap)
+    np.testing.assert_allclose(line.get_ydata(), [0.11, 0.1 - 8 / 500, 0.1 - 32 / 500])  # 0.11: mean of three seeds
+    (drawn,) = [one for one in gap.collections if isinstance(one, LineCollection)]
+    (bar,) = [segment for segment in drawn.get_segments() if len(segment)]  # a single seed has no bar
+    np.testing.assert_allclose(bar, [[0, 0.1], [0, 0.12]])
 
 
 def test_data_sets_with_different_strengths_and_radii_share_their_axes(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 PAGES = ROOT / "workflow/report"
 META = {"dataset": "digits", "variant": "ar8", "seed": 0, "version": "0", "settings_hash": "abcdef0123456789"}
 SHAPES = {"digits": (1297, 500, [1, 8, 8], 10), "c10": (50000, 10000, [3, 32, 32], 10)}
+STD = [0.25, 0.2, 0.3]  # of the channels, in the metadata of masking.parquet
 SHAPES |= {"c100": (50000, 10000, [3, 32, 32], 100), "tin": (100000, 10000, [3, 64, 64], 200)}
 _EPOCHS = [
     {"epoch": 1, "lr": 0.1, "loss": 1.0, "acc": 50.0, "sigma_max": None, "seconds": 2.0, "examples_per_s": 1.0},
@@ -62,6 +63,9 @@ def make(name: str, title: str, *, seeds: Sequence[int] | None = None) -> tuple[
     datasets = list(dict.fromkeys(run["dataset"] for run in runs))
     described = {"name": name, "title": title, "runs": runs, "compare": block["compare"]}
     described["titles"] = {data: CONFIG["datasets"][data]["title"] for data in datasets}
+    described["shown"] = {
+        item: only for part in ("figures", "tables") for item, only in config.study_items(CONFIG, name, part).items()
+    }
     described["settings"] = {
         f"{run['dataset']}/{run['variant']}": settings.run_settings(CONFIG, run["dataset"], run["variant"])
         for run in runs
@@ -204,7 +208,7 @@ def write_masking(folder: Path, meta: Mapping[str, Any], **failed: bool) -> None
     """Write masking.parquet with two checks; failed: by name of a check, whether it failed."""
     rows = [_make_row("masking", check=check, passed=not failed.get(check)) for check in ("large_eps", "fgsm_collapse")]
     columns = {key: [row[key] for row in rows] for key in schemas.SCHEMAS["masking"].names}
-    parquet.write(folder / "masking.parquet", "masking", columns, meta)
+    parquet.write(folder / "masking.parquet", "masking", columns, {**meta, "std": STD})
 
 
 def _write_table(out: Path, name: str, runs: Sequence[Mapping[str, Any]], compare: Sequence[int]) -> list[Path]:
@@ -234,5 +238,6 @@ def _write_prepared(data: str) -> Path:
     path = Path(f"data/prepared/{data}/meta.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     train, test, shape, classes = SHAPES[data]
-    path.write_text(json.dumps({"n_train": train, "n_test": test, "shape": shape, "classes": classes}))
+    meta = {"n_train": train, "n_test": test, "shape": shape, "classes": classes, "std": STD[-shape[0] :]}
+    path.write_text(json.dumps(meta))
     return path

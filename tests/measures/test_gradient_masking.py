@@ -181,6 +181,7 @@ def test_the_table_has_a_row_per_check(run, margins_file, identity, tmp_path):
     assert frame.set_index("check")["n"].to_dict() == {check: 30 if check == "other_loss" else 20 for check in LIMITS}
     assert (frame["passed"] == (frame["value"] <= frame["limit"])).all()
     assert {key: parquet.read_metadata(out)[key] for key in identity} == identity
+    assert parquet.read_metadata(out)["std"] == list(run.data.std)
 
 
 def flagged(folder):

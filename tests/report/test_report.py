@@ -106,6 +106,12 @@ def test_figures_and_tables_are_in_the_papers_order(paper: Path) -> None:
     assert found == [*first, *then, "comparison-plot"]
 
 
+def test_captions_give_the_seeds_of_what_is_shown(paper: Path) -> None:
+    captions = dict(re.findall(r'<figure id="([^"]+)".*?Over ([^<]+) seeds\.', text(paper), re.DOTALL))
+    found = [captions[name] for name in ("fig1", "fig7", "fig12", "table3", "table4", "table6")]
+    assert found == ["3", "1", "1 to 3", "1 to 3", "1", "1 to 3"]
+
+
 def test_items_without_a_section_come_last() -> None:
     drawn = {name: name for name in ("new", *FIGURES)}
     assert [section["title"] for section in sections(drawn, {})][-1] == "Further results"
@@ -117,7 +123,20 @@ def test_numbers_come_from_the_tables(demo: Path) -> None:
     page = text(demo)
     assert "<span>0.1100</span> <span><small>± 0.0100</small></span>" in page  # 0.1 - ar / 500 + seed / 100
     assert "1297 training and 500 test images" in page
+    assert page.count("by other writers than the training images, except for ten of those") == 1
     assert "15 networks on handwritten digits (8x8), trained" in page
+
+
+def test_radii_in_normalised_space_are_converted_where_it_is_shown(demo: Path, paper: Path) -> None:
+    words = (
+        "multiply by the standard deviation. Its mean over the channels is 0.3 on digits (AR 16 is 4.8/255 in pixels)."
+    )
+    captions = dict(re.findall(r'<figure id="([^"]+)"(.*?)</figure>', text(demo), re.DOTALL))
+    shown = {name for name, content in captions.items() if words in content}
+    assert {"fig1", "fig3", "fig8", "fig12", "spread", "table1", "table3", "attacks"} <= shown
+    assert not {"fig2", "fig9", "fig10", "fig11", "table2"} & shown
+    assert "in every attack (by 0.3, averaged over the channels)" in text(demo)
+    assert "multiply by the standard deviation" not in text(paper)
 
 
 def test_settings_are_described_in_words(demo: Path, paper: Path) -> None:
@@ -525,7 +544,12 @@ def test_captions_are_valid_with_and_without_variables() -> None:
         path.name for path in captions
     }
     for path in captions:
-        for variables in ({}, {"n_seeds": "1"}, {"n_seeds": "3", "compare": [8, 32], "attack": "PGD"}):
+        for variables in (
+            {},
+            {"n_seeds": "1"},
+            {"n_seeds": "1 to 3"},
+            {"n_seeds": "3", "compare": [8, 32], "attack": "PGD"},
+        ):
             lines = caption(path, variables)
             assert not any(re.search("{{|{%", line) for line in lines)
             docutils.core.publish_string("\n\n".join(lines), settings_overrides={"halt_level": Reporter.WARNING_LEVEL})

@@ -382,7 +382,7 @@ def test_an_unknown_study_is_refused_with_the_known_ones(config):
         run_names(config, "papre")
 
 
-def test_the_paper_study_has_the_31_runs_of_the_paper(config):
+def test_the_paper_study_has_the_31_runs_of_the_paper_and_9_more_seeds(config):
     def names(dataset, *parts):
         return {(dataset, f"ar{ar}{part}") for part in parts for ar in (4, 8, 16)}
 
@@ -390,9 +390,15 @@ def test_the_paper_study_has_the_31_runs_of_the_paper(config):
         "c100", "", "-resnet110", "-fgsm"
     )
     expected |= names("tin", "") | {("tin", "ar0")}
+    assert len(expected) == 31
+    expected |= names("c10", "-s1", "-s2") | {("c10", f"ar0{seed}") for seed in ("", "-s1", "-s2")}
     found = run_names(config, "paper")
-    assert len(found) == 31
+    assert len(found) == 40
     assert set(found) == expected
+    same = [
+        (run["dataset"], run["arch"], run["train_attack"], run["spectral_norm"]) for run in study_runs(config, "paper")
+    ]
+    assert same.count(("c10", "resnet56", "pgd", None)) == 12
     assert {run["arch"] for run in study_runs(config, "paper") if run["dataset"] == "tin"} == {"wrn50"}
 
 

@@ -488,7 +488,7 @@ def test_the_plan_on_a_cluster_has_two_jobs_per_run(demo):
     plan = snakemake(demo, "--profile", "slurm", "-n", "all")
     groups = re.findall(r"Group job measures_(\S+) ", plan)
     alone = re.findall(r"^rule (\w+):", plan, re.MULTILINE)
-    assert len(groups) == len(set(groups)) == alone.count("train") == 31
+    assert len(groups) == len(set(groups)) == alone.count("train") == 40
     assert set(alone) == {"train", "prepare", "all", *STUDY} - {"demo"}  # all except train run on the submitting host
 
 
@@ -528,7 +528,7 @@ def test_runs_on_the_data_of_the_paper_are_planned(demo, target):
 
 
 @pytest.mark.parametrize(
-    ("target", "runs", "figures", "tables"), [("all", 31, 13, 10), ("conventions", 13, 8, 7), ("c10-small", 6, 8, 6)]
+    ("target", "runs", "figures", "tables"), [("all", 40, 13, 10), ("conventions", 13, 8, 7), ("c10-small", 6, 8, 6)]
 )
 def test_every_study_is_planned_completely(demo, target, runs, figures, tables):
     plan = planned(demo, target)

@@ -282,5 +282,9 @@ rule report:
             )
             for run in runs(wildcards.study)
         },
+        shown=lambda wildcards: {
+            **items(wildcards.study, "figures"),
+            **items(wildcards.study, "tables"),
+        },
     script:
         "../scripts/report.py"

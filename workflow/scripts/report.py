@@ -16,6 +16,7 @@ with logged(snakemake.log[0]):
             "runs": snakemake.params.runs,
             "titles": snakemake.params.titles,
             "settings": snakemake.params.settings,
+            "shown": snakemake.params.shown,
         },
         Files(
             figures=[Path(path) for path in snakemake.input.figures],

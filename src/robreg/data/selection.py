@@ -93,7 +93,7 @@ def _open_source(settings: Settings, data_root: Path) -> Source:
     if kind == "digits":
         if source is not None:
             raise DataError(f"{where}: kind digits is bundled with scikit-learn; leave source out, or give null")
-        return open_digits()
+        return open_digits(where)
     if not source or (source == "download" and kind == "parquet"):
         raise DataError(f"{where}: {source!r} is not a source for kind {kind}; give a path relative to data_root")
     if source == "download":

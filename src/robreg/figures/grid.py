@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from robreg.figures import style
+from robreg.figures import strength_axis, style
 from robreg.figures.style import Look
 from robreg.runs.catalogue import Run
-from robreg.runs.groups import list_strengths
 
 Panels = list[list[Axes]]  # per section, its panels in the order of the settings
 _LONGEST_TITLE = 30  # the longest title, in letters, that fits a panel of a third of the figure's width
@@ -22,7 +21,7 @@ class Section:
     draw: fills the panel of one setting, and returns the panel's right axis if it makes one; looks: entries of the
     legend; height: of a row of panels, in inches; wide: whether a panel fills the figure's width; shared: whether all
     panels have the same vertical ranges; over_strength: whether the horizontal axis is the AR strength, in which case
-    it is the same for all panels.
+    it is the same for all panels in which a strength is the same radius in pixels.
     """
 
     heading: str
@@ -107,15 +106,17 @@ def _draw_section(part: SubFigure, section: Section, settings: Mapping[str, Sequ
         share_vertical_range(panels)
         share_vertical_range(right or panels)
     if section.over_strength:
-        _share_strengths(panels, [run for members in settings.values() for run in members])
+        _share_strengths(panels, list(settings.values()))
     part.suptitle(section.heading, x=0.008, ha="left", fontsize=9, fontweight="bold")
     if section.looks and len(settings) > 1:
         style.legend(part, section.looks, right=True)
     return panels
 
 
-def _share_strengths(panels: Sequence[Axes], runs: Sequence[Run]) -> None:
-    places = list_strengths(runs)
-    room = 0.08 * (places[-1] - places[0] or 8)
-    for ax in panels:
-        ax.set(xticks=places, xlim=(places[0] - room, places[-1] + room))
+def _share_strengths(panels: Sequence[Axes], settings: Sequence[Sequence[Run]]) -> None:
+    """Give panels whose strengths are the same radii in pixels the same ticks and limits."""
+    units = [strength_axis.pixels_per_unit(members[0]) for members in settings]
+    for ax, unit in zip(panels, units, strict=True):
+        alike = [run for members, other in zip(settings, units, strict=True) if other == unit for run in members]
+        strength_axis.set_strengths(ax, alike)
+        ax.set_xlim(strength_axis.limits(alike))

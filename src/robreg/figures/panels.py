@@ -10,29 +10,29 @@ from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from robreg.figures import style
+from robreg.figures import strength_axis, style
 from robreg.figures.style import Look
 from robreg.runs.catalogue import Run
 from robreg.runs.groups import list_strengths
 from robreg.tables.study_tables import gather
 
 KINDS = {"random": "random", "pgd": "PGD"}  # perturbations in spread.parquet, and their names in figures
-STRENGTH = "AR strength (1/255)"
 _MOST_MARKERS = 30  # the largest number of layers for which each has a marker
 _GRID_POINTS = 240  # points per density curve
 _SHOWN_QUANTILES = np.array([0.001, 0.999])  # quantiles of a split's margins; densities are drawn between them
 
 
 def metric_lines(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, Look], *, ylabel: str) -> None:
-    """Draw columns of frame, the keys of looks, against AR: mean over seeds, error bars of one std.
+    """Draw columns of frame, the keys of looks, against the training radius: mean over seeds, error bars of one std.
 
-    frame: one row per run, with the column ar; null values (a conditional accuracy of no examples) are left out.
+    frame: one row per run, with the column radius, in pixels; null values (a conditional accuracy of no examples) are
+    left out.
     """
     for name, look in looks.items():
         sns.lineplot(
-            frame, x="ar", y=name, errorbar="sd", err_style="bars", ax=ax, err_kws={"elinewidth": 1}, **look.marked
+            frame, x="radius", y=name, errorbar="sd", err_style="bars", ax=ax, err_kws={"elinewidth": 1}, **look.marked
         )
-    ax.set(xlabel=STRENGTH, ylabel=ylabel, xticks=sorted(frame["ar"].unique()))
+    ax.set(xlabel=strength_axis.LABEL, ylabel=ylabel)
     low, high = min(0, ax.dataLim.y0), ax.dataLim.y1
     room = 0.05 * ((high - low) or 1)  # so that no marker is cut off
     ax.set_ylim(low - room, high + room)
@@ -139,24 +139,26 @@ def make_room_for_inset(ax: Axes, box: tuple[float, float, float, float], *, mar
 
 
 def variation(ax: Axes, runs: Sequence[Run], looks: Mapping[float, Look]) -> None:
-    """Draw the loss variation against AR for every eps: mean over test examples, with thin error bars of their std.
+    """Draw the loss variation against the training radius for every eps, with thin error bars of one std over examples.
 
-    Mean and std are computed for each run and averaged over seeds, as in Table 1; thick error bars are the std of the
-    mean over seeds. Series are shifted horizontally so that their error bars do not overlap.
+    Points are means over test examples. Mean and std are computed for each run and averaged over seeds, as in Table 1;
+    thick error bars are the std of the mean over seeds. Series are shifted horizontally so that their error bars do not
+    overlap. All runs are of one setting.
     """
     frame = gather(runs, "lossvar", ["eps", "variation"]).astype({"variation": "float64"})
     each = frame.groupby(["eps", "ar", "seed"])["variation"].agg(mean="mean", spread=lambda values: values.std(ddof=0))
-    places = list_strengths(runs)
+    unit = strength_axis.pixels_per_unit(runs[0])
+    places = [ar * unit for ar in list_strengths(runs)]
     shift = min(0.12 * min(np.diff(places), default=1.0), 0.05 * (places[-1] - places[0] or 8))
     for index, (eps, look) in enumerate(looks.items()):
         if eps not in each.index:  # a radius of another data set
             continue
         over = each.loc[eps].groupby("ar").agg({"mean": ["mean", "std"], "spread": "mean"})
-        x = over.index + shift * (index - (len(looks) - 1) / 2)
+        x = over.index * unit + shift * (index - (len(looks) - 1) / 2)
         mean = over["mean", "mean"]
         ax.errorbar(x, mean, over["spread", "mean"], elinewidth=0.9, **look.marked)
         ax.errorbar(x, mean, over["mean", "std"].fillna(0), fmt="none", ecolor=look.color, elinewidth=3, capsize=0)
-    ax.set(xlabel=STRENGTH, ylabel="loss variation (nats)", xticks=places)
+    ax.set(xlabel=strength_axis.LABEL, ylabel="loss variation (nats)")
     ax.set_ylim(bottom=0)
 
 

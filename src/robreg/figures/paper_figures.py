@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robreg.figures import figure2, grid, style
+from robreg.figures import figure2, grid, strength_axis, style
 from robreg.figures.grid import Section
 from robreg.figures.panels import (
     KINDS,
@@ -127,8 +127,9 @@ def fig6(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
 
 
 def fig8(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
-    """Draw the maximal loss variation within eps of a test example, against AR."""
-    radii = style.by_radius(gather(runs, "lossvar", ["eps"])["eps"].unique().tolist())
+    """Draw the largest loss variation that was found within eps of a test example, against AR."""
+    unit = "" if {run["space"] for run in runs} == {"pixel"} else " (\N{MULTIPLICATION SIGN} std in normalised space)"
+    radii = style.by_radius(gather(runs, "lossvar", ["eps"])["eps"].unique().tolist(), unit)
     section = Section("", lambda ax, members: variation(ax, members, radii), height=2.5, over_strength=True)
     return grid.arrange(group_by_setting(runs), [[section]], list(radii.values()))[0]
 
@@ -143,19 +144,24 @@ def fig9(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
 
 
 def fig12(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
-    """Draw the adversarial accuracy of all settings against AR, (a) conditional as in the paper, (b) unconditional."""
+    """Draw the adversarial accuracy of all settings against AR, (a) conditional as in the paper, (b) unconditional.
+
+    Both perturbation spaces have a row of panels each, because the radius of the evaluation attack is another one, too.
+    Published accuracies are of attacks in pixel space.
+    """
     settings = group_by_setting(runs)
     looks = style.by_setting(list(settings))
-    figure = Figure(figsize=(style.WIDTH, 2.9 + 0.1 * len(settings)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for name, members in settings.items():
-        for ax, column in ((left, "pgd_acc"), (right, "robust_acc")):
-            metric_lines(ax, _read_metrics(members), {column: looks[name]}, ylabel="adversarial accuracy (%)")
-    for ax, title in ((left, "(a) of those correct when clean"), (right, "(b) of all test examples")):
-        ax.set_title(title, loc="left", fontweight="bold")
-        ax.set(ylim=(0, 100), xticks=list_strengths(runs))
-    stars = {(point["ar"], point["robust_acc"], point["label"]) for run in runs for point in run["published"]}
-    style.legend(figure, [*looks.values(), *(published_point(right, *star) for star in sorted(stars))])
+    spaces = sorted({run["space"] for run in runs}, reverse=True)  # pixel space first
+    figure = Figure(figsize=(style.WIDTH, 0.3 + 2.6 * len(spaces) + 0.1 * len(settings)), layout="constrained")
+    stars = []
+    for space, row in zip(spaces, figure.subplots(len(spaces), 2, sharey=True, squeeze=False), strict=True):
+        own = {name: members for name, members in settings.items() if members[0]["space"] == space}
+        _draw_adversarial_accuracies(row, own, looks, "" if spaces == ["pixel"] else f",\n{space} space")
+        if space == "pixel":
+            shown = [run for members in own.values() for run in members]
+            points = {(point["ar"], point["robust_acc"], point["label"]) for run in shown for point in run["published"]}
+            stars = [published_point(row[1], *point) for point in sorted(points)]
+    style.legend(figure, [*looks.values(), *stars])
     return figure
 
 
@@ -199,11 +205,15 @@ FIGURES: dict[str, Callable[[Sequence[Run], Sequence[int], Looks], Figure]] = {
 
 
 def _read_metrics(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return one row per run: KEYS, the columns of metrics.parquet as floats (NaN for null), and both errors."""
+    """Return one row per run: KEYS, the columns of metrics.parquet as floats (NaN for null), both errors, and radius.
+
+    radius: of training, in pixels (1/255).
+    """
     frame = gather(runs, "metrics")
     numbers = frame.drop(columns=KEYS).astype("float64")
     errors = {f"{split}_error": 100 - numbers[f"{split}_acc"] for split in ("train", "test")}
-    return frame[KEYS].join(numbers.assign(**errors))
+    radius = [run["ar"] * strength_axis.pixels_per_unit(run) for run in runs]
+    return frame[KEYS].join(numbers.assign(**errors, radius=radius))
 
 
 def _metric_section(heading: str, looks: Mapping[str, Look], ylabel: str) -> Section:
@@ -216,6 +226,21 @@ def _metric_section(heading: str, looks: Mapping[str, Look], ylabel: str) -> Sec
 def _draw_accuracy(ax: Axes, members: Sequence[Run]) -> None:
     metric_lines(ax, _read_metrics(members), ACCURACIES, ylabel="accuracy (%)")
     ax.set_ylim(0, 100)
+
+
+def _draw_adversarial_accuracies(
+    row: Sequence[Axes], settings: Mapping[str, Sequence[Run]], looks: Mapping[str, Look], space: str
+) -> None:
+    """Fill a row of Figure 12 with settings of one space; space: is added to the label of the vertical axis."""
+    shown = [run for members in settings.values() for run in members]
+    parts = (("pgd_acc", "(a) of those correct when clean"), ("robust_acc", "(b) of all test examples"))
+    for ax, (column, title) in zip(row, parts, strict=True):
+        for name, members in settings.items():
+            metric_lines(ax, _read_metrics(members), {column: looks[name]}, ylabel=f"adversarial accuracy (%){space}")
+        ax.set_title(title, loc="left", fontweight="bold")
+        ax.set_ylim(0, 100)
+        strength_axis.set_strengths(ax, shown)
+        ax.set_xlim(strength_axis.limits(shown))
 
 
 def _gap_sections(*, shared: bool) -> list[Section]:

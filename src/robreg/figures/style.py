@@ -89,12 +89,15 @@ def by_strength(strengths: Sequence[int]) -> dict[int, Look]:
     return dict(sorted(looks.items()))
 
 
-def by_radius(radii: Sequence[float]) -> dict[float, Look]:
-    """Choose a look for every radius (1/255) of a loss variation, from another colour map than the strengths'."""
+def by_radius(radii: Sequence[float], unit: str) -> dict[float, Look]:
+    """Choose a look for every radius of a loss variation, from another colour map than the strengths'.
+
+    unit: what follows "/255" in the legend.
+    """
     ordered = sorted(set(radii), reverse=True)
     shades = _choose_shades("inferno", len(ordered), dark=0.2, light=0.72)
     looks = [
-        _make_look(f"radius {eps:g}/255", shade, index)
+        _make_look(f"radius {eps:g}/255{unit}", shade, index)
         for index, (eps, shade) in enumerate(zip(ordered, shades, strict=True))
     ]
     return dict(sorted(zip(ordered, looks, strict=True)))

@@ -56,7 +56,9 @@ def record(  # noqa: PLR0913 - one argument per file and setting
     rows = masking_checks(AttackedNetwork(model, images, labels, correct, spec, batch=batch))
     rows += other_loss(parquet.read(apgd).to_pylist())
     columns = {name: [row[name] for row in rows] for name in schemas.SCHEMAS["masking"].names}
-    parquet.write(masking, "masking", columns, provenance.run_metadata(meta, masking=dict(spec)))
+    # Some radii are in pixels and others in the run's space: the channels' stds say what one is in the other.
+    how = {"masking": dict(spec), "std": list(meta["std"])}
+    parquet.write(masking, "masking", columns, provenance.run_metadata(meta, **how))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,16 @@ from robreg.report.pictures import embed_figures
 from robreg.report.rule_graph import RULE_INPUTS, rule_graph
 from robreg.report.tables_section import split_constants, table_blocks
 from robreg.report.units import format_duration, format_memory
-from robreg.report.wording import cautions, describe_attack, describe_data, format_range, join_distinct, limits
+from robreg.report.wording import (
+    cautions,
+    describe_attack,
+    describe_data,
+    describe_radii,
+    format_range,
+    join_distinct,
+    limits,
+)
+from robreg.runs.catalogue import Run, select_runs
 from robreg.tables import parquet, provenance
 from robreg.tables.files import atomic_write
 from robreg.tables.study_tables import SETTING, failed_masking_checks
@@ -67,14 +76,14 @@ class Files:
 def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> None:
     """Write the report of a study.
 
-    study: name, title, runs (from config.study_runs), compare, titles (of data sets, by name) and settings (resolved,
-    by "dataset/variant"); template: the Jinja2 template of the page. The captions, {figure, table or comparison}.rst,
-    must be in the same folder. Raises ValueError if the page is larger than LIMIT.
+    study: name, title, runs (from config.study_runs), compare, titles (of data sets, by name), settings (resolved, by
+    "dataset/variant") and shown (its figures and tables, each with the data sets that it shows, or None for all);
+    template: the Jinja2 template of the page. The captions, {figure, table or comparison}.rst, must be in the same
+    folder. Raises ValueError if the page is larger than LIMIT.
     """
     context = _study_context(study, files)
-    variables = _caption_variables(study, context["n_seeds"])
-    context |= _claims_context(files.claims) | _results_context(files, template.parent, variables)
-    context |= _comparison_context(files, template.parent, variables) | _provenance_context(study)
+    context |= _claims_context(files.claims) | _results_context(study, files, template.parent)
+    context |= _comparison_context(study, files, template.parent) | _provenance_context(study)
     context["checks"] = parquet.read(files.audit, ["check"]).num_rows
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
@@ -109,16 +118,28 @@ def caption(path: Path, variables: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _caption_variables(study: Mapping[str, Any], n_seeds: str) -> dict[str, Any]:
-    """Return the variables that captions may use."""
+def _caption_variables(study: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the variables that the caption of a figure or table may use; n_seeds: of the settings that it shows."""
     attacks = dict.fromkeys(describe_attack(one["evaluation"]) for one in study["settings"].values())
+    n_seeds = format_range(_count_seeds(_shown_runs(study, name) or study["runs"]))
     return {"n_seeds": n_seeds, "compare": study["compare"], "attack": "; ".join(attacks)}
+
+
+def _shown_runs(study: Mapping[str, Any], name: str) -> list[Run]:
+    """Return the runs that a figure or table shows; for one that the study does not list, all runs."""
+    runs = study["runs"]
+    return select_runs(name, runs, study["shown"][name]) if name in study["shown"] else list(runs)
+
+
+def _count_seeds(runs: Sequence[Run]) -> list[int]:
+    """Count the seeds of every setting and strength."""
+    return pd.DataFrame(runs).groupby(SETTING, dropna=False).size().tolist()
 
 
 def _study_context(study: Mapping[str, Any], files: Files) -> dict[str, Any]:
     """Describe what was run, and the cautions, limits and deviations that follow from it."""
     metas = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in files.data}
-    counts = pd.DataFrame(study["runs"]).groupby(SETTING, dropna=False).size().tolist()
+    counts = _count_seeds(study["runs"])
     settings = [study["settings"][_run_name(run)] | {"paper": run["paper"]} for run in study["runs"]]
     tables = _summaries(files)
     return {
@@ -127,7 +148,6 @@ def _study_context(study: Mapping[str, Any], files: Files) -> dict[str, Any]:
         "cautions": cautions([_outcome(run) for run in study["runs"]], _classes(metas)),
         "limits": limits(settings, study["titles"], counts=counts, tables=tables),
         "deviations": deviations(settings, tables),
-        "n_seeds": format_range(counts),
     }
 
 
@@ -169,16 +189,16 @@ def _claims_context(claims: Path) -> dict[str, Any]:
     }
 
 
-def _results_context(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
+def _results_context(study: Mapping[str, Any], files: Files, captions: Path) -> dict[str, Any]:
     """Arrange figures and tables, with their captions, in sections."""
-    drawn = {
-        name: {"file": figure, "caption": caption(captions / f"{name}.rst", variables)}
-        for name, figure in embed_figures(files.figures).items()
-    }
-    made = {
-        name: _table(name, path) | {"caption": caption(captions / f"{name}.rst", variables)}
-        for name, path in _summaries(files).items()
-    }
+    stds = {path.parent.name: json.loads(path.read_text(encoding="utf-8"))["std"] for path in files.data}
+
+    def explain(name: str) -> list[str]:
+        lines = caption(captions / f"{name}.rst", _caption_variables(study, name))
+        return lines + describe_radii(_shown_runs(study, name), stds)
+
+    drawn = {name: {"file": figure, "caption": explain(name)} for name, figure in embed_figures(files.figures).items()}
+    made = {name: _table(name, path) | {"caption": explain(name)} for name, path in _summaries(files).items()}
     return {"sections": list(sections(drawn, made))}
 
 
@@ -211,7 +231,7 @@ def sections(drawn: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[dict
             yield section
 
 
-def _comparison_context(files: Files, captions: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
+def _comparison_context(study: Mapping[str, Any], files: Files, captions: Path) -> dict[str, Any]:
     """Prepare the comparison with the paper: the plot, blocks with and without our numbers, and a summary."""
     frame = parquet.read(files.comparison).to_pandas()
     all_blocks = comparison_section.comparison_blocks(frame)
@@ -219,7 +239,7 @@ def _comparison_context(files: Files, captions: Path, variables: Mapping[str, An
     return {
         "plot": {
             "file": embed_figures([files.plot])[files.plot.stem],
-            "caption": caption(captions / "comparison.rst", variables),
+            "caption": caption(captions / "comparison.rst", _caption_variables(study, "comparison")),
         },
         "counted": comparison_section.count_sentence(frame),
         "nearer": describe_closer_space(frame) if compared else "",

@@ -70,7 +70,7 @@ _KNOWN = {
     "eta": Quantity("eta, probability that the bound fails", "", 2),
     "c_x": Quantity("C_X, constant of the covering number", "", 2),
     "k": Quantity("k, exponent of the covering number", "", 2),
-    "eps": Quantity("eps, radius of the covering balls", "1/255", 2),
+    "eps": Quantity("eps, radius of the covering balls", "1/255, in pixels", 2),
     "sigma_min_zero_layers": Quantity("number of layers with a singular value of 0", "", 0),
     "log10_sigma_min_product": Quantity("product of the smallest singular values", "log10", 2),
     "w_min": Quantity("w_min, smallest distance between the weights of two classes", "", 4),
@@ -93,7 +93,7 @@ def describe(column: str) -> Quantity:
     """Return label, unit and decimals of a column; an unknown column keeps its name and gets four decimals."""
     variation = _VARIATION.fullmatch(column)
     if variation:
-        return Quantity(f"loss variation at eps {variation[2]}, {variation[1]}", "nats", 4)
+        return Quantity(f"loss variation at eps {variation[2]}/255 in the network's space, {variation[1]}", "nats", 4)
     return _KNOWN.get(column, Quantity(column.replace("_", " "), "", 4))
 
 

@@ -34,7 +34,7 @@ _ALWAYS = (  # a limit, a table with more about it, and the sentence that is add
 _PRECISION = {"fp32": "float32", "bf16": "bfloat16, with weights and their updates in float32"}
 _NORMALISED = (
     "in runs named normspace, every radius and step is multiplied by the channel's standard deviation, "
-    "in training and in every attack"
+    "in training and in every attack (by {:.3g}, averaged over the channels)"
 )
 _BATCH_NORM = (
     " (with batch normalisation: attacks use its running statistics, which only the training pass on adversarial "
@@ -45,6 +45,10 @@ _AUGMENTATION = {
     "crop-flip": "random crop after padding by {pad} pixels, random horizontal flip",
     "resized-crop-flip": "random resized crop, random horizontal flip; one centre crop in testing",
 }
+_WRITERS = (
+    "; the test images are the last ones of the source, and by other writers than the training images, except for ten "
+    "of those"
+)
 _MIN_ROBUST = 5.0  # percent; below this adversarial accuracy, FGSM training has collapsed
 _MIN_TRAINED = 2.0  # multiple of the accuracy of guessing; below it, a network has hardly learned
 
@@ -64,13 +68,18 @@ def describe_data(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict
             f"; the networks see {crop} x {crop} pixels"
             if (crop := first["data"]["crop"]) not in (None, height)
             else ""
-        ),
+        )
+        + (_WRITERS if first["data"]["kind"] == "digits" else ""),
         "Networks": describe_networks(settings),
         "AR strengths": f"{values['ar']} (in 1/255); seed{'s' if ',' in values['seed'] else ''} {values['seed']}",
         "Training": "; or ".join(dict.fromkeys(describe_training(one["training"]) for one in settings)),
         "Training attack": describe_training_attack(settings),
         **({"Bound on every layer": describe_bound(settings)} if any(one["spectral_norm"] for one in settings) else {}),
-        **({"Space": _NORMALISED} if any(one["space"] == "normalised" for one in settings) else {}),
+        **(
+            {"Space": _NORMALISED.format(_mean(meta["std"]))}
+            if any(one["space"] == "normalised" for one in settings)
+            else {}
+        ),
         "Evaluation attack": describe_attack(first["evaluation"]),
         "Stronger attack": describe_strong_attack(first["strong_attack"]),
         "Loss variation": describe_loss_variation(first["loss_variation"]),
@@ -248,6 +257,28 @@ def cautions(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, int]) -> l
     return sentences
 
 
+def describe_radii(runs: Sequence[Mapping[str, Any]], stds: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return a sentence that converts the strengths of the runs in normalised space into pixels, in a list; else [].
+
+    runs: with dataset, space and ar; stds: of the channels, by data set.
+    """
+    strongest: dict[str, int] = {}
+    for run in runs:
+        if run["space"] == "normalised":
+            strongest[run["dataset"]] = max(run["ar"], strongest.get(run["dataset"], 0))
+    factors = [
+        f"{_mean(stds[name]):.3g} on {name} (AR {ar} is {ar * _mean(stds[name]):.2g}/255 in pixels)"
+        for name, ar in strongest.items()
+    ]
+    if not factors:
+        return []
+    return [
+        "In normalised space, AR strengths and the radii of attacks are those of pixels divided by the standard "
+        "deviation of their channel. To get the radius in pixels, multiply by the standard deviation. Its mean over "
+        f"the channels is {', '.join(factors)}."
+    ]
+
+
 def join_distinct(values: Iterable[str]) -> str:
     """Join the distinct values with commas, in their order."""
     return ", ".join(dict.fromkeys(values))
@@ -275,6 +306,10 @@ def _other_files(one: Settings, title: str) -> str:
         f"{title} stands for the paper's {name}: it has the same images, but from other files. If these use lossy "
         "compression, such as JPEG, the pixel values differ."
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _start(start: str) -> str:
