@@ -377,7 +377,7 @@ def test_a_verdict_depends_on_where_the_interval_lies(ends, sign, expected):
 
 
 def test_quantities_agree_with_the_tables(paper):
-    network = quantities.Network("c10", Path(paper[0]["folder"]))
+    network = quantities.Network("c10", Path(folder(paper, 4)))
     frame = parquet.read(network.folder / "margins.parquet").to_pandas()
     test, train = (frame[frame["split"] == split] for split in ("test", "train"))
     loss = {name: part["loss"].astype("float64").mean() for name, part in (("test", test), ("train", train))}
