@@ -213,6 +213,9 @@ def test_a_null_accuracy_leaves_a_point_out(tmp_path: Path) -> None:
     parquet.write(path, "metrics", row, META)
     left, _ = compose("fig12", runs, COMPARE).axes
     np.testing.assert_array_equal(series(left)[0].get_xdata(), [0, 16, 32])
+    more = make_runs(tmp_path, seeds=[1, 2])  # the mean of the two seeds that have a value would not be of three
+    left, _ = compose("fig12", runs + more, COMPARE).axes
+    np.testing.assert_array_equal(series(left)[0].get_xdata(), [0, 16, 32])
 
 
 def test_losses_are_on_the_left_axis_and_errors_on_the_right_one(runs: list[dict[str, Any]]) -> None:

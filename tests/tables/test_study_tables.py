@@ -154,12 +154,14 @@ def test_runs_with_and_without_bounds_are_summarised(tmp_path: Path, bounds: tup
     assert frame["train_acc_mean"].tolist() == [86.0, 82.0]
 
 
-def test_a_seed_without_a_conditional_accuracy_is_left_out_of_its_mean(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path, 8, 0, pgd=None), make_run(tmp_path, 8, 1, pgd=40.0), make_run(tmp_path, 16, 0, pgd=None)]
+def test_a_mean_is_over_all_seeds_of_its_row_or_null(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, 8, seed, pgd=pgd) for seed, pgd in enumerate((None, 40.0, 44.0))]
+    runs += [make_run(tmp_path, 16, seed, pgd=pgd) for seed, pgd in enumerate((40.0, 44.0))]
     frame = study_tables.summarise(study_tables.table3(runs))
-    assert frame["pgd_acc_mean"][0] == 40.0
-    assert pd.isna(frame["pgd_acc_std"][0])
-    assert pd.isna(frame["pgd_acc_mean"][1])
+    assert frame["n_seeds"].tolist() == [3, 2]
+    assert frame["pgd_acc_mean"].isna().tolist() == frame["pgd_acc_std"].isna().tolist() == [True, False]
+    assert frame["pgd_acc_mean"][1] == 42.0
+    assert frame["train_acc_mean"].notna().all()  # other metrics of the row keep their means
 
 
 def test_table2_has_the_four_columns_of_the_paper(runs: list[dict[str, Any]]) -> None:

@@ -156,8 +156,8 @@ def _count_wrong_summaries(frame: pd.DataFrame, summary: pd.DataFrame) -> int:
         ]
         count += int(line["n_seeds"] != len(rows))
         for name in metrics:
-            values = rows[name].astype("float64").dropna().to_numpy()
-            mean = values.mean() if len(values) else np.nan
+            values = rows[name].astype("float64").to_numpy(na_value=np.nan)
+            mean = values.mean() if len(values) else np.nan  # NaN if one of the seeds has no value
             std = values.std(ddof=1) if len(values) > 1 else np.nan
             count += sum(
                 _values_differ(line[f"{name}_{part}"], value) for part, value in (("mean", mean), ("std", std))

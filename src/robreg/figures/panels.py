@@ -25,12 +25,20 @@ _SHOWN_QUANTILES = np.array([0.001, 0.999])  # quantiles of a split's margins; d
 def metric_lines(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, Look], *, ylabel: str) -> None:
     """Draw columns of frame, the keys of looks, against the training radius: mean over seeds, error bars of one std.
 
-    frame: one row per run, with the column radius, in pixels; null values (a conditional accuracy of no examples) are
-    left out.
+    frame: one row per run, with the column radius, in pixels. As in the summaries of tables, a mean of seeds of which
+    one has no value (a conditional accuracy of no examples) is left out.
     """
     for name, look in looks.items():
+        missing = frame[name].isna().groupby(frame["radius"]).transform("any")
         sns.lineplot(
-            frame, x="radius", y=name, errorbar="sd", err_style="bars", ax=ax, err_kws={"elinewidth": 1}, **look.marked
+            frame[~missing],
+            x="radius",
+            y=name,
+            errorbar="sd",
+            err_style="bars",
+            ax=ax,
+            err_kws={"elinewidth": 1},
+            **look.marked,
         )
     ax.set(xlabel=strength_axis.LABEL, ylabel=ylabel)
     low, high = min(0, ax.dataLim.y0), ax.dataLim.y1

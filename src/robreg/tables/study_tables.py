@@ -98,13 +98,16 @@ def b2(runs: Sequence[Run], compare: Sequence[int], *, live: bool = True) -> pd.
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """Make one row per setting: {metric}_mean and {metric}_std over seeds (ddof 1, null for one seed), and n_seeds.
 
+    If a metric is null for one of the seeds, so are its mean and its std: every number of a row is then over the
+    n_seeds that the row states, and a network that has no value, such as one that classifies nothing correctly, is not
+    passed over in a mean of the better ones.
     Text columns and ar_high distinguish rows in the same way as the columns of SETTING.
     """
     own = [name for name in frame.columns if name not in KEYS]
     metrics = [name for name in own if name != "ar_high" and pd.api.types.is_numeric_dtype(frame[name])]
     groups = frame.groupby([*SETTING, *(name for name in own if name not in metrics)], dropna=False, sort=False)
-    parts = {f"{name}_mean": groups[name].mean() for name in metrics}
-    parts |= {f"{name}_std": groups[name].std(ddof=1) for name in metrics}
+    parts = {f"{name}_mean": groups[name].mean(skipna=False) for name in metrics}
+    parts |= {f"{name}_std": groups[name].std(ddof=1, skipna=False) for name in metrics}
     order = [f"{name}_{statistic}" for name in metrics for statistic in ("mean", "std")]
     return pd.DataFrame({**parts, "n_seeds": groups.size()})[[*order, "n_seeds"]].reset_index()
 
