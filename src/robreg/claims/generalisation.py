@@ -99,7 +99,7 @@ GENERALISATION = (
     ),
     Claim(
         "error-gap-falls-bound-1",
-        "On CIFAR-10, with a spectral norm of at most 1, the error gap falls as AR grows.",
+        "On CIFAR-10, with a bound of 1 on the spectral norm of every layer, the error gap falls as AR grows.",
         FALLS,
         _ERROR_GAP,
         (Place("B.4.2, Figure 6, Table 6", "bounded", _C10, bound=1),),

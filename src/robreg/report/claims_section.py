@@ -182,7 +182,7 @@ def setting_name(row: Mapping[str, Any]) -> str:
     """Name the setting of a row, such as "digits, resnet8, FGSM"; missing, null and default values are left out."""
     parts = [row.get("dataset"), row.get("arch")]
     parts += ["FGSM"] if row.get("train_attack") == "fgsm" else []
-    parts += [] if row.get("spectral_norm") is None else [f"spectral norm ≤ {row['spectral_norm']:g}"]
+    parts += [] if row.get("spectral_norm") is None else [f"bound {row['spectral_norm']:g} on every layer"]
     parts += ["normalised space"] if row.get("space") == "normalised" else []
     return ", ".join(str(part) for part in parts if part) or "any"
 
