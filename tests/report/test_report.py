@@ -257,6 +257,49 @@ def test_claims_beyond_the_paper_are_counted_separately() -> None:
     ]
 
 
+def judged_row(verdict: str, **more: Any) -> dict[str, Any]:
+    """Return a row of claims.parquet that several seeds judged."""
+    row = {"id": "gap", "claim": "The gap falls.", "source": "section 4.1", "dataset": "c10", "statistic": "t"}
+    row |= {"verdict": verdict, "n_seeds": 3, "effect": -0.1, "ci_low": -0.3, "ci_high": 0.1, "p": 0.2, "q": 0.3}
+    return row | {"at_low": 0.5, "at_high": 0.4, "smallest_effect": 0.2, "ci_over": "seeds"} | more
+
+
+def test_the_summary_says_what_chance_alone_would_decide() -> None:
+    rows = [judged_row("undecided") for _ in range(38)]
+    rows += [judged_row("holds", q=0.2), judged_row("holds", q=0.01)]
+    rows += [judged_row("seen", n_seeds=1, q=0.9) for _ in range(5)]  # one seed decides nothing
+    (found,) = [sentence for sentence in claims_section.summary_sentences(pd.DataFrame(rows)) if "chance" in sentence]
+    assert "chance alone would decide about 2.0 of these 40 verdicts of several seeds." in found
+    assert "Of those decided here, 1 would not be at a false discovery rate of 5 % (q above 0.05)." in found
+    one = claims_section.summary_sentences(pd.DataFrame([judged_row("seen", n_seeds=1)]))
+    assert not any("chance" in sentence for sentence in one)
+
+
+def test_the_summary_names_claims_that_the_study_could_not_have_decided() -> None:
+    rows = [judged_row("undecided", smallest_effect=0.6), judged_row("undecided", claim="Another falls.")]
+    (found,) = [
+        sentence for sentence in claims_section.summary_sentences(pd.DataFrame(rows)) if "too few seeds" in sentence
+    ]
+    assert found.endswith("only a change larger than the quantity itself would have been seen: The gap falls (c10).")
+
+
+def test_a_setting_names_steps_that_go_the_other_way_the_ends_and_the_smallest_effect() -> None:
+    row = judged_row("undecided", strengths="4, 8, 16", other_way="AR 8 to 16 (its interval excludes 0)")
+    row |= {"ends_effect": -0.05, "ends_ci_low": -0.2, "ends_ci_high": 0.1, "se_seeds": 0.03, "se_images": 0.04}
+    (one,) = claims_section.group_claims(pd.DataFrame([row]))[0].claims[0].judged
+    minus = "\N{MINUS SIGN}"
+    assert one.notes == (
+        "The other way: AR 8 to 16 (its interval excludes 0).",
+        f"The two ends alone: {minus}0.05 ({minus}0.20 to 0.10).",
+        "An effect above 0.20 would have been decided.",
+    )
+    assert (one.errors, one.q, one.over) == ("seeds 0.030, images 0.040", "0.300", "seeds")
+    (two,) = (
+        claims_section.group_claims(pd.DataFrame([row | {"strengths": "4, 16", "other_way": None}]))[0].claims[0].judged
+    )
+    assert two.notes == ("An effect above 0.20 would have been decided.",)
+
+
 def test_decimals_of_an_effect_follow_from_the_width_of_its_interval() -> None:
     row = {"id": "svstd", "claim": "c", "source": "s", "dataset": "c10", "statistic": "t", "ci_over": "seeds"}
     row |= {"n_seeds": 2, "verdict": "holds", "effect": -0.12345, "ci_low": -0.1334, "ci_high": -0.1134}
