@@ -25,13 +25,13 @@ from robreg.runs.catalogue import TABLES, select_runs
 from robreg.tables import study_tables
 from robreg.tables.parquet import read, read_metadata, write, write_frame
 
-BOUND = 1e6
+BOUND = 100.0
 LAYER = 3
 
 
 @pytest.fixture(scope="module")
 def folder(run, tmp_path_factory):
-    """Write a run's tables with its measures, and a history that is invented from the spectrum."""
+    """Write a run's tables with its measures, and a history that is invented from the norms of its layers."""
     out = tmp_path_factory.mktemp("tables") / "digits/ar8"
     out.mkdir(parents=True)
     one = {"checkpoint": run.checkpoint, "data": run.prepared, "batch": 16, "device": "cpu"}
@@ -45,14 +45,14 @@ def folder(run, tmp_path_factory):
     evaluation_attack.record(**both, attacks=out / "attacks.parquet", attack=weak | {"steps": 5, "restarts": 1})
     radii = spec | {"eps": [4.0, 8.0], "relative_step": 0.25, "steps": 3}
     loss_variation.record(**one, lossvar=out / "lossvar.parquet", attack=radii)
-    files = {kind: out / f"{kind}.parquet" for kind in ("sv", "svstd", "padding")}
+    files = {kind: out / f"{kind}.parquet" for kind in ("sv", "svstd", "live", "padding")}
     spectra.record(checkpoint=run.checkpoint, **files, dense=100, device="cpu")
     metrics.record(**{kind: out / f"{kind}.parquet" for kind in ("margins", "attacks", "svstd", "metrics")})
     meta = read_metadata(out / "margins.parquet")
     masking_spec = spec | {"n": 30, "eps": [8.0, 64.0], "steps": 2, "more_steps": 4, "restarts": 2}
     masking_spec |= {"strength": 8, "attack_eps": 8.0}
     gradient_masking.record(**both, masking=out / "masking.parquet", spec=masking_spec)
-    norms = read(out / "svstd.parquet", ["max"])["max"].to_pylist()
+    norms = [1.1 * norm for norm in read(out / "padding.parquet", ["max_zero"])["max_zero"].to_pylist()]
     rows = {"epoch": [1, 2], "lr": [0.1] * 2, "loss": [1.0] * 2, "acc": [50.0] * 2, "sigma_max": [norms] * 2}
     write(out / "history.parquet", "history", rows | {"seconds": [1.0] * 2, "examples_per_s": [1.0] * 2}, meta)
     return out
@@ -106,7 +106,10 @@ def apgd_rows(loss):
 
 
 FALSIFIERS = {
-    **{f"{kind}_rows": drop_row(kind) for kind in ("history", "margins", "attacks", "lossvar", "svstd", "metrics")},
+    **{
+        f"{kind}_rows": drop_row(kind)
+        for kind in ("history", "margins", "attacks", "lossvar", "svstd", "live", "padding", "metrics")
+    },
     "sv_rows": change_value("sv", "name", lambda value: value + "x"),
     "masking_rows": duplicate_row("masking"),
     **{
@@ -118,6 +121,8 @@ FALSIFIERS = {
             ("lossvar", "loss_adv"),
             ("sv", "sigma"),
             ("svstd", "mean"),
+            ("live", "frozen_share"),
+            ("padding", "max_zero"),
             ("metrics", "log10_spectral_complexity"),
             ("masking", "value"),
         )
@@ -161,8 +166,13 @@ FALSIFIERS = {
     "spectral_complexity": change_value("metrics", "log10_spectral_complexity", lambda value: value + 1e-6),
     "log10_complexity": change_value("metrics", "spectral_complexity", lambda value: value * (1 + 1e-6)),
     "bound_epochs": change_value("history", "sigma_max", lambda value: np.asarray(value) + BOUND),
-    "bound": change_value("svstd", "max", lambda _: BOUND * 1.001),
-    "bound_history": change_value("history", "sigma_max", lambda value: np.asarray(value) + 1e-3, -1),
+    "bound": change_value("padding", "max_zero", lambda _: BOUND * (1 + 2e-6)),
+    "bound_history": change_value("history", "sigma_max", lambda value: np.asarray(value) / 2, -1),
+    "live_published": change_value("live", "std", lambda value: value + 1e-12),
+    "padding_published": change_value("padding", "max_circular", lambda value: value + 1e-12),
+    "live_counts": change_value("live", "dead_rows", lambda _: 100),
+    "live_nulls": change_value("live", "std_live", lambda _: None),
+    "live_max": change_value("live", "max_live", lambda value: value * 100),
 }
 
 
@@ -192,7 +202,7 @@ def test_an_empty_table_is_found(kind, tables):
     assert f"{kind}_rows" in failed_checks(tables)
 
 
-@pytest.mark.parametrize("kind", ["history", "margins", "attacks", "lossvar", "svstd", "metrics"])
+@pytest.mark.parametrize("kind", ["history", "margins", "attacks", "lossvar", "svstd", "live", "padding", "metrics"])
 def test_a_duplicate_row_is_found(kind, tables):
     duplicate_row(kind)(tables)
     assert f"{kind}_rows" in failed_checks(tables)
@@ -234,7 +244,7 @@ def test_the_checks_of_a_run_are_written_and_a_failed_one_is_an_error(folder, ca
     (folder / "checks.parquet").unlink()
     with pytest.raises(
         ValueError,
-        match=r"ar8: svstd\.parquet, history\.parquet contradict.*: bound \(largest.*: \S+, not 0\.1\); .*; delete "
+        match=r"ar8: padding\.parquet, history\.parquet contradict.*: bound \(largest.*: \S+, not 1\); .*; delete "
         r"the wrong files, ask Snakemake for each by its name .* start again; delete history\.parquet last, because "
         r"without it the network is trained again",
     ):
@@ -256,7 +266,7 @@ def test_tables_of_two_runs_are_found(key, value, folder, tmp_path):
 
 @pytest.mark.parametrize("place", ["digits/ar16", "c10/ar8"])
 def test_a_folder_of_another_run_s_tables_is_found(place, folder, tmp_path):
-    with pytest.raises(ValueError, match=r"history\.parquet, margins\.parquet, .*same_run .*: 8, not 0"):
+    with pytest.raises(ValueError, match=r"history\.parquet, margins\.parquet, .*same_run .*: 10, not 0"):
         run_checks.record(copy_tables(folder, tmp_path / place), bound=None)
 
 

@@ -40,7 +40,7 @@ MUTATIONS = (
         "tests/attacks/test_pgd.py",
     ),
     Mutation(
-        "omit the projection onto the spectral norm bound",
+        "omit the projection onto the bound",
         "training/loop",
         'norms = None if bound is None else project(state.layers, bound, settings["clip_rounds"])',
         "norms = None if bound is None else [bound] * len(state.layers)",
@@ -52,6 +52,27 @@ MUTATIONS = (
         "while exact and norm > bound:",
         "while False:",
         "tests/spectra/test_projection.py",
+    ),
+    Mutation(
+        "bound the circular operator instead of the one that the network applies",
+        "spectra/projection",
+        "enclosing_grid(layer) if exact else _size(layer)",
+        "_size(layer)",
+        "tests/spectra/test_applied_bound.py",
+    ),
+    Mutation(
+        "check a bound against the circular operator instead of the one that the network applies",
+        "checks/run_checks",
+        'applied = padding.sort_values("layer")["max_zero"].to_numpy()',
+        'applied = padding.sort_values("layer")["max_circular"].to_numpy()',
+        "tests/checks/test_checks.py",
+    ),
+    Mutation(
+        "count frozen columns as live",
+        "spectra/live",
+        "return kernel[~dead_rows(kernel)][:, ~frozen]",
+        "return kernel[~dead_rows(kernel)]",
+        "tests/spectra/test_live.py",
     ),
     Mutation(
         "swap train and test in the metrics",
@@ -264,7 +285,7 @@ MUTATIONS = (
         "tests/runs/test_config.py",
     ),
     Mutation(
-        "accept a spectral norm bound outside the allowed range",
+        "accept a bound on layers outside the allowed range",
         "runs/variant",
         "if variant.bound is not None and not MIN_BOUND <= variant.bound <= MAX_BOUND:",
         "if False:",

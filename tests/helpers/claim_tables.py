@@ -21,7 +21,7 @@ def make_tables(folder: Path, ar: int, seed: int, *, softness: float, skewed: bo
     margins: dict[str, list[Any]] = {name: [] for name in schemas.SCHEMAS["margins"].names}
     for split, n in SIZES.items():
         kind = shared.gamma(2.0, size=n) / 2 if skewed and split == "train" else shared.normal(1.0, 0.8, size=n)
-        shift = 0.6 if split == "train" else -0.05 * softness / 16
+        shift = 0.6 if split == "train" else -0.1 * softness / 16
         margin = (kind + shift + draw.normal(0, 0.05, n)) * (14 - 0.3 * softness)
         loss = np.log1p(np.exp(-margin))
         columns = {"split": [split] * n, "index": range(n), "label": [0] * n, "prediction": (margin < 0).astype(int)}

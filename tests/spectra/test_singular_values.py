@@ -325,9 +325,12 @@ def test_a_layer_with_an_unsupported_operator_is_refused_by_name(second: dict[st
 
 
 def test_record_writes_every_value_and_one_row_per_layer(run, identity, tmp_path) -> None:
-    sv, svstd, padding = (tmp_path / f"{kind}.parquet" for kind in ("sv", "svstd", "padding"))
-    spectra.record(checkpoint=run.checkpoint, sv=sv, svstd=svstd, padding=padding, dense=128, device="cpu")
-    values, rows, padded = (parquet.read(path).to_pandas() for path in (sv, svstd, padding))
+    paths = {kind: tmp_path / f"{kind}.parquet" for kind in ("sv", "svstd", "live", "padding")}
+    spectra.record(checkpoint=run.checkpoint, **paths, dense=128, device="cpu")
+    sv, svstd, live, padding = paths.values()
+    values, rows, alive, padded = (parquet.read(path).to_pandas() for path in paths.values())
+    assert parquet.read_metadata(live) == identity
+    assert alive[["layer", "name", "std", "max"]].equals(rows[["layer", "name", "std", "max"]])
     assert list(padded) == schemas.SCHEMAS["padding"].names
     assert parquet.read_metadata(padding) == identity
     assert padded[["layer", "name"]].equals(rows[["layer", "name"]])

@@ -28,6 +28,7 @@ EXPECTED_COLUMNS = {
     "acc_robust",
     "checks": "check what found relation expected tolerance passed",
     "masking": "check eps n before after value limit passed",
+    "live": "layer name rows columns dead_rows frozen_columns frozen_share std max std_live max_live",
     "padding": "layer name method std_circular std_zero max_circular max_zero",
     "spread": "layer name perturbation eps n mean std",
     "theory": "n m gamma eta c_x k eps sigma_min_zero_layers log10_sigma_min_product w_min v_min_upper "

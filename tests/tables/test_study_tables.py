@@ -46,6 +46,9 @@ def with_spectra(run: dict[str, Any], stds: Sequence[float]) -> dict[str, Any]:
     layers |= {"layer": [*range(1, count + 1)], "name": [f"layer{index}" for index in range(count)]}
     layers |= {"kind": ["conv"] * (count - 1) + ["linear"]}
     parquet.write(Path(run["folder"]) / "svstd.parquet", "svstd", layers, {})
+    live: dict[str, Any] = dict.fromkeys(schemas.SCHEMAS["live"].names, [1] * count) | {"std": list(stds)}
+    live |= {"layer": layers["layer"], "name": layers["name"], "std_live": [None, *(2 * std for std in stds[1:])]}
+    parquet.write(Path(run["folder"]) / "live.parquet", "live", live, {})
     padding = {key: layers[key] for key in ("layer", "name")}
     padding |= {"method": [{2: "lanczos", count: "same"}.get(layer, "dense") for layer in layers["layer"]]}
     padding |= {
@@ -180,10 +183,12 @@ def test_b2_sums_decreases_and_increases_with_and_without_the_linear_layer(tmp_p
     runs.append(with_spectra(make_run(tmp_path, 16, 0, bound=3.0), [7.0] * 4))  # another setting
     frame = study_tables.b2(runs, [4, 16])
     changes = ["svstd_decrease_sum", "svstd_decrease_mean", "svstd_increase_sum", "svstd_increase_mean"]
-    assert list(frame) == [*KEYS, "ar_high", "layers", *changes, "n_decreased", "n_increased"]
+    counts = ["n_decreased", "n_increased"]
+    live = [name.replace("svstd_", "svstd_live_").replace("n_", "n_live_") for name in (*changes, *counts)]
+    assert list(frame) == [*KEYS, "ar_high", "layers", *changes, *counts, *live]
     assert frame[["seed", "ar", "ar_high"]].to_numpy().tolist() == [[0, 4, 16]] * 2 + [[1, 4, 16]] * 2
     assert frame["layers"].tolist() == ["convolutions", "all"] * 2
-    values = frame[[*changes, "n_decreased", "n_increased"]].to_numpy().astype(float)
+    values = frame[[*changes, *counts]].to_numpy().astype(float)
     expected = [
         [0.5, 0.5, 0.25, 0.25, 1, 1],
         [2.5, 1.25, 0.25, 0.25, 2, 1],
@@ -191,6 +196,16 @@ def test_b2_sums_decreases_and_increases_with_and_without_the_linear_layer(tmp_p
         [2, 1, 1, 1, 2, 1],
     ]
     np.testing.assert_allclose(values, expected)
+    expected = [  # nothing is left of the first layer; the other stds are twice as large
+        [0, np.nan, 0.5, 0.5, 0, 1],
+        [4, 4, 0.5, 0.5, 1, 1],
+        [2, 2, 0, np.nan, 1, 0],
+        [2, 2, 2, 2, 1, 1],
+    ]
+    np.testing.assert_allclose(frame[live].to_numpy().astype(float), expected)
+    published = study_tables.b2(runs, [4, 16], live=False)
+    pd.testing.assert_frame_equal(published, frame[list(published)])
+    assert list(published) == [name for name in frame if "live" not in name]
     summary = study_tables.summarise(frame)
     assert list(summary)[:8] == [*KEYS[:-1], "ar_high", "layers"]
     assert summary["n_seeds"].tolist() == [2, 2]
@@ -222,6 +237,9 @@ def test_padding_compares_exact_spectra_of_convolutions_and_norms_of_all_layers(
     assert (row["std_circular"], row["std_zero"]) == pytest.approx((1.5, 1.35))
     assert row["std_relative_difference"] == pytest.approx(-0.1)
     assert (row["max_ratio_median"], row["max_ratio_max"]) == pytest.approx((0.875, 0.95))
+    assert row["max_zero"] == pytest.approx(1.9)
+    assert row["log10_complexity_circular"] == pytest.approx(np.log10(2.0**4))
+    assert row["log10_complexity_zero"] == pytest.approx(np.log10(1.9 * 1.8 * 1.7 * 1.6))
 
 
 def test_theory_keeps_all_columns_of_the_runs(tmp_path: Path) -> None:

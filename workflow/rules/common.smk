@@ -80,7 +80,7 @@ def training(wildcards):
 
 
 def enforced_bound(wildcards):
-    """Return the bound on the spectral norm that holds in a run; None if its layers are only clipped."""
+    """Return the bound that holds for a run's layers as they are applied; None if they have none or are only clipped."""
     found = settings(wildcards)
     return found["spectral_norm"] if found["clip_rounds"] == "exact" else None
 

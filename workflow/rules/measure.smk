@@ -150,7 +150,7 @@ rule lossvar:
 
 rule sv:
     """
-    Compute the singular values of every layer of {wildcards.dataset}/{wildcards.variant}, circular and zero-padded.
+    Compute the singular values of every layer of {wildcards.dataset}/{wildcards.variant}: circular, live part, zero-padded.
     """
     input:
         checkpoint="results/{dataset}/{variant}/checkpoint.pt",
@@ -158,6 +158,7 @@ rule sv:
     output:
         sv="results/{dataset}/{variant}/sv.parquet",
         svstd="results/{dataset}/{variant}/svstd.parquet",
+        live="results/{dataset}/{variant}/live.parquet",
         padding="results/{dataset}/{variant}/padding.parquet",
     log:
         "logs/sv/{dataset}/{variant}.log",
@@ -268,7 +269,7 @@ rule checks:
         tables=expand(
             "results/{{dataset}}/{{variant}}/{kind}.parquet",
             kind=["history", "margins", "attacks", "lossvar", "sv", "svstd"]
-            + ["metrics", "masking"],
+            + ["live", "padding", "metrics", "masking"],
         ),
         code=code_of("checks.run_checks"),
     output:

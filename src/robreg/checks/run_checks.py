@@ -21,7 +21,7 @@ from robreg.checks.invariants import (
 )
 from robreg.tables import parquet, schemas
 
-_TABLES = ("history", "margins", "attacks", "lossvar", "sv", "svstd", "metrics", "masking")
+_TABLES = ("history", "margins", "attacks", "lossvar", "sv", "svstd", "live", "padding", "metrics", "masking")
 _NEEDED = {("pgd", "cross_entropy"), ("apgd", "cross_entropy"), ("apgd", "worst")}  # required attacks, losses
 _UNKNOWN = -1.0  # stands for a percentage of no examples, which is null in the tables
 Tables = Mapping[str, pd.DataFrame]
@@ -30,7 +30,8 @@ Tables = Mapping[str, pd.DataFrame]
 def record(folder: Path, *, bound: float | None) -> None:
     """Check a run's tables and write checks.parquet, with one row per check; raise ValueError if a check fails.
 
-    folder: the run's, with its tables; bound: the bound on the spectral norm of every layer, None if there is none.
+    folder: the run's, with its tables; bound: the bound that holds for every layer's largest singular value as the
+    network applies the layer, with zero padding; None if there is none, or if layers were only clipped.
     All rows are logged, whether or not the checks pass.
     """
     tables = {kind: parquet.read(folder / f"{kind}.parquet").to_pandas() for kind in _TABLES}
@@ -64,10 +65,12 @@ def check(tables: Tables, *, bound: float | None) -> list[Row]:
     rows += _with_files(_check_masking(tables["masking"], attacks), "attacks", "masking")
     rows += _with_files(_check_variation(tables["lossvar"], margins["test"]), "margins", "lossvar")
     rows += _with_files(_check_spectra(tables["sv"], svstd), "sv", "svstd")
+    rows += _with_files(_check_published(svstd, tables["live"], tables["padding"]), "svstd", "live", "padding")
+    rows += _with_files(_check_live_part(tables["live"]), "live")
     rows += _with_files(_check_complexity(svstd, metrics), "svstd", "metrics")
     if bound is not None:
         norms = tables["history"].sort_values("epoch")["sigma_max"].tolist()
-        rows += _with_files(_check_bounds(svstd, norms, bound), "svstd", "history")
+        rows += _with_files(_check_bounds(tables["padding"], norms, bound), "padding", "history")
     return [*completeness, *rows]
 
 
@@ -82,14 +85,21 @@ def _complete_tables(tables: Tables) -> dict[str, bool]:
     n_test = len(splits.get("test", ()))
     radii = [part["index"] for _, part in lossvar.groupby("eps")]
     attacks = _test_rows(tables["attacks"])[["attack", "loss"]]
-    layers = [set(zip(tables[kind]["layer"], tables[kind]["name"], strict=True)) for kind in ("sv", "svstd")]
+    layers = {
+        kind: set(zip(tables[kind]["layer"], tables[kind]["name"], strict=True))
+        for kind in ("sv", "svstd", "live", "padding")
+    }
     return {
         "history": _are_consecutive(tables["history"]["epoch"], 1),
         "margins": splits.keys() == {"train", "test"} and all(_are_consecutive(part, 0) for part in splits.values()),
         "attacks": not attacks.duplicated().any() and set(attacks.itertuples(index=False, name=None)) >= _NEEDED,
         "lossvar": len(radii) > 0 and all(_are_consecutive(part, 0) and len(part) == n_test for part in radii),
-        "sv": layers[0] == layers[1],
+        "sv": layers["sv"] == layers["svstd"],
         "svstd": _are_consecutive(tables["svstd"]["layer"], 1),
+        **{
+            kind: layers[kind] == layers["svstd"] and _are_consecutive(tables[kind]["layer"], 1)
+            for kind in ("live", "padding")
+        },
         "metrics": len(tables["metrics"]) == 1,
         "masking": len(masking) > 0 and not masking["check"].duplicated().any(),
     }
@@ -213,11 +223,39 @@ def _check_complexity(svstd: pd.DataFrame, metrics: pd.Series) -> Iterator[Row]:
         yield equal("log10_complexity", "log10 of the spectral complexity, and its column", found, known)
 
 
-def _check_bounds(svstd: pd.DataFrame, norms: Sequence[Sequence[float] | None], bound: float) -> Iterator[Row]:
-    """Check the bound on the spectral norm. norms: after every epoch, the norms of all layers, or None."""
-    yield at_most("bound", "largest singular value of all layers, and the bound", svstd["max"].max(), bound, FLOAT32)
+def _check_published(svstd: pd.DataFrame, live: pd.DataFrame, padding: pd.DataFrame) -> Iterator[Row]:
+    """Check that the tables beside svstd repeat its std and max."""
+    by_layer = [frame.sort_values("layer").reset_index(drop=True) for frame in (svstd, live, padding)]
+    published = by_layer[0][["std", "max"]].to_numpy()
+    copies = (by_layer[1][["std", "max"]], by_layer[2][["std_circular", "max_circular"]])
+    for name, copied in zip(("live", "padding"), copies, strict=True):
+        other = copied.to_numpy() != published
+        yield count_violations(f"{name}_published", f"std and max in {name} other than in svstd", other)
+
+
+def _check_live_part(live: pd.DataFrame) -> Iterator[Row]:
+    rows, columns = live["dead_rows"].between(0, live["rows"]), live["frozen_columns"].between(0, live["columns"])
+    wrong = ~(rows & columns & live["frozen_share"].between(0, 1))
+    yield count_violations("live_counts", "layers with more dead or frozen channels than channels", wrong)
+    gone = (live["dead_rows"] == live["rows"]) | (live["frozen_columns"] == live["columns"])
+    other = (live["std_live"].isna() != gone) | (live["max_live"].isna() != gone)
+    yield count_violations("live_nulls", "layers with a live spectrum but no live part, or the reverse", other)
+    above = (live["max_live"].astype("float64") / live["max"]).max()
+    yield at_most("live_max", "largest singular value of a live part, relative to its layer's", above, 1.0)
+
+
+def _check_bounds(padding: pd.DataFrame, norms: Sequence[Sequence[float] | None], bound: float) -> Iterator[Row]:
+    """Check the bound on every layer as the network applies it, with zero padding.
+
+    padding: its largest singular values, measured without the projection's code; norms: for every epoch, the upper
+    bounds on them that the projection of all layers returned, or None.
+    """
+    applied = padding.sort_values("layer")["max_zero"].to_numpy()
+    what = "largest singular value of any layer as the network applies it, relative to the bound"
+    yield at_most("bound", what, applied.max() / bound, 1.0, FLOAT32)
     largest = max(math.inf if each is None else max(each) for each in norms)
-    yield at_most("bound_epochs", "largest norm after any epoch, and the bound", largest, bound, FLOAT32)
+    yield at_most("bound_epochs", "largest norm after any epoch, relative to the bound", largest / bound, 1.0, FLOAT32)
     last = np.array(norms[-1], dtype=float)
-    gap = np.abs(last - svstd["max"].to_numpy()).max() if last.shape == (len(svstd),) else math.inf
-    yield at_most("bound_history", "norms after the last epoch, and those measured", gap, 0.0, 1e-5)
+    above = (applied - last).max() if last.shape == applied.shape else math.inf
+    what = "largest singular values as the network applies the layers, at most above the norms after the last epoch"
+    yield at_most("bound_history", what, above / bound, 0.0, FLOAT32)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from robreg.checks.invariants import Row, count_violations, raise_if_violated, same_run, with_files
 from robreg.claims import verdicts
+from robreg.claims.claim import NOT_RUN, ONE_SEED, SEVERAL_SEEDS
 from robreg.runs.catalogue import TABLES, Run
 from robreg.tables import parquet, schemas, study_tables
 
@@ -72,25 +73,33 @@ def tables(name: str, runs: Sequence[Run], compare: Sequence[int], folder: Path)
 def claims(runs: Sequence[Run], compare: Sequence[int], folder: Path) -> Iterator[Row]:
     """Judge the claims again from the runs' files and compare; check verdicts against intervals, and the CSV file."""
     found = parquet.read(folder / "claims.parquet").to_pandas()
-    again = pa.Table.from_pylist(
-        list(verdicts.judge_all(verdicts.claim_settings(runs), *compare)), verdicts.SCHEMA
-    ).to_pandas()
-    decided = (found["ci_low"] > 0) | (found["ci_high"] < 0)
-    known = np.where(
-        decided, found["verdict"].isin(["holds", "fails"]), found["verdict"].isin(["undecided", "not run"])
-    )
+    again = pa.Table.from_pylist(verdicts.judge_all(verdicts.claim_settings(runs), *compare), verdicts.SCHEMA)
     rows = [
         count_violations(
-            "claims_cells", "cells of claims other than judged again", count_differing_cells(found, again)
+            "claims_cells", "cells of claims other than judged again", count_differing_cells(found, again.to_pandas())
         ),
         count_violations(
-            "claims_verdict", "claims that are decided though their interval has 0, or not though it has not", ~known
+            "claims_verdict",
+            "claims whose verdict does not follow from their interval and their number of seeds",
+            [not _has_its_verdict(row) for row in found.to_dict("records")],
         ),
     ]
     yield from with_files(rows, "claims.parquet")
     wrong = count_differing_cells(found, _read_csv(folder / "claims.parquet"))
     row = count_violations("claims_csv", "cells of claims.csv other than in claims.parquet", wrong)
     yield from with_files([row], "claims.parquet", "claims.csv")
+
+
+def _has_its_verdict(row: Mapping[Any, Any]) -> bool:
+    """Return whether the verdict of a row of claims.parquet follows from its interval and its number of seeds."""
+    if row["verdict"] == NOT_RUN:
+        return bool(pd.isna(row["effect"]))
+    words = SEVERAL_SEEDS if row["n_seeds"] > 1 else ONE_SEED
+    ends = (row["ci_low"], row["ci_high"])
+    if row["n_seeds"] == 1 and pd.isna(row["se_images"]):  # known exactly for one seed
+        ends = (row["effect"], row["effect"])
+    decided = ends[0] > 0 or ends[1] < 0
+    return row["verdict"] in (words[:2] if decided else words[2:])
 
 
 def count_differing_cells(one: pd.DataFrame, other: pd.DataFrame) -> int:

@@ -7,6 +7,10 @@ from robreg.claims.contrasts import Contrast
 
 NOT_RUN = "not run"  # verdict of a claim, and status of a number of the paper, for which the study has no networks
 
+# Verdicts: the claimed effect, the opposite effect, and neither.
+SEVERAL_SEEDS = ("holds", "fails", "undecided")  # about networks trained in this way
+ONE_SEED = ("seen", "not seen", "not clear")  # about these networks alone
+
 EXTENSION = "extension"  # source of a claim that the paper does not make
 
 # plain: the default network, trained with PGD; deeper: ResNet-110; FGSM: trained with FGSM; bounded: trained with a

@@ -1,8 +1,9 @@
-"""Estimates with 95 % intervals of means, spreads, skewness, modes and shares, over examples, layers or seeds.
+"""Estimates from one network: means, spreads, skewness and modes, with what is known of their uncertainty.
 
-An estimate stores the influence of every example (or layer): how much the value changes with that example's weight, to
-first order (the infinitesimal jackknife). Estimates on the same examples are subtracted example by example, so that
-what the examples have in common cancels; the variances of estimates on different examples add up.
+An estimate stores the influence of every image: how much the value changes with that image's weight, to first order
+(the infinitesimal jackknife). Estimates on the same images are combined image by image, so that what the images have in
+common cancels. What another training would have given cannot be seen in one network: robreg.claims.uncertainty combines
+the estimates of several seeds.
 """
 
 import math
@@ -12,98 +13,73 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 Array = NDArray[np.float64]
-LEVEL = 0.95  # confidence level of the intervals
-SEEDS, EXAMPLES, LAYERS = "seeds", "test examples", "layers"  # what an interval is computed over
+TRAINING, TEST = "training examples", "test examples"  # how the names of samples of images end
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and the numbers that its interval is computed from.
+    """A value and the numbers that its uncertainty is computed from.
 
-    over: SEEDS, EXAMPLES or LAYERS. samples: the influences, by the name of the sample; equal names stand for the same
-    examples. parts: (variance, degrees of freedom) of each component that is independent of everything else. bounds: an
-    interval that was computed in another way.
+    samples: the influences, by the name of the sample; equal names stand for the same images. unpaired: the variance
+    over images of a value that is known only as a summary, so that its images cannot be compared one by one.
     """
 
     value: float
-    over: str
     samples: Mapping[str, Array] = field(default_factory=dict)
-    parts: tuple[tuple[float, float], ...] = ()
-    bounds: tuple[float, float] | None = None
+    unpaired: float = 0.0
 
     def __sub__(self, other: "Estimate") -> "Estimate":
         """Subtract two estimates, paired on the samples they share. Raises ValueError if these differ in length."""
-        names = dict.fromkeys([*self.samples, *other.samples])
-        samples = {name: _subtract_influences(name, self.samples.get(name), other.samples.get(name)) for name in names}
-        over = self.over if self.over != SEEDS else other.over
-        return Estimate(self.value - other.value, over, samples, self.parts + other.parts)
+        return weighted_sum([self, other], [1.0, -1.0])
 
     def scaled(self, factor: float, offset: float = 0.0) -> "Estimate":
         """Return factor times the estimate, plus offset."""
-        bounds = None if self.bounds is None else sorted(factor * bound + offset for bound in self.bounds)
-        return Estimate(
-            factor * self.value + offset,
-            self.over,
-            {name: factor * values for name, values in self.samples.items()},
-            tuple((factor**2 * variance, freedom) for variance, freedom in self.parts),
-            None if bounds is None else (bounds[0], bounds[1]),
-        )
-
-    def interval(self) -> tuple[float, float]:
-        """Return the 95 % interval: Student's t with the degrees of freedom of Welch and Satterthwaite."""
-        if self.bounds is not None:
-            return self.bounds
-        parts = [(float(np.var(each, ddof=1)) / len(each), len(each) - 1.0) for each in self.samples.values()]
-        parts += self.parts
-        variance = sum(part for part, _ in parts)
-        if not variance > 0:  # either nothing varies, or the variance is not known (NaN)
-            return (self.value, self.value) if variance == 0 else (math.nan, math.nan)
-        freedom = variance**2 / max(sum(part**2 / df for part, df in parts), 1e-300)
-        half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance)
-        return self.value - half, self.value + half
+        scaled = weighted_sum([self], [factor])
+        return Estimate(scaled.value + offset, scaled.samples, scaled.unpaired)
 
 
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """Return the mean over at least two seeds; the difference of two such estimates has Welch's interval."""
-    if len(set(values)) == 1:  # avoids the rounding error of a mean
-        return Estimate(float(values[0]), SEEDS, parts=((0.0, len(values) - 1),))
+def weighted_sum(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
+    """Return the sum of weight times estimate, paired on the samples that the estimates share.
+
+    The unpaired variances add up, as for different images. If the weights sum to 0, the sum of equal values is exactly
+    0. Raises ValueError if samples of one name differ in length.
+    """
+    first = estimates[0].value
+    value = sum(weight * (each.value - first) for each, weight in zip(estimates, weights, strict=True))
+    samples: dict[str, Array] = {}
+    for estimate, weight in zip(estimates, weights, strict=True):
+        for name, influences in estimate.samples.items():
+            check_same_length(name, influences, samples.get(name, influences))
+            samples[name] = samples.get(name, 0.0) + weight * influences
     return Estimate(
-        float(np.mean(values)), SEEDS, parts=((float(np.var(values, ddof=1)) / len(values), len(values) - 1),)
+        float(value + sum(weights) * first),
+        samples,
+        sum(weight**2 * each.unpaired for each, weight in zip(estimates, weights, strict=True)),
     )
 
 
-def combine_seeds(estimates: Sequence[Estimate]) -> Estimate:
-    """Return the mean of estimates of one quantity, one per seed, with the interval over seeds.
-
-    A share of few layers takes few values, so seeds may agree on it by chance. A share therefore keeps the interval of
-    its networks, with averaged ends, if that is wider than the interval over seeds. Any other estimate that is the same
-    for all seeds keeps the interval of the first network.
-    """
-    values = [estimate.value for estimate in estimates]
-    seeds = over_seeds(values)
-    own = [estimate.bounds for estimate in estimates if estimate.bounds is not None]
-    if len(own) == len(estimates):
-        low, high = (float(end) for end in np.mean(own, axis=0))
-        ends = seeds.interval()
-        wider = high - low > ends[1] - ends[0]
-        return Estimate(seeds.value, estimates[0].over, bounds=(low, high)) if wider else seeds
-    return estimates[0] if len(set(values)) == 1 else seeds
+def check_same_length(name: str, first: Array, second: Array) -> None:
+    """Raise ValueError if two networks were measured on different numbers of images."""
+    if len(first) != len(second):
+        raise ValueError(
+            f"{name}: one network has {len(first)} of them and the other {len(second)}, so they cannot be "
+            "compared one by one; measure both networks on the same ones"
+        )
 
 
-def mean(values: NDArray[Any], name: str, over: str = EXAMPLES) -> Estimate:
+def mean(values: NDArray[Any], name: str) -> Estimate:
     """Return the mean of values (n,); name identifies the sample."""
     values = np.asarray(values, dtype=np.float64)
-    return Estimate(float(values.mean()), over, {name: values - values.mean()})
+    return Estimate(float(values.mean()), {name: values - values.mean()})
 
 
 def std(values: Array, name: str) -> Estimate:
     """Return the standard deviation (ddof 0) of values (n,)."""
     away = values - values.mean()
     value = math.sqrt(float(np.mean(away**2)))
-    return Estimate(value, EXAMPLES, {name: (away**2 - value**2) / (2 * value) if value else 0 * away})
+    return Estimate(value, {name: (away**2 - value**2) / (2 * value) if value else 0 * away})
 
 
 def skewness(values: Array, name: str) -> Estimate:
@@ -112,7 +88,7 @@ def skewness(values: Array, name: str) -> Estimate:
     scaled = (values - values.mean()) / (spread or 1.0)
     value = float(np.mean(scaled**3))
     influence = scaled**3 - value - 3 * scaled - 1.5 * value * (scaled**2 - 1)
-    return Estimate(value, EXAMPLES, {name: influence})
+    return Estimate(value, {name: influence})
 
 
 def mode(values: Array, name: str) -> Estimate:
@@ -125,61 +101,31 @@ def mode(values: Array, name: str) -> Estimate:
     quartiles = np.percentile(values, [25, 75])
     spread = min(values.std(ddof=1), (quartiles[1] - quartiles[0]) / 1.349) or values.std(ddof=1)
     if not spread > 0:
-        return Estimate(float(values[0]), EXAMPLES, {name: 0 * values})
+        return Estimate(float(values[0]), {name: 0 * values})
     width = 1.2 * spread * len(values) ** (-1 / 7)
     at = _climb(values, width, _peak(values, width))
     scaled = (at - values) / width
     kernel = np.exp(-(scaled**2) / 2)
     slope, curvature = -scaled * kernel, (scaled**2 - 1) * kernel
-    return Estimate(at, EXAMPLES, {name: -width * (slope - slope.mean()) / curvature.mean()})
+    return Estimate(at, {name: -width * (slope - slope.mean()) / curvature.mean()})
 
 
 def log10_ratio(above: Estimate, below: Estimate) -> Estimate:
     """Return log10 of the ratio of two positive estimates on the same samples; NaN if one is not positive."""
     if not (above.value > 0 and below.value > 0):
-        return Estimate(math.nan, above.over, parts=((math.nan, math.inf),))
-    logs = [part.scaled(1 / (part.value * math.log(10))) for part in (above, below)]
-    difference = logs[0] - logs[1]
-    return Estimate(
-        math.log10(above.value / below.value), difference.over, difference.samples, difference.parts, difference.bounds
-    )
-
-
-def share(chosen: NDArray[np.bool_], over: str, weights: Array | None = None) -> Estimate:
-    """Return the share of chosen (n,), by weight if weights (n,) are given; NaN if the weights sum to 0.
-
-    The interval is Wilson's, which is correct for few layers and for shares of 1. Weights enter it through Kish's
-    effective number, (sum w)^2 / sum w^2.
-    """
-    weights = np.ones(len(chosen)) if weights is None else weights
-    if not weights.sum() > 0:
-        return Estimate(math.nan, over, bounds=(math.nan, math.nan))
-    value, n = float(weights @ chosen / weights.sum()), float(weights.sum() ** 2 / (weights @ weights))
-    z = float(stdtrit(math.inf, (1 + LEVEL) / 2))
-    center = (n * value + z**2 / 2) / (n + z**2)
-    half = z / (n + z**2) * math.sqrt(n * value * (1 - value) + z**2 / 4)
-    return Estimate(value, over, bounds=(center - half, center + half))
+        return Estimate(math.nan)
+    difference = weighted_sum([above, below], [1 / (above.value * math.log(10)), -1 / (below.value * math.log(10))])
+    return Estimate(math.log10(above.value / below.value), difference.samples, difference.unpaired)
 
 
 def proportion(hits: float, n: int) -> Estimate:
-    """Return 100 hits / n (percent), for examples that are not the same in two networks.
+    """Return 100 hits / n (percent), of images of which only the number of hits is known.
 
     The variance is computed with one more hit and one more miss (Agresti and Caffo 2000), so that a share of 0 or 1 is
     not certain.
     """
     rate = (hits + 1) / (n + 2)
-    return Estimate(100.0 * hits / n, EXAMPLES, parts=((100.0**2 * rate * (1 - rate) / (n + 2), math.inf),))
-
-
-def _subtract_influences(name: str, first: Array | None, second: Array | None) -> Array:
-    if first is None or second is None:
-        return first if first is not None else -np.asarray(second)
-    if len(first) != len(second):
-        raise ValueError(
-            f"{name}: one network has {len(first)} of them and the other {len(second)}, so they cannot be "
-            "compared one by one; measure both networks on the same ones"
-        )
-    return first - second
+    return Estimate(100.0 * hits / n, unpaired=100.0**2 * rate * (1 - rate) / (n + 2))
 
 
 def _peak(values: Array, width: float) -> float:

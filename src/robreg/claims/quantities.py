@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from robreg.claims import estimates
-from robreg.claims.estimates import LAYERS, Array, Estimate
+from robreg.claims.estimates import Array, Estimate
 from robreg.tables import parquet
 
 Extreme = Literal["smallest", "largest"]
 MIDDLE = (0.1, 0.9)  # probabilities in this range are in the middle, others are at the ends
 LARGE_LOSS = -math.log(0.01)  # losses above this, in nats, are large: the label has a probability below 0.01
+_SMALLEST = 1e-300  # stands for a standard deviation of 0 in logarithms
 CONFIDENT_MARGIN = math.log(9)  # a confident margin, in logits: 0.9 to 0.1 between the prediction and its best rival
 
 
@@ -58,7 +59,7 @@ class Network:
 
     def called(self, split: str = "test") -> str:
         """Return the name of a split's examples; networks are compared example by example if their names are equal."""
-        return f"{self.dataset} {split} examples"
+        return f"{self.dataset} {estimates.TEST if split == 'test' else estimates.TRAINING}"
 
 
 def loss(network: Network, split: str) -> Estimate:
@@ -86,7 +87,7 @@ def adversarial_accuracy(network: Network) -> Estimate:
     value = parquet.read(network.folder / "metrics.parquet", ["pgd_acc"])["pgd_acc"][0].as_py()
     n = int(_is_correct(network, "test").sum())
     if value is None or not n:
-        return Estimate(math.nan, estimates.EXAMPLES, parts=((math.nan, math.inf),))
+        return Estimate(math.nan)
     return estimates.proportion(value * n / 100, n)
 
 
@@ -159,52 +160,55 @@ def variation_std_like_mean(network: Network, eps: Extreme = "largest") -> Estim
 
 def svstd(network: Network) -> Estimate:
     """Return the mean over layers of the standard deviation of the singular values."""
-    return estimates.mean(network.svstd["std"].to_numpy(), LAYERS, LAYERS)
+    return Estimate(float(network.svstd["std"].mean()))
 
 
 def svstd_near_one(network: Network) -> Estimate:
-    """Return the share of layers whose standard deviation of singular values is between 1/2 and 2, minus 1/2."""
-    return estimates.share(network.svstd["std"].between(0.5, 2).to_numpy(), LAYERS).scaled(1, -0.5)
+    """Return log10(2) - |log10(std of singular values)|, median over layers: positive if most are from 1/2 to 2."""
+    std = network.svstd["std"].to_numpy("float64")
+    return Estimate(float(np.median(math.log10(2) - np.abs(np.log10(np.maximum(std, _SMALLEST))))))
 
 
-def share_of_fallen_layers(low: Network, high: Network) -> Estimate:
-    """Return the share of layers whose standard deviation of singular values is lower in `high`, minus 1/2."""
-    return estimates.share(_svstd_change(low, high) < 0, LAYERS).scaled(1, -0.5)
+def svstd_of_layers(network: Network, kind: str | None = None) -> pd.Series:
+    """Return the standard deviation of the singular values of every layer of a kind, or of any, by the layer's name."""
+    frame = network.svstd
+    chosen = frame if kind is None else frame[frame["kind"] == kind]
+    return chosen.set_index("name")["std"].astype("float64")
 
 
-def svstd_balance(low: Network, high: Network, ratio: float) -> Estimate:
-    """Return decrease / (decrease + increase), accumulated over convolutions (B.2), minus ratio / (1 + ratio)."""
-    change = _svstd_change(low, high, "conv")
-    return estimates.share(change < 0, LAYERS, np.abs(change)).scaled(1, -ratio / (1 + ratio))
+def median_change(change: Array) -> Estimate:
+    """Return the median of the changes of all layers, which is negative if most of them fall.
+
+    The share of the layers that fall would say the same, but three seeds agree on it by chance if the layers of a
+    network rise and fall together.
+    """
+    return Estimate(float(np.median(change)))
 
 
-def spread_of_layers(network: Network, perturbation: str, column: str) -> Estimate:
+def decrease_over_increase(change: Array, ratio: float) -> Estimate:
+    """Return the decrease minus ratio times the increase, each accumulated over layers (B.2)."""
+    return Estimate(float(-change[change < 0].sum() - ratio * change[change > 0].sum()))
+
+
+def spread_of_layers(network: Network, perturbation: str, column: Literal["mean", "std"]) -> Estimate:
     """Return the mean over layers of how much a layer stretches a perturbation.
 
-    column: "mean" or "std", the statistic over examples. A layer that no perturbation reaches has no row, so networks
-    with rows for different layers are not paired.
+    column: the statistic over images. The images' part of the variance is an upper bound, because the layers are
+    measured on the same images: it takes their errors as equal. The error of a std is that of a normal distribution.
     """
     frame = network.spread
     chosen = frame[(frame["perturbation"] == perturbation) & (frame["layer"] >= 1)]
-    return estimates.mean(chosen[column].to_numpy(), f"layers {chosen['layer'].tolist()}", LAYERS)
+    errors = chosen["std"] / np.sqrt(chosen["n"] * (1 if column == "mean" else 2))
+    return Estimate(float(chosen[column].mean()), unpaired=float(errors.mean()) ** 2)
 
 
 def margin_change(network: Network, perturbation: str) -> Estimate:
     """Return the mean change of the margin (logits) under a perturbation, which is layer 0 of spread.parquet."""
     frame = network.spread
     (row,) = frame[(frame["perturbation"] == perturbation) & (frame["layer"] == 0)].to_dict("records")
-    return Estimate(row["mean"], estimates.EXAMPLES, parts=((row["std"] ** 2 / row["n"], row["n"] - 1.0),))
+    return Estimate(row["mean"], unpaired=row["std"] ** 2 / row["n"])
 
 
 def _is_correct(network: Network, split: str) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
     frame = network.margins[split]
     return (frame["prediction"] == frame["label"]).to_numpy()
-
-
-def _svstd_change(low: Network, high: Network, kind: str | None = None) -> Array:
-    first, second = (frame if kind is None else frame[frame["kind"] == kind] for frame in (low.svstd, high.svstd))
-    if first["name"].tolist() != second["name"].tolist():
-        raise ValueError(
-            f"{low.folder} and {high.folder}: their svstd.parquet files list different layers; measure both again"
-        )
-    return second["std"].to_numpy("float64") - first["std"].to_numpy("float64")

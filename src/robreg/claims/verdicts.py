@@ -1,4 +1,8 @@
-"""Judge every claim of the paper by the runs of a study, with an effect, its 95 % interval and a verdict."""
+"""Judge every claim of the paper by the runs of a study, with an effect, its 95 % interval and a verdict.
+
+Several seeds decide whether a claim holds. One seed shows what these networks do, and nothing of another training, so
+its verdicts have words of their own.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,11 +13,11 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from robreg.claims.claim import EXTENSION, NOT_RUN, Claim, Kind, Place
-from robreg.claims.contrasts import AtStrength, Networks, Outcome, weaker_outcome
-from robreg.claims.estimates import Estimate
+from robreg.claims.claim import EXTENSION, NOT_RUN, ONE_SEED, SEVERAL_SEEDS, Claim, Kind, Place
+from robreg.claims.contrasts import AtStrength, Networks, Outcome, Step, weaker_outcome
 from robreg.claims.quantities import Network
 from robreg.claims.registry import CLAIMS
+from robreg.claims.uncertainty import Effect, q_values
 from robreg.runs.catalogue import Run
 from robreg.runs.groups import group_by_setting
 from robreg.tables import files
@@ -23,9 +27,13 @@ _SETTING_COLUMNS = ("dataset", "arch", "train_attack", "space", "spectral_norm")
 _STRING, _FLOAT, _INTEGER = pa.string(), pa.float64(), pa.int64()
 SCHEMA = pa.schema(
     [(key, _STRING) for key in ("id", "claim", "source", "dataset", "arch", "train_attack", "space")]
-    + [("spectral_norm", _FLOAT), ("ar_low", _INTEGER), ("ar_high", _INTEGER), ("statistic", _STRING)]
+    + [("spectral_norm", _FLOAT), ("ar_low", _INTEGER), ("ar_high", _INTEGER), ("strengths", _STRING)]
+    + [("statistic", _STRING)]
     + [(key, _FLOAT) for key in ("at_low", "at_high", "effect", "ci_low", "ci_high")]
-    + [("ci_over", _STRING), ("n_seeds", _INTEGER), ("verdict", _STRING)]
+    + [("ci_over", _STRING), ("n_seeds", _INTEGER)]
+    + [(key, _FLOAT) for key in ("se_seeds", "se_images", "smallest_effect", "p", "q")]
+    + [(key, _FLOAT) for key in ("ends_effect", "ends_ci_low", "ends_ci_high")]
+    + [("other_way", _STRING), ("verdict", _STRING)]
 )
 _PAPER_NETWORKS: dict[str, dict[str, str]] = {  # architecture, by kind and data set
     "plain": {"c10": "resnet56", "c100": "resnet56", "tin": "wrn50"},
@@ -62,10 +70,10 @@ class ClaimSetting:
 def record(runs: Sequence[Run], *, compare: Sequence[int], study: str, parquet: Path, csv: Path) -> None:
     """Write the claims of a study: one row per claim and setting.
 
-    runs: as config.study_runs gives them; compare: the two strengths (1/255) between which a change is judged.
+    runs: as config.study_runs gives them; compare: the two strengths (1/255) from and to which a change is judged.
     """
     low, high = compare
-    table = pa.Table.from_pylist(list(judge_all(claim_settings(runs), low, high)), SCHEMA)
+    table = pa.Table.from_pylist(judge_all(claim_settings(runs), low, high), SCHEMA)
     write_frame(parquet, table, {"study": study})
     with files.atomic_write(csv) as temporary:
         frame = table.to_pandas(types_mapper={_INTEGER: pd.Int64Dtype()}.get)
@@ -91,12 +99,22 @@ def claim_settings(runs: Sequence[Run]) -> list[ClaimSetting]:
     return settings
 
 
-def judge_all(every: Sequence[ClaimSetting], low: int, high: int) -> Iterator[dict[str, Any]]:
-    """Yield one row for every claim in every setting that it is about, and for the paper's settings that were not run.
+def judge_all(every: Sequence[ClaimSetting], low: int, high: int) -> list[dict[str, Any]]:
+    """Return one row for every claim in every setting that it is about, and for the paper's settings that were not run.
 
     A setting without the two strengths counts as not run. In settings that the paper does not show, a general claim is
-    judged as an extension wherever that is possible.
+    judged as an extension wherever that is possible. The columns p and q: the two-sided p of the effect, and Benjamini
+    and Hochberg's q among the claims that several seeds decide, or among those that one seed shows.
     """
+    rows = list(_judge_each(every, low, high))
+    for several in (True, False):
+        family = [row for row in rows if row.get("p") is not None and (row["n_seeds"] > 1) == several]
+        for row, q in zip(family, q_values([row["p"] for row in family]), strict=True):
+            row["q"] = q
+    return rows
+
+
+def _judge_each(every: Sequence[ClaimSetting], low: int, high: int) -> Iterator[dict[str, Any]]:
     for claim in CLAIMS:
         for setting in every:
             if _is_judged_with_pgd(claim, setting, every, low, high):
@@ -109,15 +127,19 @@ def judge_all(every: Sequence[ClaimSetting], low: int, high: int) -> Iterator[di
             yield _table_row(claim, place.source, setting, None, low, high)
 
 
-def verdict(estimate: Estimate, sign: int) -> str:
-    """Return "holds" if the 95 % interval excludes 0 in the claimed direction, "fails" if in the other one.
+def verdict(effect: Effect, sign: int) -> str:
+    """Return the verdict on a claim that the effect has this sign.
 
-    Otherwise, return "undecided".
+    With several seeds: "holds" if the 95 % interval excludes 0 in the claimed direction, "fails" if in the other one,
+    otherwise "undecided". With one seed: "seen", "not seen" and "not clear", from the interval over test images. If one
+    seed's effect does not depend on images, it is known exactly, and its sign decides.
     """
-    ends = [sign * end for end in estimate.interval()]
+    yes, no, open_ = SEVERAL_SEEDS if effect.n_seeds > 1 else ONE_SEED
+    exact = effect.n_seeds == 1 and not effect.images
+    ends = [sign * end for end in ((effect.value, effect.value) if exact else effect.interval())]
     if min(ends) > 0:
-        return "holds"
-    return "fails" if max(ends) < 0 else "undecided"
+        return yes
+    return no if max(ends) < 0 else open_
 
 
 def _paper_kind(run: Run) -> Kind | None:
@@ -188,15 +210,28 @@ def _table_row(
     row |= {"statistic": claim.contrast.text(low, high), "verdict": NOT_RUN}
     if outcome is None:
         return row
-    ends = outcome.estimate.interval()
-    values = {"at_low": outcome.at_low, "at_high": outcome.at_high, "effect": outcome.estimate.value}
-    values |= {"ci_low": ends[0], "ci_high": ends[1]}
-    row |= {key: None if math.isnan(value) else value for key, value in values.items()}
+    effect, ends = outcome.effect, outcome.ends
+    low_end, high_end = effect.interval()
+    numbers = {"at_low": outcome.at_low, "at_high": outcome.at_high, "effect": effect.value}
+    numbers |= {"ci_low": low_end, "ci_high": high_end, "se_seeds": effect.se_seeds, "se_images": effect.se_images}
+    numbers |= {"smallest_effect": effect.margin(), "p": effect.p_value()}
+    if ends is not None:
+        numbers |= dict(
+            zip(("ends_effect", "ends_ci_low", "ends_ci_high"), (ends.value, *ends.interval()), strict=True)
+        )
+    row |= {key: None if math.isnan(value) else value for key, value in numbers.items()}
     return row | {
-        "ci_over": outcome.estimate.over,
-        "n_seeds": outcome.n_seeds,
-        "verdict": verdict(outcome.estimate, claim.sign),
+        "strengths": ", ".join(map(str, outcome.strengths)),
+        "ci_over": effect.over,
+        "n_seeds": effect.n_seeds,
+        "other_way": ", ".join(map(_step_text, outcome.reversed_steps)) or None,
+        "verdict": verdict(effect, claim.sign),
     }
+
+
+def _step_text(step: Step) -> str:
+    low, high = step.effect.interval()
+    return f"AR {step.low} to {step.high}" + (" (its interval excludes 0)" if low * high > 0 else "")
 
 
 def _settings_not_run(claim: Claim, every: Sequence[ClaimSetting]) -> Iterator[tuple[Place, ClaimSetting]]:

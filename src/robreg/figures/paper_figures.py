@@ -120,7 +120,7 @@ def fig5(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
 
 
 def fig6(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
-    """Draw Figure 3 for every bound on the spectral norm, so that complexity falls from the first panel to the last."""
+    """Draw Figure 3 for every bound on the layers, so that complexity falls from the first panel to the last."""
     settings = sorted(group_by_setting(runs).items(), key=lambda item: (_network_key(item[1][0]), -_bound(item[1][0])))
     named = {name if _bound(members[0]) < np.inf else f"{name}, no bound": members for name, members in settings}
     return grid.arrange(named, [_gap_sections(shared=True)])[0]

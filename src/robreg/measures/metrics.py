@@ -25,8 +25,9 @@ def compute_metrics(margins: pd.DataFrame, attacks: pd.DataFrame, svstd: pd.Data
 
     margins, attacks, svstd: the run's tables; attacks has exactly one row of PGD, the evaluation attack, on the test
     split. acc_gap = train - test accuracy; loss_gap = test - train loss. spectral_complexity is the product of the
-    largest singular values of all layers, or None if it is outside the range of a float; its log10 is always finite.
-    Raises ValueError if a layer has no positive spectral norm.
+    largest singular values of all layers, as circular convolutions like all published spectra, or None if it is outside
+    the range of a float; its log10 is always finite. (The product for the layers as the network applies them, with zero
+    padding, is in the study's table padding.) Raises ValueError if a layer has no positive singular value.
     """
     clean = margins.assign(acc=100.0 * (margins["prediction"] == margins["label"]), loss=margins["loss"].astype(float))
     means = clean.groupby("split")[["acc", "loss"]].mean()
@@ -48,7 +49,7 @@ def compute_metrics(margins: pd.DataFrame, attacks: pd.DataFrame, svstd: pd.Data
 def _spectral_complexity(svstd: pd.DataFrame) -> dict[str, float | None]:
     if not (svstd["max"] > 0).all():
         dead = svstd.loc[~(svstd["max"] > 0), "name"].tolist()
-        raise ValueError(f"layers {dead} have no positive spectral norm, so the network is constant: train it again")
+        raise ValueError(f"layers {dead} have no positive singular value, so the network is constant: train it again")
     log10 = float(sum(math.log10(value) for value in svstd["max"]))
     fits = abs(log10) < 308  # largest decimal exponent of a float
     return {"spectral_complexity": 10.0**log10 if fits else None, "log10_spectral_complexity": log10}

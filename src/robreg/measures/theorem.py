@@ -5,7 +5,8 @@ rarely the nearest one, and it starts only at training examples, not everywhere 
 Therefore u_min is an upper estimate, and the first term of the bound, max{0, 1 - u_min/gamma}, is a lower one. The
 second term is exact, given constants that nobody can measure. The bound is used as printed; the proof itself ends with
 max{0, 2 (1 - u_min/gamma)} and, in the second term, with 2^(k+1) / gamma^k instead of 2 / eps^k. The singular values of
-a convolution are those of the circular operator, whereas the networks pad with zeros.
+a convolution are those of the circular operator, whereas the networks pad with zeros: the smallest one of what a
+network applies may be smaller or larger, so the sides above hold only for circular convolutions.
 
 None of this is a guarantee: eq. (5) is for plain ReLU nets without biases (eq. 2; residual nets have another form), and
 even for these nets its step (14) requires that the units that matter are on. This counterexample meets all its

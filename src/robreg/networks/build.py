@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from robreg.networks.classifier import Classifier, Normalise
 from robreg.networks.fixup_resnet import FixupResNet
 from robreg.networks.user_defined import build_user_network
@@ -38,3 +40,13 @@ def build_network(  # noqa: PLR0913 - all that is needed to rebuild a network fr
             f"architecture {arch!r} is unknown: use resnet8, resnet56, resnet110, wrn50, or a user-defined architecture"
         )
     return Classifier(Normalise(mean, std), network)
+
+
+def build_initial_network(arch: str, *, seed: int, **options: Any) -> Classifier:  # noqa: ANN401 - as in build_network
+    """Build a network with the weights that its training starts from, drawn from the run's seed on the CPU.
+
+    options: as for build_network. The same version of torch draws the same weights again, on every machine.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_network(arch, **options)

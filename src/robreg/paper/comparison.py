@@ -63,7 +63,7 @@ def _paper_tables(runs: Sequence[Run]) -> list[pd.DataFrame]:
         {tuple(run[key] for key in study_tables.KEYS if key != "ar") for run in runs if run["ar"] == ar} for ar in B2
     ]
     if places[0] & places[1]:
-        b2 = study_tables.b2(runs, B2)
+        b2 = study_tables.b2(runs, B2, live=False)
         tables.append(b2[b2["layers"] == "convolutions"].drop(columns="layers"))
     return tables
 

@@ -114,11 +114,15 @@ _ALL = (
         "Channels that a stage adds",
         "Fixup initialises the last convolution of every block with 0, shortcuts fill new channels with 0, and the "
         "paper omits Fixup's biases. These channels are therefore exactly 0 after a ReLU, whose gradient at 0 is 0, so "
-        "they stay 0 throughout training (three quarters of the last stage): the weights have rows of zeros, the "
-        "spectra have singular values of 0, and these channels do not contribute to the logits.",
-        "Kept, because this is the network that the paper describes. Its capacity is that of the first stage's width, "
-        "and every spectrum counts the zeros.",
+        "they stay 0 throughout training (three quarters of the last stage) and do not contribute to the logits. The "
+        "weights that would fill them are rows of zeros. The weights that read them get no gradient and keep their "
+        "random initial values.",
+        "Kept, because this is the network that the paper describes. Its capacity is that of the first stage's width. "
+        "Every published spectrum counts the zeros and the random values, whose share of a layer grows as training "
+        "makes the other weights smaller; live.parquet of every run has each layer's spectrum without both.",
         _fixup,
+        shown="b2",
+        more=" The table of B.2 gives both.",
     ),
     Deviation(
         "Adversarial accuracy",
@@ -130,7 +134,8 @@ _ALL = (
     Deviation(
         "Padding and spectra",
         "The Fourier method gives the spectrum of a circular convolution, but the networks pad with zeros.",
-        "Circular convolutions, as in the paper.",
+        "Circular convolutions, as in the paper, in all spectra, their largest values and the spectral complexity; "
+        "only a bound on the layers is one on what the networks apply.",
         _always,
         shown="padding",
         more=" The table of zero-padded spectra shows what the convention changes.",
@@ -203,9 +208,15 @@ _ALL = (
     ),
     Deviation(
         "Bound on the spectral norm",
-        "One round of clipping and cropping to the kernel's support leaves norms of 1.2 to 1.4 times the bound.",
-        "Rounds are repeated until the norm is within a tolerance, and then the kernel is rescaled, so that the bound "
-        "holds; clip_rounds: 1 is the paper's method. The norms after every epoch are in the history.",
+        "The paper clips the singular values of circular convolutions once and crops the result to the kernel's "
+        "support. This leaves largest singular values of 1.2 to 1.4 times the bound. Also, networks pad with zeros, "
+        "and training under a bound on the circular convolution alone finds kernels whose largest singular value, as "
+        "the network applies them, is several times the bound where images are small.",
+        "Rounds are repeated, and then the kernel is rescaled, on a circular convolution with room for the padding, "
+        "which contains what the network applies, so that the bound holds for what the network applies. The circular "
+        "convolution of the published spectra may exceed the bound, most where images are small. clip_rounds: 1 is the "
+        "paper's method. The largest singular values after every epoch (with exact rounds, upper bounds on them) are "
+        "in the history.",
         _bounded,
     ),
     Deviation(

@@ -1,24 +1,31 @@
 """Prepare the claims and their verdicts for the report: grouped, counted, and with claims not run listed separately."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from robreg.claims.claim import EXTENSION, NOT_RUN
+from robreg.claims.claim import EXTENSION, NOT_RUN, ONE_SEED, SEVERAL_SEEDS
+from robreg.claims.uncertainty import LEVEL
 
 VERDICTS = {
-    "holds": "the 95 % interval of the effect excludes 0 in the claimed direction",
-    "fails": "the interval excludes 0 in the opposite direction",
-    "undecided": "the interval contains 0, or there is no interval",
+    "holds": "several seeds: the 95 % interval of the effect excludes 0 in the claimed direction",
+    "fails": "several seeds: the interval excludes 0 in the opposite direction",
+    "undecided": "several seeds: the interval contains 0, or there is no interval",
+    "seen": "one seed: these networks show the claimed effect; nothing is known of another training",
+    "not seen": "one seed: these networks show the opposite effect",
+    "not clear": "one seed: these networks do not show either",
     NOT_RUN: "the study does not have the networks that the claim needs",
 }
 _VERDICT_PHRASES = {  # singular and plural, after a count
     "holds": ("holds", "hold"),
     "fails": ("fails", "fail"),
     "undecided": ("is undecided", "are undecided"),
+    "seen": ("is seen", "are seen"),
+    "not seen": ("is not seen", "are not seen"),
+    "not clear": ("is not clear", "are not clear"),
     NOT_RUN: ("was not run", "were not run"),
 }
 _BEYOND = "beyond the paper (our own claims, and the paper's claims on networks that it does not show)"
@@ -42,7 +49,9 @@ class SettingView:
     """One claim in one setting, as text: the setting, the verdict, and the effect on which the verdict is based.
 
     ends: the quantity at the two compared strengths, "" if there are no such values; over: what the interval is taken
-    over; statistic: what the effect is, "" if the claim has the same in all settings.
+    over; q: the false discovery rate; errors: the standard errors due to seeds and to images; notes: sentences about
+    single strengths and about what could have been decided; statistic: what the effect is, "" if the claim has the same
+    in all settings.
     """
 
     setting: str
@@ -52,6 +61,9 @@ class SettingView:
     interval: str
     over: str
     n_seeds: str
+    q: str
+    errors: str
+    notes: tuple[str, ...]
     statistic: str
 
 
@@ -90,6 +102,9 @@ class GroupView:
         return [claim for claim in self.claims if claim.unrun]
 
 
+_SIZES = ("smallest_effect", "at_low", "at_high")
+
+
 def group_claims(frame: pd.DataFrame) -> list[GroupView]:
     """Group the rows of claims.parquet (one row per claim and setting) by topic; unknown columns are ignored."""
     members: dict[str, list[dict[str, Any]]] = {}
@@ -115,12 +130,13 @@ def count_verdicts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def summary_sentences(frame: pd.DataFrame) -> list[str]:
-    """Summarise all claims in sentences: first those of the paper, then those beyond it, then those that fail."""
+    """Summarise all claims in sentences: the paper's, those beyond it, what chance gives, and those that fail."""
     rows = to_rows(frame)
     beyond = [row for row in rows if row["source"] == EXTENSION]
     sentences = [_summary([row for row in rows if row["source"] != EXTENSION], "of the paper")]
     if beyond:
         sentences.append(_summary(beyond, _BEYOND))
+    sentences += _chance(rows) + _too_small(rows)
     failed: dict[str, list[str]] = {}
     for row in rows:
         if row["verdict"] == "fails":
@@ -130,6 +146,36 @@ def summary_sentences(frame: pd.DataFrame) -> list[str]:
             "Claims that fail: " + "; ".join(f"{text} ({'; '.join(places)})" for text, places in failed.items()) + "."
         )
     return sentences
+
+
+def _chance(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """State how many verdicts chance alone would decide; [] if several seeds judge nothing."""
+    several = [row for row in rows if row["verdict"] in SEVERAL_SEEDS and row.get("p") is not None]
+    if not several:
+        return []
+    surprising = sum(row["verdict"] in SEVERAL_SEEDS[:2] and row["q"] > 1 - LEVEL for row in several)
+    remark = f" Of those decided here, {surprising} would not be at a false discovery rate of 5 % (q above 0.05)."
+    return [
+        f"If the strength changed nothing at all, chance alone would decide about {(1 - LEVEL) * len(several):.1f} of "
+        f"these {len(several)} verdicts of several seeds.{remark if surprising else ''}"
+    ]
+
+
+def _too_small(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the undecided claims whose quantity is smaller than any change that the study could have decided."""
+    names = []
+    for row in rows:
+        if row["verdict"] != SEVERAL_SEEDS[2]:
+            continue
+        smallest, *ends = (math.nan if row.get(key) is None else row[key] for key in _SIZES)  # NaN is never larger
+        if smallest > max(abs(end) for end in ends):
+            names.append(f"{row['claim'].rstrip('.')} ({setting_name(row)})")
+    if not names:
+        return []
+    return [
+        "This study has too few seeds or images to decide these claims at all, because only a change larger than the "
+        f"quantity itself would have been seen: {'; '.join(names)}."
+    ]
 
 
 def setting_name(row: Mapping[str, Any]) -> str:
@@ -155,14 +201,19 @@ def _summary(rows: Sequence[Mapping[str, Any]], origin: str) -> str:
     start = f"Of {claims} claim{'s' if claims != 1 else ''} {origin},"
     if not ran:
         return f"{start} none was tested here."
-    verdicts = ", ".join(
-        f"{number[key]} {_VERDICT_PHRASES[key][number[key] != 1]}"
-        for key in _VERDICT_PHRASES
-        if number[key] or key != NOT_RUN
-    )
+    parts = []
+    for words, introduction in ((SEVERAL_SEEDS, ""), (ONE_SEED, "in networks of one seed, ")):
+        if any(number[key] for key in words):
+            parts.append(introduction + ", ".join(_count(key, number[key]) for key in words))
+    if number[NOT_RUN]:
+        parts.append(_count(NOT_RUN, number[NOT_RUN]))
     tested = len(set(ran))
     be = "was" if tested == 1 else "were"
-    return f"{start} {tested} {be} tested. Counting each claim once per setting: {verdicts}."
+    return f"{start} {tested} {be} tested. Counting each claim once per setting: {'; '.join(parts)}."
+
+
+def _count(verdict: str, number: int) -> str:
+    return f"{number} {_VERDICT_PHRASES[verdict][number != 1]}"
 
 
 def _topic(row: Mapping[str, Any]) -> str:
@@ -215,8 +266,27 @@ def _setting_view(row: Mapping[str, Any], common: str | None) -> SettingView:
         interval=f"{_number(low, decimals)} to {_number(high, decimals)}" if known else "",
         over=row["ci_over"] or "",
         n_seeds=f"{row['n_seeds']:g}" if row["n_seeds"] is not None else "",
+        q="" if row.get("q") is None else "< 0.001" if row["q"] < 0.001 else f"{row['q']:.3f}",
+        errors=", ".join(
+            f"{name} {_number(row[key], decimals + 1)}"
+            for name, key in (("seeds", "se_seeds"), ("images", "se_images"))
+            if row.get(key) is not None
+        ),
+        notes=tuple(_notes(row, decimals)),
         statistic="" if common else row["statistic"] or "",
     )
+
+
+def _notes(row: Mapping[str, Any], decimals: int) -> Iterator[str]:
+    """Say which steps go the other way, what the two ends alone give, and which effect would have been decided."""
+    if row.get("other_way"):
+        yield f"The other way: {row['other_way']}."
+    if row.get("ends_effect") is not None and row.get("strengths", "").count(",") > 1:
+        effect, low, high = (row[f"ends_{key}"] for key in ("effect", "ci_low", "ci_high"))
+        interval = "" if None in (low, high) else f" ({_number(low, decimals)} to {_number(high, decimals)})"
+        yield f"The two ends alone: {_number(effect, decimals)}{interval}."
+    if row["verdict"] in (SEVERAL_SEEDS[2], ONE_SEED[2]) and row.get("smallest_effect") is not None:
+        yield f"An effect above {_number(row['smallest_effect'], decimals)} would have been decided."
 
 
 def _decimals(width: float | None) -> int:

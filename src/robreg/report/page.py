@@ -40,7 +40,7 @@ SECTIONS = (  # title, figures, tables; first in the order of the paper, then th
     ("Gaps, losses and errors (paper, section 4.1)", ("fig3",), ("table3", "table4", "table5")),
     ("Margins (paper, section 4.2.1)", ("fig4",), ()),
     ("Confidence and singular values (paper, section 4.2 and appendix B.2)", ("fig5",), ("b2",)),
-    ("A bound on the spectral norm (paper, appendix B.4.2)", ("fig6",), ("table6",)),
+    ("A bound on every layer's largest singular value (paper, appendix B.4.2)", ("fig6",), ("table6",)),
     ("A deeper network (paper, appendix B.4.1)", ("fig7",), ()),
     ("Loss variation (paper, appendix B.5)", ("fig8",), ("table1",)),
     ("Training with FGSM (paper, appendix B.6)", ("fig9", "fig10", "fig11"), ("table2",)),

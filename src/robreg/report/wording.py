@@ -74,7 +74,7 @@ def describe_data(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict
         "AR strengths": f"{values['ar']} (in 1/255); seed{'s' if ',' in values['seed'] else ''} {values['seed']}",
         "Training": "; or ".join(dict.fromkeys(describe_training(one["training"]) for one in settings)),
         "Training attack": describe_training_attack(settings),
-        **({"Spectral norm": describe_bound(settings)} if any(one["spectral_norm"] for one in settings) else {}),
+        **({"Bound on every layer": describe_bound(settings)} if any(one["spectral_norm"] for one in settings) else {}),
         **(
             {"Space": _NORMALISED.format(_mean(meta["std"]))}
             if any(one["space"] == "normalised" for one in settings)
@@ -119,15 +119,24 @@ def describe_training(spec: Mapping[str, Any]) -> str:
 
 
 def describe_bound(settings: Sequence[Settings]) -> str:
-    """Describe the bounds on the spectral norm of the layers, and how they are enforced."""
+    """Describe the bounds on the largest singular value of every layer: of which operator, and how well they hold."""
     bounds = ", ".join(f"{bound:g}" for bound in sorted({one["spectral_norm"] for one in settings} - {None}))
     rounds = dict.fromkeys(one["clip_rounds"] for one in settings if one["spectral_norm"])
-    how = {
-        "exact": "rounds of clipping and cropping, then a rescaling, so that the bound holds",
-        1: "one round of clipping and cropping, as in the paper, after which the norm still exceeds the bound",
-    }
-    methods = " or ".join(how.get(count, f"{count} rounds of clipping and cropping") for count in rounds)
-    return f"at most {bounds} in every layer, projected after every epoch: {methods}"
+    return f"{bounds}; after every epoch, " + "; or ".join(map(_describe_rounds, rounds))
+
+
+def _describe_rounds(rounds: int | str) -> str:
+    if rounds == "exact":
+        return (
+            "every layer is projected so that its largest singular value, as the network applies it with zero padding, "
+            "is at most the bound (rounds of clipping and cropping, then a rescaling, of a circular convolution with "
+            "room for the padding, whose largest singular value is never smaller)"
+        )
+    count = "one round, as in the paper," if rounds == 1 else f"{rounds} rounds"
+    return (
+        f"{count} of clipping and cropping of the circular convolutions, after which neither their largest singular "
+        "values nor those of the layers as the network applies them are certain to be within the bound"
+    )
 
 
 def describe_training_attack(settings: Sequence[Settings]) -> str:

@@ -31,6 +31,6 @@ def _candidate_names(run: Run) -> set[str]:
 def _setting_name(run: Run, attack: str) -> str:
     parts = [run["dataset"], run["arch"]]
     parts += ["FGSM"] if attack == "fgsm" else []
-    parts += [] if run["spectral_norm"] is None else [f"spectral norm ≤ {run['spectral_norm']:g}"]
+    parts += [] if run["spectral_norm"] is None else [f"bound {run['spectral_norm']:g} on every layer"]
     parts += ["normalised space"] if run["space"] == "normalised" else []
     return ", ".join(map(str, parts))

@@ -9,7 +9,7 @@ ARCHITECTURES = ("resnet8", "resnet56", "resnet110", "wrn50")  # those in the pa
 GRAMMAR = "ar{strength}[-{architecture}][-fgsm][-sn{bound}][-normspace][-s{seed}]"
 MAX_STRENGTH = 255  # in 1/255
 MAX_SEED = 2**32 - 1
-MIN_BOUND, MAX_BOUND = 1e-6, 1e6  # of the spectral norm
+MIN_BOUND, MAX_BOUND = 1e-6, 1e6  # on the largest singular value of every layer
 
 # These accept more than the grammar allows (any order, leading zeros), so that an error can state the correct name.
 _PARTS = {
@@ -30,8 +30,8 @@ class Variant:
     """The properties that distinguish one run of a data set from another.
 
     ar: radius of the training attack in 1/255, 0 for standard training; arch: name of the architecture; fgsm: train
-    with FGSM instead of PGD; bound: on every layer's spectral norm, None for no bound; normspace: perturbations are in
-    the normalised space instead of pixel space; seed: of its random numbers.
+    with FGSM instead of PGD; bound: on every layer's largest singular value, None for no bound; normspace: whether
+    perturbations are in the normalised space instead of pixel space; seed: of its random numbers.
     """
 
     ar: int

@@ -1,1 +1,1 @@
-"""Layers as linear maps: their singular values, and their projection onto a bound on the spectral norm."""
+"""Layers as linear maps: their singular values, and their projection onto a bound on the largest."""

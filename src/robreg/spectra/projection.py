@@ -1,10 +1,17 @@
-"""Projection of layers onto a bound on their spectral norm (paper, D.3; Sedghi et al. 2019, section 3)."""
+"""Projection of layers onto a bound on their largest singular value (paper, D.3; Sedghi et al. 2019, section 3).
+
+Two operators belong to a convolution: the one that the network applies, which pads its n x n input with zeros, and the
+circular one on n x n, whose spectrum is published. Neither norm bounds the other, and a network that is trained under a
+bound on the circular norm alone learns kernels whose applied norm is larger. Therefore "exact" rounds work on a larger
+grid: the applied operator embeds its input in a grid with enough zeros, applies the circular operator of that grid, and
+leaves outputs out. Embedding and leaving out do not increase a norm, so a bound there is a bound on what is applied.
+"""
 
 from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robreg.spectra.fourier import output_frequencies, phases
 from robreg.spectra.layers import Layer
@@ -17,12 +24,14 @@ _RESCALE_MARGIN = 1 - 2.0**-22  # fraction of the bound to rescale to, two float
 
 
 def project(layers: Sequence[Layer], bound: float, rounds: int | str) -> list[float]:
-    """Project the weights of layers in place, and return the spectral norm of each layer afterwards.
+    """Project the weights of layers in place, and return a norm of each layer afterwards.
 
-    bound > 0 is the largest allowed norm of a layer's operator, the circular convolution at its real input size and
-    stride (see robreg.spectra.singular_values). rounds: "exact", which makes every returned norm at most the bound, or
-    a number of clip-and-crop rounds (the paper uses 1), after which norms may still exceed the bound. Biases are left
-    as they are, because they are not part of the linear map. Raises ArithmeticError if weights are not finite.
+    bound > 0; rounds: "exact", or a number of rounds of clipping and cropping (the paper uses 1). With "exact", the
+    returned norms are at most the bound, and each is an upper bound on the norm of the operator that the network
+    applies (that norm itself for linear layers and 1x1 convolutions). With a number of rounds, they are the norms of
+    the circular operators at the layers' input sizes, which the rounds work on; they may exceed the bound, and say
+    nothing certain about what is applied. Biases are left as they are, because they are not part of the linear map.
+    Raises ArithmeticError if weights are not finite, and ValueError as enclosing_grid does.
     """
     for layer in layers:
         if not bool(layer.kernel.isfinite().all()):
@@ -39,6 +48,34 @@ def project(layers: Sequence[Layer], bound: float, rounds: int | str) -> list[fl
         for layer in layers:
             layer.module.weight.copy_(projections[layer.name][0].view_as(layer.module.weight))
     return [projections[layer.name][1] for layer in layers]
+
+
+def enclosing_grid(layer: Layer) -> tuple[int, int]:
+    """Return the size of a circular operator whose norm bounds that of the operator which the network applies.
+
+    An input of length n, followed by as many zeros as the kernel reaches beyond one of its edges, can wrap around: what
+    lies beyond either edge is then a zero. The length is rounded up to a multiple of the stride, so that the network's
+    outputs are among those of the grid. Raises ValueError if the layer pads with something other than zeros or a
+    circular continuation, because its operator is then not a part of a circular one.
+    """
+    module = layer.module
+    if isinstance(module, nn.Linear) or module.padding_mode == "circular":
+        return _size(layer)
+    kernel, stride = module.kernel_size[0], layer.stride
+    paddings = ((kernel - 1) // 2,) * 2 if module.padding == "same" else module.padding
+    before = (0, 0) if isinstance(paddings, str) else paddings  # "valid" pads nothing
+    beyond = [max(pad, kernel - stride - pad) for pad in before]  # before the input's first, after its last element
+    if any(beyond) and module.padding_mode != "zeros":
+        raise ValueError(
+            f"layer {layer.name}: with padding_mode {module.padding_mode!r} no bound is known for what the layer "
+            "applies; use zeros, or a number as training.clip_rounds"
+        )
+    height, width = (-(-(size + more) // stride) * stride for size, more in zip(_size(layer), beyond, strict=True))
+    return height, width
+
+
+def _size(layer: Layer) -> tuple[int, int]:
+    return layer.height, layer.width
 
 
 def _group_by_device(layers: Sequence[Layer]) -> dict[torch.device, list[Layer]]:
@@ -58,7 +95,7 @@ def _project_layer(layer: Layer, *, bound: float, rounds: int | str, device: tor
     """Return a layer's projected kernel (c_out, c_in, k, k) and its norm; a kernel within the bound is unchanged."""
     exact = rounds == "exact"
     kernel = layer.kernel.to(device)
-    operator = _Operator(kernel, (layer.height, layer.width), layer.stride)
+    operator = _Operator(kernel, enclosing_grid(layer) if exact else _size(layer), layer.stride)
     taps = kernel.double()
     for done in range(MAX_ROUNDS if exact else int(rounds)):
         if done and operator.norm(taps) <= bound * (1 + TOLERANCE * exact):  # half the work of clipping
@@ -83,7 +120,7 @@ class _Operator:
     """
 
     def __init__(self, kernel: Tensor, size: tuple[int, int], stride: int) -> None:
-        """Prepare the phases (F, s^2, k k) of kernels (c_out, c_in, k, k) for the input size (H, W)."""
+        """Prepare the phases (F, s^2, k k) of kernels (c_out, c_in, k, k) for the grid (H, W)."""
         height, width, side = *size, kernel.shape[2]
         if side == 1:  # one matrix for all positions; a stride only skips inputs
             height = width = stride = 1

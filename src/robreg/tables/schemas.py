@@ -1,4 +1,9 @@
-"""The columns of every table of a run, and their types."""
+"""The columns of every table of a run, and their types.
+
+Singular values are those of circular convolutions (as published) in sv, svstd, live and metrics (spectral_complexity),
+and in padding's columns with "circular"; its columns with "zero" are of the layers as the network applies them, with
+zero padding. sigma_max of history, in runs with a bound: see robreg.spectra.projection.project.
+"""
 
 import pyarrow as pa
 
@@ -8,6 +13,8 @@ NULLABLE = (  # columns that may have nulls
     "pgd_acc",
     "spectral_complexity",
     "std_zero",
+    "std_live",
+    "max_live",
     "log10_u_min_upper",
     "log10_sigma_min_product",
     "w_min",
@@ -69,6 +76,11 @@ SCHEMAS = {
         [("layer", pa.int64()), ("name", pa.string()), ("kind", pa.string())]
         + [(key, pa.int64()) for key in ("c_in", "c_out", "kernel", "stride", "height", "width", "n")]
         + [(key, pa.float64()) for key in ("mean", "std", "min", "max")]
+    ),
+    "live": pa.schema(
+        [("layer", pa.int64()), ("name", pa.string())]
+        + [(key, pa.int64()) for key in ("rows", "columns", "dead_rows", "frozen_columns")]
+        + [(key, pa.float64()) for key in ("frozen_share", "std", "max", "std_live", "max_live")]
     ),
     "padding": pa.schema(
         [("layer", pa.int64()), ("name", pa.string()), ("method", pa.string())]

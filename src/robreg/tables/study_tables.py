@@ -58,7 +58,9 @@ def padding(runs: Sequence[Run]) -> pd.DataFrame:
     """Compare the spectra of the zero-padded operators with those of the circular ones.
 
     Over the n_dense convolutions whose zero-padded spectrum was computed in full: the mean std of both spectra, and the
-    mean of (zero - circular) / circular of the stds. Over all layers: median and maximum of max_zero / max_circular.
+    mean of (zero - circular) / circular of the stds. Over all layers: median and maximum of max_zero / max_circular,
+    the largest max_zero, which a bound holds for, and the log10 of the products of max_circular (the spectral
+    complexity, as in metrics) and of max_zero; the latter is null if a max_zero is 0.
     """
     return _one_row_per_run(runs, _padding_columns)
 
@@ -68,11 +70,13 @@ def theory(runs: Sequence[Run]) -> pd.DataFrame:
     return gather(runs, "theory")
 
 
-def b2(runs: Sequence[Run], compare: Sequence[int]) -> pd.DataFrame:
+def b2(runs: Sequence[Run], compare: Sequence[int], *, live: bool = True) -> pd.DataFrame:
     """Return sum and mean of the decreases and increases of the layers' std of singular values (paper, appendix B.2).
 
     The changes are from the first to the second strength of compare (columns ar and ar_high), for every setting and
     seed that has both; over the convolutions, as in the paper, and over all layers. A mean over no layers is null.
+    live: whether to add columns for the std without dead rows and frozen columns (live.parquet), which leave out layers
+    of which nothing is left in one of the two networks.
     Raises ValueError if no setting has both strengths for the same seed.
     """
     low, high = compare
@@ -81,10 +85,10 @@ def b2(runs: Sequence[Run], compare: Sequence[int]) -> pd.DataFrame:
     for run in runs:
         if run["ar"] == low and _key_without_strength(run) in other:
             keys = {key: run[key] for key in KEYS} | {"ar_high": high}
-            change = _std_changes(run, other[_key_without_strength(run)])
+            change = _std_changes(run, other[_key_without_strength(run)], live=live)
             rows += [
-                keys | {"layers": "convolutions"} | _decrease_and_increase(change[change["kind"] == "conv"]["change"]),
-                keys | {"layers": "all"} | _decrease_and_increase(change["change"]),
+                keys | {"layers": "convolutions"} | _decrease_and_increase(change[change["kind"] == "conv"]),
+                keys | {"layers": "all"} | _decrease_and_increase(change),
             ]
     if not rows:
         raise ValueError(f"b2: no setting has both strengths {low} and {high} for the same seed; correct compare")
@@ -195,6 +199,9 @@ def _padding_columns(run: Run) -> dict[str, Any]:
         "std_relative_difference": (dense["std_zero"] / dense["std_circular"] - 1).mean(),
         "max_ratio_median": ratio.median(),
         "max_ratio_max": ratio.max(),
+        "max_zero": frame["max_zero"].max(),
+        "log10_complexity_circular": np.log10(frame["max_circular"]).sum(),
+        "log10_complexity_zero": np.log10(frame["max_zero"].where(frame["max_zero"] > 0)).sum(skipna=False),
     }
 
 
@@ -203,22 +210,32 @@ def _key_without_strength(run: Run) -> tuple[Any, ...]:
     return tuple(run[key] for key in KEYS if key != "ar")
 
 
-def _std_changes(low: Run, high: Run) -> pd.DataFrame:
-    """Return for every layer its kind, and the change of the std of its singular values from low to high."""
+def _std_changes(low: Run, high: Run, *, live: bool) -> pd.DataFrame:
+    """Return for every layer its kind, and the change of its std from low to high (live: also of its live part's)."""
     columns = ["layer", "name", "kind", "std"]
     both = _read(low, "svstd", columns).merge(
         _read(high, "svstd", columns), on=columns[:-1], validate="1:1", suffixes=("_low", "_high")
     )
-    return both.assign(change=both["std_high"] - both["std_low"])
+    changes = both.assign(change=both["std_high"] - both["std_low"])
+    if live:
+        parts = [_read(run, "live", ["layer", "std_live"]).set_index("layer")["std_live"] for run in (low, high)]
+        changes["change_live"] = changes["layer"].map(parts[1].astype("float64") - parts[0].astype("float64"))
+    return changes
 
 
-def _decrease_and_increase(change: pd.Series) -> dict[str, Any]:
-    falls, rises = -change[change < 0], change[change > 0]
-    return {
-        "svstd_decrease_sum": falls.sum(),
-        "svstd_decrease_mean": falls.mean(),
-        "svstd_increase_sum": rises.sum(),
-        "svstd_increase_mean": rises.mean(),
-        "n_decreased": len(falls),
-        "n_increased": len(rises),
-    }
+def _decrease_and_increase(changes: pd.DataFrame) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for part, column in (("", "change"), ("live_", "change_live")):
+        if column not in changes:
+            continue
+        change = changes[column]  # null where nothing of a layer is left, which is neither a decrease nor an increase
+        falls, rises = -change[change < 0], change[change > 0]
+        row |= {
+            f"svstd_{part}decrease_sum": falls.sum(),
+            f"svstd_{part}decrease_mean": falls.mean(),
+            f"svstd_{part}increase_sum": rises.sum(),
+            f"svstd_{part}increase_mean": rises.mean(),
+            f"n_{part}decreased": len(falls),
+            f"n_{part}increased": len(rises),
+        }
+    return row

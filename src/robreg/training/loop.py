@@ -18,11 +18,11 @@ import robreg
 from robreg.attacks.pgd import draw_noise, pixel_radius
 from robreg.data.augmentation import random_crop_flip, random_resized_crop_flip
 from robreg.data.dataset import Dataset, to_float
-from robreg.networks.build import build_network
+from robreg.networks.build import build_initial_network
 from robreg.networks.checkpoint import save_file
 from robreg.runs.settings import DEFAULTS, hash_settings
 from robreg.spectra.layers import list_layers
-from robreg.spectra.projection import project
+from robreg.spectra.projection import enclosing_grid, project
 from robreg.tables.parquet import write
 from robreg.tables.provenance import code_hash
 from robreg.training.lease import Lease
@@ -193,12 +193,12 @@ def _raise_if_diverged(model: nn.Module, losses: Tensor, epoch: int, lr: float) 
 
 def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> TrainingState:
     """Build the network and its optimiser, before the first epoch."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings["seed"])
-        model = build_network(
-            settings["arch"], width=settings["width"], factory=settings["factory"], **_data_metadata(data)
-        ).to(device)
+    chosen = {key: settings[key] for key in ("arch", "seed", "width", "factory")}
+    model = build_initial_network(**chosen, **_data_metadata(data)).to(device)
     layers = list_layers(model, data.shape)  # raises for a network that cannot be measured, before hours of training
+    if settings["clip_rounds"] == "exact":
+        for layer in layers:
+            enclosing_grid(layer)  # raises for a layer that cannot be bounded
     spec = settings["training"]
     options = {key: spec[key] for key in ("lr", "momentum", "weight_decay")}
     sgd = torch.optim.SGD(model.parameters(), **options, fused=device.type == "cuda" or None)

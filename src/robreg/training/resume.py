@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class TrainingState:
     """A training run between two epochs.
 
-    layers: the layers that a spectral norm bound applies to; history: one row of history.parquet per finished epoch;
+    layers: the layers that a bound applies to; history: one row of history.parquet per finished epoch;
     code: the hash of the code that the run was started with; how: the ways in which its steps were computed
     (TrainingStep.how).
     """

@@ -1,0 +1,65 @@
+"""The live part of a layer: without output channels of zeros, and without input channels that training never used.
+
+A residual network without biases has channels that are 0 for every image. The weights that would fill them are zeros.
+The weights that read them never get a gradient and keep their random initial values, which a spectrum counts as well.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from robreg.spectra.layers import Layer
+
+_CENTRING = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)  # they subtract means of their input
+
+
+def dead_rows(kernel: Tensor) -> Tensor:
+    """Return which output channels of a kernel (c_out, c_in, k, k) have only zeros: (c_out,) bool."""
+    return (kernel == 0).flatten(1).all(1)
+
+
+def frozen_columns(kernel: Tensor, initial: Tensor, reachable: Tensor) -> Tensor:
+    """Return which input channels of a kernel (c_out, c_in, k, k) training never used: (c_in,) bool.
+
+    These are the channels whose weights all equal the initial ones to the bit, and those that are not reachable (see
+    reachable_inputs), whose weights may have changed without a gradient: by weight decay, or in a projection onto a
+    bound. Not found is a channel that is reachable, was 0 for every training image, and whose weights changed so.
+    """
+    unchanged = (kernel == initial).transpose(0, 1).flatten(1).all(1)
+    return unchanged | ~reachable.to(kernel.device)
+
+
+def live_part(kernel: Tensor, frozen: Tensor) -> Tensor:
+    """Return a kernel without dead rows and frozen columns: (live rows, live columns, k, k), perhaps with none."""
+    return kernel[~dead_rows(kernel)][:, ~frozen]
+
+
+@torch.no_grad()
+def reachable_inputs(network: nn.Module, layers: list[Layer], shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Return, for each layer's name, which of its input channels an image can make other than 0: (c_in,) bool.
+
+    network: what follows the normalisation; layers: its layers (see list_layers); shape: of an image, (C, H, W).
+    A channel is reachable if a path of nonzero weights leads to it, from the image or from a bias. To find out, an
+    image of ones passes through a copy of the network whose nonzero weights are replaced by positive ones, so that
+    nothing cancels and no ReLU blocks. Networks with layers that subtract means of their input are not examined: all
+    their channels count as reachable.
+    """
+    names = {layer.module: layer.name for layer in layers}
+    copied = copy.deepcopy(network).cpu().double().eval()
+    found: dict[str, Tensor] = {}
+
+    def note(name: str, x: Tensor) -> None:
+        found[name] = (x != 0).transpose(0, 1).flatten(1).any(1)
+
+    for original, module in zip(network.modules(), copied.modules(), strict=True):
+        if isinstance(module, _CENTRING):
+            return {layer.name: torch.ones(layer.kernel.shape[1], dtype=torch.bool) for layer in layers}
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+        for parameter in module.parameters(recurse=False):
+            parameter.copy_((parameter != 0) / max(1, parameter[:1].numel()))  # the mean of the inputs, so no overflow
+        if original in names:
+            module.register_forward_pre_hook(lambda module, args, name=names[original]: note(name, args[0]))
+    copied(torch.ones(1, *shape, dtype=torch.float64))
+    return found
