@@ -473,3 +473,11 @@ def test_the_error_for_a_missing_table_names_it(study_copy):
     (Path(runs[0]["folder"]) / "metrics.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"metrics\.parquet"):
         run_audit(*study_copy)
+
+
+def test_the_audit_wants_a_null_mean_where_a_seed_has_no_value():
+    keys = {"dataset": "d", "arch": "a", "train_attack": "pgd", "space": "pixel", "spectral_norm": None, "ar": 8}
+    frame = pd.DataFrame([keys | {"seed": seed, "pgd_acc": value} for seed, value in enumerate((None, 40.0, 44.0))])
+    summary = study_tables.summarise(frame)
+    assert study_audit._count_wrong_summaries(frame, summary) == 0
+    assert study_audit._count_wrong_summaries(frame, summary.assign(pgd_acc_mean=42.0)) == 1

@@ -187,6 +187,20 @@ MUTATIONS = (
         "tests/data/test_data.py",
     ),
     Mutation(
+        "leave batch normalisation out of Theorem 3.1",
+        "measures/theorem",
+        "*smallest, *(scales or [])]",
+        "*smallest]",
+        "tests/measures/test_theorem.py",
+    ),
+    Mutation(
+        "leave seeds without a value out of means, but count them",
+        "tables/study_tables",
+        "groups[name].mean(skipna=False)",
+        "groups[name].mean()",
+        "tests/tables/test_study_tables.py",
+    ),
+    Mutation(
         "omit failed gradient masking checks from figures",
         "figures/paper_figures",
         "for run in runs if failed_masking_checks(run)]",

@@ -106,6 +106,73 @@ def test_a_singular_layer_makes_u_min_0_and_an_unknown_distance_makes_it_unknown
     assert unknown["first_term_lower"] is None
 
 
+def normalised_net(norm: nn.Module) -> Classifier:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3, padding=1, bias=False), norm, nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    return Classifier(Normalise([0.0], [1.0]), nn.Sequential(*layers)).eval()
+
+
+def test_batch_normalisation_counts_as_the_linear_layer_that_it_is_in_evaluation() -> None:
+    norm = nn.BatchNorm2d(4)
+    norm.running_var.copy_(torch.tensor([0.5, 1.0, 2.0, 4.0]))
+    norm.weight = nn.Parameter(torch.tensor([1.0, -3.0, 2.0, 3.0]))
+    model = normalised_net(norm)
+    layers = rows(model, (1, 2, 2))
+    found = theorem.first_term(model, layers, 0.1, gamma=1.0)
+    bare = theorem.first_term(normalised_net(nn.Identity()), layers, 0.1, gamma=1.0)
+    scale = 2 / math.sqrt(2)  # the smallest of 1.41, 3, 1.41 and 1.5
+    assert found["log10_u_min_upper"] == pytest.approx(bare["log10_u_min_upper"] + math.log10(scale), abs=1e-5)
+    norm.weight.data *= 0.001
+    smaller = theorem.first_term(model, layers, 0.1, gamma=1.0)
+    assert smaller["log10_u_min_upper"] == pytest.approx(found["log10_u_min_upper"] - 3, abs=1e-5)
+    norm.weight.data[1] = 0
+    assert theorem.first_term(model, layers, 0.1, gamma=1.0)["sigma_min_zero_layers"] == 1
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.BatchNorm2d(4, track_running_stats=False)])
+def test_a_normalisation_that_depends_on_the_image_leaves_u_min_undefined(
+    norm: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = normalised_net(norm)
+    found = theorem.first_term(model, rows(model, (1, 2, 2)), 0.1, gamma=1.0)
+    assert found["log10_sigma_min_product"] is found["log10_u_min_upper"] is found["first_term_lower"] is None
+    assert f"u_min is null: network.1 ({type(norm).__name__}) depends on the image" in caplog.text
+
+
+def test_channels_that_are_always_0_are_left_out() -> None:
+    small = plain([[1.0, 2.0], [3.0, 1.0]], [[1.0, 0.5], [0.5, 3.0]], [[1.0, 0.0], [0.0, 3.0]])
+    large = plain(
+        [[1.0, 2.0], [0.0, 0.0], [3.0, 1.0]],  # the second unit is 0 for every image
+        [[1.0, 9.0, 0.5], [0.5, 9.0, 3.0], [0.0, 0.0, 0.0]],  # it is read by weights that have no effect
+        [[1.0, 0.0, 5.0], [0.0, 3.0, 8.0]],
+    )
+    images = torch.rand(20, 1, 1, 2, generator=torch.Generator().manual_seed(0))
+    assert small(images).equal(large(images))
+    expected = theorem.first_term(small, rows(small, (1, 1, 2)), 0.1, gamma=1.0)
+    assert theorem.first_term(large, rows(large, (1, 1, 2)), 0.1, gamma=1.0)["first_term_lower"] == 1
+    found = theorem.first_term(
+        large, theorem.restrict_to_live_part(large, rows(large, (1, 1, 2)), (1, 1, 2)), 0.1, gamma=1.0
+    )
+    assert found == pytest.approx(expected)
+    assert found["sigma_min_zero_layers"] == 0
+
+
+def test_the_network_of_the_paper_has_a_u_min_without_the_channels_that_a_stage_adds(
+    net: Callable[..., Classifier],
+) -> None:
+    model = net()
+    for name, convolution in model.named_modules():
+        if isinstance(convolution, nn.Conv2d) and name.endswith("conv2"):
+            convolution.weight.data[4:] = 0  # all channels but those of the first stage, as training leaves them
+    layers = rows(model, (1, 8, 8))
+    whole = theorem.first_term(model, layers, 0.1, gamma=1.0)
+    live = theorem.first_term(model, theorem.restrict_to_live_part(model, layers, (1, 8, 8)), 0.1, gamma=1.0)
+    assert (whole["sigma_min_zero_layers"], whole["log10_u_min_upper"]) == (2, None)
+    assert live["sigma_min_zero_layers"] == 0
+    assert live["w_min"] < whole["w_min"]
+    assert -30 < live["log10_u_min_upper"] < 0
+
+
 def test_a_net_that_does_not_end_in_a_linear_layer_has_no_w_min() -> None:
     model = Classifier(Normalise([0.0], [1.0]), nn.Sequential(nn.Conv2d(1, 3, 2, padding="same"), nn.Flatten()))
     found = theorem.first_term(model, rows(model, (1, 1, 2)), 0.1, gamma=1.0)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.collections import PathCollection
 
 from robreg.figures import comparison_plot
 from robreg.paper import agreement, comparison, reference
@@ -244,6 +245,16 @@ def test_axes_of_losses_are_logarithmic_if_the_numbers_span_more_than_the_captio
     assert comparison_plot.draw_comparison(frame).axes[0].get_xscale() == scale
     caption = (ROOT / "workflow/report/comparison.rst").read_text()
     assert f"logarithmic if the numbers span more than a factor of {comparison_plot.LINEAR_SPAN}." in caption
+
+
+def test_misprints_are_ringed_in_the_plot(paper):
+    figure = comparison_plot.draw_comparison(compared(paper))
+    ringed = {}
+    for ax in figure.axes:
+        rings = [one for one in ax.collections if isinstance(one, PathCollection)]  # other collections are error bars
+        ringed[ax.get_title()] = sorted(float(x) for one in rings for x, _ in one.get_offsets())
+    assert ringed["Accuracies"] == [65.92, 65.92]
+    assert ringed["Std of singular values (B.2)"] == [0.4372]
 
 
 def test_snakemake_s_report_has_the_claims_and_the_comparison():

@@ -1,4 +1,9 @@
-"""Measure the largest variation of the loss in an l_inf ball around each example (paper, B.5, Figure 8 and Table 1)."""
+"""Measure the variation of the loss in an l_inf ball around each example (paper, B.5, Figure 8 and Table 1).
+
+The paper speaks of the maximal variation. An attack finds a lower bound on it: no attack is sure to find the maximum.
+On four networks of the demo (AR 0 and 8), 100 steps from 4 starts find means over examples that are 3 to 4 % larger at
+the largest radius than those of the settings in config.yaml (10 steps from one start), and below 1 % at the smallest.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,10 +52,10 @@ def measure(
     batch: int,
     losses: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Measure the cross entropy of each clean example, and its maximum over x and PGD's start and iterates.
+    """Measure the cross entropy of each clean example, and the largest one at x and at PGD's start and iterates.
 
     images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, space, seed; losses: (N,), the losses
-    of the clean examples, if they are known. Returns loss_clean, loss_adv (the maximum) and variation = loss_adv -
+    of the clean examples, if they are known. Returns loss_clean, loss_adv (the largest) and variation = loss_adv -
     loss_clean >= 0, each (N,), in nats, on the CPU.
     """
     pairs = []

@@ -8,6 +8,12 @@ max{0, 2 (1 - u_min/gamma)} and, in the second term, with 2^(k+1) / gamma^k inst
 a convolution are those of the circular operator, whereas the networks pad with zeros: the smallest one of what a
 network applies may be smaller or larger, so the sides above hold only for circular convolutions.
 
+What never takes part is left out of the singular values: output channels whose weights are all 0, and input channels
+that no image can make other than 0 (see spectra.live). A network without them computes the same, whereas with them a
+singular value of 0 in the layers that end a stage's first block would make u_min 0 for every network. In evaluation,
+batch normalisation multiplies every channel by a number: it is one more linear layer, whose smallest singular value is
+the smallest of these. With a normalisation that depends on the image, u_min is not defined, and null.
+
 None of this is a guarantee: eq. (5) is for plain ReLU nets without biases (eq. 2; residual nets have another form), and
 even for these nets its step (14) requires that the units that matter are on. This counterexample meets all its
 assumptions: for W_1 = diag(1, 1, -1) and w_y - w_yhat = (1, -1, 1), the input x = (0.9, 0.4, 1) has the margin 0.5 and
@@ -28,11 +34,16 @@ from robreg.measures import lemma
 from robreg.measures.open_run import open_run
 from robreg.networks.classifier import Classifier
 from robreg.networks.frozen import frozen
+from robreg.spectra.layers import list_layers
+from robreg.spectra.live import live_part, reachable_inputs
+from robreg.spectra.singular_values import circular_singular_values
 from robreg.tables import parquet, provenance, schemas
 
 _BATCH = 50  # images per batch of the attacks
 _DEEPFOOL_STEPS = 10  # largest number of DeepFool steps
 _BISECTIONS = 24  # times that the line from an image to its adversarial example is halved
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_OTHER_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +61,7 @@ def record(  # noqa: PLR0913 - one argument per file and setting
     chosen = _draw_indices(len(prepared.train_labels), spec["n"], spec["seed"])
     images, labels = (part[chosen] for part in prepared.split("train"))
     v_min, n = smallest_distance(model, images, labels, steps=spec["steps"])
-    layers = parquet.read(svstd).to_pylist()
+    layers = restrict_to_live_part(model, parquet.read(svstd).to_pylist(), prepared.shape)
     constants = {key: float(spec[key]) for key in ("gamma", "eta", "c_x", "k", "eps")}
     m = len(prepared.train_labels)
     row = {
@@ -87,24 +98,46 @@ def log10_second_term(constants: Mapping[str, float], m: int) -> float:
     return (high + math.log10(1 + 10 ** (low - high)) - math.log10(m)) / 2
 
 
+def restrict_to_live_part(
+    model: Classifier, rows: Sequence[Mapping[str, Any]], shape: tuple[int, int, int]
+) -> list[dict[str, Any]]:
+    """Replace the smallest and largest singular values of layers of which a part never takes part by the rest's.
+
+    rows: of svstd.parquet; shape: of an image. Of every layer, output channels with weights of 0 and input channels
+    that are 0 for every image are left out of min, max, c_in and c_out; columns says which input channels are left,
+    (c_in,) bool. A layer of which nothing is left has a smallest singular value of 0.
+    """
+    layers = list_layers(model, shape)
+    reachable = reachable_inputs(model.network, layers, shape)
+    found = []
+    for row, layer in zip(rows, layers, strict=True):
+        columns = reachable[layer.name].to(layer.kernel.device)
+        rest = live_part(layer.kernel, ~columns)
+        own = {**row, "columns": columns}
+        if rest.shape != layer.kernel.shape:
+            sigma = [0.0]
+            if rest.numel():
+                sigma = circular_singular_values(rest, layer.height, layer.width, layer.stride)[0].tolist()
+            own |= {"c_out": rest.shape[0], "c_in": rest.shape[1], "min": min(sigma), "max": max(sigma)}
+        found.append(own)
+    return found
+
+
 def first_term(
     model: Classifier, layers: Sequence[Mapping[str, Any]], v_min: float | None, *, gamma: float
 ) -> dict[str, Any]:
     """Compute the first term of the bound, max{0, 1 - u_min/gamma}, and what it is made of, eq. (4) and (5).
 
-    layers: the rows of svstd.parquet; v_min: the smallest distance to the boundary for pixels in [0, 1], None if
-    unknown. The product of sigma_min runs over all layers before the last one, which is linear, and over the
-    normalisation, because distances are between pixels; its smallest singular value is 1 / max std. The product's log10
-    is None if a factor is 0.
+    layers: the rows of svstd.parquet, perhaps from restrict_to_live_part; v_min: the smallest distance to the boundary
+    for pixels in [0, 1], None if unknown. The product of sigma_min runs over all layers before the last one, which is
+    linear, over batch normalisation, and over the normalisation of the input, because distances are between pixels; its
+    smallest singular value is 1 / max std. The product's log10 is None if a factor is 0 or unknown.
     """
-    inner, zero = layers[:-1], 0
-    logs = [-math.log10(float(model.normalise.std.max()))]
-    for layer in inner:
-        if layer["min"] <= _zero_threshold(layer):
-            zero += 1
-        else:
-            logs.append(math.log10(layer["min"]))
-    product = None if zero else math.fsum(logs)
+    scales = _smallest_scales(model)
+    smallest = [0.0 if layer["min"] <= _zero_threshold(layer) else layer["min"] for layer in layers[:-1]]
+    factors = [1 / float(model.normalise.std.max()), *smallest, *(scales or [])]
+    zero = factors.count(0.0)
+    product = None if zero or scales is None else math.fsum(map(math.log10, factors))
     w_min = _smallest_row_distance(model, layers[-1])
     u_min = _log10_product(product, w_min, v_min)
     return {
@@ -113,7 +146,9 @@ def first_term(
         "w_min": w_min,
         "v_min_upper": v_min,
         "log10_u_min_upper": u_min,
-        "first_term_lower": _evaluate_first_term(u_min, gamma, is_zero=zero > 0 or 0 in (w_min, v_min)),
+        "first_term_lower": _evaluate_first_term(
+            u_min, gamma, is_zero=scales is not None and (zero > 0 or 0 in (w_min, v_min))
+        ),
     }
 
 
@@ -188,6 +223,24 @@ def _zero_threshold(layer: Mapping[str, Any]) -> float:
     return float(layer["max"] * size * torch.finfo(torch.float64).eps)
 
 
+def _smallest_scales(model: nn.Module) -> list[float] | None:
+    """Return the smallest number by which each batch normalisation multiplies a channel in evaluation.
+
+    Warns and returns None if the network has a normalisation that depends on the image, which is not a linear map.
+    """
+    scales = []
+    for name, module in model.named_modules():
+        running = getattr(module, "running_var", None)
+        if isinstance(module, _BATCH_NORMS) and running is not None:
+            scale = (running.double() + module.eps).rsqrt()
+            scale = scale if module.weight is None else scale * module.weight.detach().double().abs()
+            scales.append(float(scale.min()))
+        elif isinstance(module, (*_BATCH_NORMS, *_OTHER_NORMS)):
+            log.warning("u_min is null: %s (%s) depends on the image and is not linear", name, type(module).__name__)
+            return None
+    return scales
+
+
 def _smallest_row_distance(model: nn.Module, last: Mapping[str, Any]) -> float | None:
     """Return the smallest ||w_y - w_yhat||_2 between rows of the last layer; warn and return None if there is none."""
     if last["kind"] != "linear" or last["c_out"] < 2:
@@ -198,7 +251,8 @@ def _smallest_row_distance(model: nn.Module, last: Mapping[str, Any]) -> float |
             last["c_out"],
         )
         return None
-    weight = model.get_parameter(f"{last['name']}.weight").detach().double().cpu()
+    weight = model.get_parameter(f"{last['name']}.weight").detach().double()
+    weight = weight[:, last.get("columns", slice(None))].cpu()
     return float(torch.pdist(weight).min())  # pdist subtracts before squaring, so nothing cancels
 
 

@@ -157,7 +157,8 @@ _ALL = (
     Deviation(
         "Steps of the loss variation",
         "The paper gives the radii, but not the attack's steps.",
-        "The maximum over the start and all iterates of a PGD attack, including the clean example.",
+        "The largest loss at the start and all iterates of a PGD attack, and at the clean example: a lower bound on "
+        "the maximum.",
         _always,
     ),
     Deviation(

@@ -71,8 +71,12 @@ _KNOWN = {
     "c_x": Quantity("C_X, constant of the covering number", "", 2),
     "k": Quantity("k, exponent of the covering number", "", 2),
     "eps": Quantity("eps, radius of the covering balls", "1/255, in pixels", 2),
-    "sigma_min_zero_layers": Quantity("number of layers with a singular value of 0", "", 0),
-    "log10_sigma_min_product": Quantity("product of the smallest singular values", "log10", 2),
+    "sigma_min_zero_layers": Quantity(
+        "number of layers that have a singular value of 0, without channels that are always 0", "", 0
+    ),
+    "log10_sigma_min_product": Quantity(
+        "product of the smallest singular values, with those of batch normalisation", "log10", 2
+    ),
     "w_min": Quantity("w_min, smallest distance between the weights of two classes", "", 4),
     "v_min_upper": Quantity("v_min, smallest distance to the boundary (upper estimate)", "L2, pixels in [0, 1]", 4),
     "log10_u_min_upper": Quantity("u_min, product with w_min and v_min (upper estimate)", "log10", 2),

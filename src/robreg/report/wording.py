@@ -179,7 +179,10 @@ def describe_loss_variation(spec: Mapping[str, Any]) -> str:
     """Describe the attack that measures the loss variation."""
     radii = ", ".join(f"{eps:g}" for eps in spec["eps"])
     steps = f"{_steps(spec['steps'])} of {_fraction(spec['relative_step'])} of the radius"
-    return f"PGD, radius {radii} (in 1/255), {steps}, on all test images"
+    return (
+        f"PGD, radius {radii} (in 1/255), {steps}, on all test images; the largest increase that it finds is a lower "
+        "bound on the maximal one"
+    )
 
 
 def describe_spread(spec: Mapping[str, Any]) -> str:

@@ -31,7 +31,10 @@ def gather(runs: Sequence[Run], kind: str, columns: Sequence[str] | None = None)
 
 
 def table1(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return mean and std (ddof 0) over test examples of the maximal loss variation at every eps (paper, Table 1)."""
+    """Return mean and std (ddof 0) over test examples of the loss variation at every eps (paper, Table 1).
+
+    The loss variation is the largest that the attack finds, a lower bound on the maximal one.
+    """
     return _one_row_per_run(runs, _variation_columns)
 
 
