@@ -79,6 +79,9 @@ def make_run(folder: Path, ar: int, seed: int, factor: float = 1) -> None:
     }
     layers |= {"layer": [1, 2, 3], "std": [1 + seed / 10 - ar / 100 + layer / 5 for layer in range(3)]}
     parquet.write(folder / "svstd.parquet", "svstd", layers, META)
+    live: dict[str, Any] = {name: [1] * 3 for name in schemas.SCHEMAS["live"].names}
+    live |= {"layer": layers["layer"], "name": layers["name"], "std_live": layers["std"]}
+    parquet.write(folder / "live.parquet", "live", live, META)
     rows = [(layer, kind) for kind in ("random", "pgd") for layer in range(4)]
     passed: dict[str, Any] = {
         "layer": [layer for layer, _ in rows],

@@ -50,7 +50,7 @@ class Hidden(nn.Module):
 
 
 def test_a_network_that_hides_nothing_passes(run):
-    rows = masking_checks(attacked(run.model, run))
+    rows = masking_checks(attacked(run.model, run, strength=16.0))  # without training, one step misses more at 32
     assert verdicts(rows) == dict.fromkeys([check for check in LIMITS if check != "other_loss"], True)
     assert {row["n"] for row in rows} == {40}
 
@@ -65,7 +65,7 @@ def test_a_network_that_rounds_its_input_is_detected(run):
 
 
 def test_a_network_whose_loss_saturates_is_detected(run):
-    model = Hidden(run.model, scale=1e4).eval()
+    model = Hidden(run.model, scale=1e5).eval()
     one = attacked(model, run)
     assert not verdicts(masking_checks(one))["zero_gradient"]
     assert one.zero_gradients() == 100
