@@ -291,5 +291,6 @@ def test_networks_of_equal_strength_are_compared_through_their_files(tmp_path: P
     assert {"margin-std-falls", "svstd-falls-in-most-layers", "ge-gap-falls"} <= set(table.index)
     assert table["all together"] == pytest.approx(table.iloc[:-1].mean())
     assert table["all together"] <= 7
+    assert "svstd-decrease-tenfold" not in table.index  # it fails, and rightly so
     with pytest.raises(ValueError, match="8 runs are needed to compare 4 with 4, not 6"):
         decided_by_chance(folders, n_seeds=4, splits=1)

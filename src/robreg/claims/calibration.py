@@ -7,6 +7,7 @@ strength and others for networks of the higher one, many times. A 95 % interval 
 """
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from robreg.claims.claim import ONE_SEED, SEVERAL_SEEDS
-from robreg.claims.contrasts import Change, LayerChange
+from robreg.claims.contrasts import Change, LayerChange, Outcome
 from robreg.claims.quantities import Network
 from robreg.claims.registry import CLAIMS
 from robreg.claims.verdicts import verdict
@@ -27,7 +28,9 @@ def decided_by_chance(folders: Sequence[Path], *, n_seeds: int, splits: int) -> 
 
     folders: runs of one setting that differ in their seed; n_seeds: the number of networks on each side of a split;
     splits: the number of random splits. Each claim has one row, in the order of the registry; the last row, "all
-    together", is their mean. Raises ValueError if there are fewer than 2 n_seeds runs.
+    together", is their mean. A claim whose statistic is not 0 between equal strengths is left out: it does not turn
+    around if the two sides are swapped (that a decrease exceeds the increase tenfold is rightly found false). Raises
+    ValueError if there are fewer than 2 n_seeds runs.
     """
     if len(folders) < 2 * n_seeds:
         raise ValueError(f"{2 * n_seeds} runs are needed to compare {n_seeds} with {n_seeds}, not {len(folders)}")
@@ -39,10 +42,19 @@ def decided_by_chance(folders: Sequence[Path], *, n_seeds: int, splits: int) -> 
     for claim in CLAIMS:
         if isinstance(claim.contrast, Change | LayerChange) and claim.general:
             outcomes = [claim.contrast(dict(enumerate(sides)), 0, 1) for sides in split_networks]
+            swapped = claim.contrast(dict(enumerate(reversed(split_networks[0]))), 0, 1)
+            if not _turns_around(outcomes[0], swapped):
+                continue
             words = [verdict(outcome.effect, claim.sign) for outcome in outcomes if outcome is not None]
             rows.append({"claim": claim.id, "decided": 100 * np.mean([word in _DECIDED for word in words])})
     together = float(np.mean([row["decided"] for row in rows]))
     return pd.DataFrame([*rows, {"claim": "all together", "decided": together}])
+
+
+def _turns_around(outcome: Outcome | None, swapped: Outcome | None) -> bool:
+    if outcome is None or swapped is None:
+        return False
+    return math.isclose(outcome.effect.value, -swapped.effect.value, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _main() -> Iterator[str]:
