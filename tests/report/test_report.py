@@ -293,7 +293,7 @@ def test_a_setting_names_steps_that_go_the_other_way_the_ends_and_the_smallest_e
         f"The two ends alone: {minus}0.05 ({minus}0.20 to 0.10).",
         "An effect above 0.20 would have been decided.",
     )
-    assert (one.errors, one.q, one.over) == ("seeds 0.030, images 0.040", "0.300", "seeds")
+    assert (one.errors, one.q, one.over) == (("seeds 0.030", "images 0.040"), "0.300", "seeds")
     (two,) = (
         claims_section.group_claims(pd.DataFrame([row | {"strengths": "4, 16", "other_way": None}]))[0].claims[0].judged
     )

@@ -62,7 +62,7 @@ class SettingView:
     over: str
     n_seeds: str
     q: str
-    errors: str
+    errors: tuple[str, ...]
     notes: tuple[str, ...]
     statistic: str
 
@@ -267,7 +267,7 @@ def _setting_view(row: Mapping[str, Any], common: str | None) -> SettingView:
         over=row["ci_over"] or "",
         n_seeds=f"{row['n_seeds']:g}" if row["n_seeds"] is not None else "",
         q="" if row.get("q") is None else "< 0.001" if row["q"] < 0.001 else f"{row['q']:.3f}",
-        errors=", ".join(
+        errors=tuple(
             f"{name} {_number(row[key], decimals + 1)}"
             for name, key in (("seeds", "se_seeds"), ("images", "se_images"))
             if row.get(key) is not None

@@ -182,10 +182,11 @@ def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> di
 def _claims_context(claims: Path) -> dict[str, Any]:
     """Return the claims in groups, and the sentences that summarise them."""
     frame = parquet.read(claims).to_pandas()
+    occurring = set(frame["verdict"])
     return {
         "groups": claims_section.group_claims(frame),
         "headline": claims_section.summary_sentences(frame),
-        "verdicts": claims_section.VERDICTS,
+        "verdicts": {key: words for key, words in claims_section.VERDICTS.items() if key in occurring},
     }
 
 
