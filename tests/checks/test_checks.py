@@ -416,6 +416,15 @@ def test_one_seed_with_a_verdict_of_several_is_found(study_copy):
     assert (found["check"], found["passed"], found["found"]) == ("claims_verdict", False, 1)
 
 
+def test_a_verdict_in_the_wrong_direction_is_found(study_copy):
+    runs, _, compare, out = study_copy
+    frame = read(out / "claims.parquet").to_pandas()
+    row = frame.index[frame["verdict"].isin(["holds", "fails"])][0]
+    edit_cell(out / "claims.parquet", "verdict", lambda word: {"holds": "fails", "fails": "holds"}[word], row)
+    _, found, _ = study_audit.claims(runs, compare, out)
+    assert (found["check"], found["passed"], found["found"]) == ("claims_verdict", False, 1)
+
+
 def test_every_check_of_a_study_can_fail(study_copy):
     rows = run_audit(*study_copy)
     found = rows[rows["place"] == str(study_copy[-1])]["check"]

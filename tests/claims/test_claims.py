@@ -108,6 +108,15 @@ def test_the_paper_repeats_these_claims_and_no_others(kind):
     assert {entry.id for entry in CLAIMS if any(place.kind == kind for place in entry.places)} == BEYOND[kind]
 
 
+def test_claims_that_chance_may_decide_turn_around_if_the_strengths_are_swapped(paper):
+    networks = {ar: {0: quantities.Network("c10", Path(folder(paper, ar)))} for ar in (4, 16)}
+    swapped = {4: networks[16], 16: networks[4]}
+    for claim in CLAIMS:
+        values = [claim.contrast(each, 4, 16).effect.value for each in (networks, swapped)]
+        turns = not isinstance(claim.contrast, AtStrength) and bool(np.isclose(values[0], -values[1]))
+        assert claim.zero_if_equal == (turns and claim.against != "no bound"), claim.id
+
+
 # Settings and rows.
 
 

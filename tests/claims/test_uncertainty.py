@@ -120,6 +120,29 @@ def test_images_that_differ_between_networks_are_refused():
         over_seeds([estimates.mean(np.arange(n), "digits test examples") for n in (5, 4)])
 
 
+@pytest.mark.parametrize("n_seeds", range(2, 13))
+def test_p_values_are_student_s_for_any_number_of_seeds(n_seeds):
+    draw = np.random.default_rng(n_seeds)
+    for shift in (0.0, 0.1, 1.0, 10.0):
+        values = draw.normal(shift, 1.0, size=n_seeds)
+        found = over_seeds([Estimate(value) for value in values]).p_value()
+        assert found == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue, rel=1e-6, abs=1e-3 * (found == 1))
+    first, second = [1.0, 2.0, 3.0], [5.0, 6.0, 7.0]  # 4 degrees of freedom
+    apart = over_seeds([Estimate(value) for value in first]) - over_seeds([Estimate(value) for value in second])
+    assert apart.p_value() == pytest.approx(scipy.stats.ttest_ind(first, second, equal_var=False).pvalue)
+
+
+def test_a_change_that_is_0_but_for_rounding_has_p_1():
+    changes = [[472, 473], [477, 479], [476, 473]]
+    networks = {
+        ar: {seed: 100.0 * (np.arange(500) < each[end]) for seed, each in enumerate(changes)}
+        for end, ar in enumerate((4, 16))
+    }
+    effect = MEAN(networks, 4, 16).effect
+    assert abs(effect.value) < 1e-12
+    assert effect.p_value() == 1
+
+
 def test_q_values_are_benjamini_and_hochberg_s():
     found = q_values([0.01, math.nan, 0.04, 0.03, 0.9])
     assert found == pytest.approx([0.04, math.nan, 4 / 3 * 0.04, 4 / 3 * 0.04, 0.9], nan_ok=True)
@@ -160,6 +183,9 @@ def test_networks_are_paired_by_their_seeds():
     assert chosen([0, 1, 2], [0, 1, 2], [0]) == {4: 1, 8: 1, 16: 1}
     assert chosen([0, 1, 2], [0], [0, 1, 2]) == {4: 3, 16: 3}  # a middle without these seeds is left out
     assert chosen([0, 1, 2], [0, 1, 2], [3, 4]) == {4: 2, 16: 2}  # no common seed: any pairs are valid
+    assert chosen([0, 1, 2], [0, 1, 2], [2, 3, 4]) == {4: 3, 16: 3}
+    named = {4: {0: "a0", 1: "a1", 2: "a2"}, 16: {2: "b2", 3: "b3", 4: "b4"}}
+    assert select_seeds(named, 4, 16) == {4: ["a2", "a0", "a1"], 16: ["b2", "b3", "b4"]}
     assert select_seeds({4: {0: "low"}}, 4, 16) == {}
     draw = np.random.default_rng(4)
     of_seed = draw.normal(0, 5, size=3)
@@ -233,6 +259,32 @@ def test_intervals_of_a_difference_of_settings_cover_the_truth():
     assert decided <= 7
 
 
+def test_summaries_over_images_that_networks_share_have_intervals_that_are_rather_too_wide():
+    def one(draw: np.random.Generator) -> tuple[Effect, float]:
+        hard = draw.normal(size=N_IMAGES)
+
+        def summary(_: Any) -> Estimate:
+            return estimates.proportion(
+                int((hard + draw.normal(0, 0.3, N_IMAGES) > draw.normal(0, 0.1)).sum()), N_IMAGES
+            )
+
+        return Change("accuracy", summary)({ar: dict.fromkeys(range(3)) for ar in STRENGTHS}, 4, 16).effect, 0.0
+
+    covered, decided = coverage(one)
+    assert covered >= 93
+    assert decided <= 7
+
+
+def test_three_seeds_less_one_are_about_these_networks_alone():
+    def one(draw: np.random.Generator) -> tuple[Effect, float]:
+        first, second = simulated(draw, 3, NOISES["images"]), simulated(draw, 1, NOISES["images"])
+        return (MEAN(first, 4, 16) - MEAN_THERE(second, 4, 16)).effect, 0.0
+
+    covered, decided = coverage(one)
+    assert 93 <= covered <= 98
+    assert decided == 0
+
+
 @pytest.mark.parametrize("n_seeds", [3, 5])
 def test_intervals_at_one_strength_cover_the_truth(n_seeds):
     def one(draw: np.random.Generator) -> tuple[Effect, float]:
@@ -292,5 +344,8 @@ def test_networks_of_equal_strength_are_compared_through_their_files(tmp_path: P
     assert table["all together"] == pytest.approx(table.iloc[:-1].mean())
     assert table["all together"] <= 7
     assert "svstd-decrease-tenfold" not in table.index  # it fails, and rightly so
+    one = decided_by_chance(folders, n_seeds=1, splits=5).set_index("claim")["decided"]
+    assert np.isnan(one["svstd-falls-overall"])  # known exactly, so it has no interval
+    assert np.isfinite(one.drop([key for key in one.index if key.startswith("svstd")])).all()
     with pytest.raises(ValueError, match="8 runs are needed to compare 4 with 4, not 6"):
         decided_by_chance(folders, n_seeds=4, splits=1)

@@ -63,8 +63,8 @@ MUTATIONS = (
     Mutation(
         "pair networks of different seeds in a change of strength",
         "claims/contrasts",
-        "strength: [networks[strength][seed] for seed in common]",
-        "strength: [networks[strength][seed] for seed in (common if strength == low else common[::-1])]",
+        "pairs = [(seed, seed) for seed in common]",
+        "pairs = list(zip(common, common[::-1], strict=True))",
         "tests/claims/test_uncertainty.py",
     ),
     Mutation(

@@ -259,7 +259,7 @@ def test_claims_beyond_the_paper_are_counted_separately() -> None:
 
 def judged_row(verdict: str, **more: Any) -> dict[str, Any]:
     """Return a row of claims.parquet that several seeds judged."""
-    row = {"id": "gap", "claim": "The gap falls.", "source": "section 4.1", "dataset": "c10", "statistic": "t"}
+    row = {"id": "ge-gap-falls", "claim": "The gap falls.", "source": "section 4.1", "dataset": "c10", "statistic": "t"}
     row |= {"verdict": verdict, "n_seeds": 3, "effect": -0.1, "ci_low": -0.3, "ci_high": 0.1, "p": 0.2, "q": 0.3}
     return row | {"at_low": 0.5, "at_high": 0.4, "smallest_effect": 0.2, "ci_over": "seeds"} | more
 
@@ -268,8 +268,10 @@ def test_the_summary_says_what_chance_alone_would_decide() -> None:
     rows = [judged_row("undecided") for _ in range(38)]
     rows += [judged_row("holds", q=0.2), judged_row("holds", q=0.01)]
     rows += [judged_row("seen", n_seeds=1, q=0.9) for _ in range(5)]  # one seed decides nothing
+    rows += [judged_row("holds", id="prob-mostly-at-ends", q=0.9)]  # is not about a change
     (found,) = [sentence for sentence in claims_section.summary_sentences(pd.DataFrame(rows)) if "chance" in sentence]
-    assert "chance alone would decide about 2.0 of these 40 verdicts of several seeds." in found
+    assert found.startswith("40 of these verdicts are about a change with the strength, by several seeds.")
+    assert "chance alone would decide about 2.0 of them." in found
     assert "Of those decided here, 1 would not be at a false discovery rate of 5 % (q above 0.05)." in found
     one = claims_section.summary_sentences(pd.DataFrame([judged_row("seen", n_seeds=1)]))
     assert not any("chance" in sentence for sentence in one)
@@ -277,10 +279,11 @@ def test_the_summary_says_what_chance_alone_would_decide() -> None:
 
 def test_the_summary_names_claims_that_the_study_could_not_have_decided() -> None:
     rows = [judged_row("undecided", smallest_effect=0.6), judged_row("undecided", claim="Another falls.")]
+    rows += [judged_row("undecided", id="train-loss-rises", claim="It rises.", smallest_effect=0.6)]
     (found,) = [
         sentence for sentence in claims_section.summary_sentences(pd.DataFrame(rows)) if "too few seeds" in sentence
     ]
-    assert found.endswith("only a change larger than the quantity itself would have been seen: The gap falls (c10).")
+    assert found.endswith("the lower strength would have been decided: The gap falls (c10).")
 
 
 def test_a_setting_names_steps_that_go_the_other_way_the_ends_and_the_smallest_effect() -> None:
@@ -290,14 +293,15 @@ def test_a_setting_names_steps_that_go_the_other_way_the_ends_and_the_smallest_e
     minus = "\N{MINUS SIGN}"
     assert one.notes == (
         "The other way: AR 8 to 16 (its interval excludes 0).",
+        "Strengths: AR 4, 8, 16.",
         f"The two ends alone: {minus}0.05 ({minus}0.20 to 0.10).",
-        "An effect above 0.20 would have been decided.",
+        "An observed effect larger than ±0.20 would have been decided.",
     )
     assert (one.errors, one.q, one.over) == (("seeds 0.030", "images 0.040"), "0.300", "seeds")
     (two,) = (
         claims_section.group_claims(pd.DataFrame([row | {"strengths": "4, 16", "other_way": None}]))[0].claims[0].judged
     )
-    assert two.notes == ("An effect above 0.20 would have been decided.",)
+    assert two.notes == ("Strengths: AR 4, 16.", "An observed effect larger than ±0.20 would have been decided.")
 
 
 def test_decimals_of_an_effect_follow_from_the_width_of_its_interval() -> None:

@@ -1,5 +1,6 @@
 """Tests of the live part of layers: dead output channels, and input channels that training never used."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,10 @@ def test_biases_and_layers_that_subtract_means_make_channels_reachable() -> None
     nn.init.constant_(norm.running_mean, 5.0)
     assert reachable(Head(norm)) == [True, True, True]
     assert reachable(Head(nn.GroupNorm(1, 3))) == [True, True, True]
+    assert reachable(Head(nn.BatchNorm2d(3, track_running_stats=False))) == [True, True, True]
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
+    nn.init.constant_(linear[2].running_mean, 5.0)  # what training measured says nothing of other images
+    assert reachable_inputs(linear, list_layers(linear, SHAPE), SHAPE)["4"].all()
 
 
 def test_the_live_spectrum_is_that_of_the_dense_operator_without_the_rows_and_columns() -> None:

@@ -11,10 +11,12 @@ import pyarrow as pa
 from robreg.checks.invariants import Row, count_violations, raise_if_violated, same_run, with_files
 from robreg.claims import verdicts
 from robreg.claims.claim import NOT_RUN, ONE_SEED, SEVERAL_SEEDS
+from robreg.claims.registry import CLAIMS
 from robreg.runs.catalogue import TABLES, Run
 from robreg.tables import parquet, schemas, study_tables
 
 _CLAIMED = {"margins", "metrics", "lossvar", "svstd", "spread"}  # the tables that claims are judged by
+_SIGNS = {claim.id: claim.sign for claim in CLAIMS}
 _ONE_ROW = ("metrics", "theory")  # tables with one row per run, whose values a study's tables copy
 
 
@@ -98,8 +100,8 @@ def _has_its_verdict(row: Mapping[Any, Any]) -> bool:
     ends = (row["ci_low"], row["ci_high"])
     if row["n_seeds"] == 1 and pd.isna(row["se_images"]):  # known exactly for one seed
         ends = (row["effect"], row["effect"])
-    decided = ends[0] > 0 or ends[1] < 0
-    return row["verdict"] in (words[:2] if decided else words[2:])
+    low, high = sorted(_SIGNS[row["id"]] * end for end in ends)
+    return bool(row["verdict"] == words[0 if low > 0 else 1 if high < 0 else 2])
 
 
 def count_differing_cells(one: pd.DataFrame, other: pd.DataFrame) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from robreg.claims.contrasts import Contrast
+from robreg.claims.contrasts import Change, Contrast, LayerChange
 
 NOT_RUN = "not run"  # verdict of a claim, and status of a number of the paper, for which the study has no networks
 
@@ -54,3 +54,11 @@ class Claim:
     places: tuple[Place, ...] = ()
     general: bool = True
     against: Literal["c100", "no bound"] | None = None
+
+    @property
+    def zero_if_equal(self) -> bool:
+        """Whether the statistic is 0 on average if networks do not depend on their strength."""
+        changes = isinstance(self.contrast, Change) or (
+            isinstance(self.contrast, LayerChange) and self.contrast.zero_if_equal
+        )
+        return changes and self.against != "no bound"

@@ -65,6 +65,12 @@ class Outcome:
         steps = tuple(Step(step.low, step.high, -step.effect) for step in self.steps)
         return replace(self, effect=-self.effect, ends=ends, steps=steps)
 
+    def limited_to(self, n_seeds: int) -> "Outcome":
+        """Return the outcome as one of n_seeds trainings."""
+        ends = None if self.ends is None else self.ends.limited_to(n_seeds)
+        steps = tuple(Step(step.low, step.high, step.effect.limited_to(n_seeds)) for step in self.steps)
+        return replace(self, effect=self.effect.limited_to(n_seeds), ends=ends, steps=steps)
+
     @property
     def reversed_steps(self) -> list[Step]:
         """The steps that go the other way than the effect."""
@@ -111,11 +117,13 @@ class LayerChange:
 
     layers: returns the property of every layer, by name; quantity: computes the estimate from the changes (layers,)
     along the line through all strengths. The interval is not over layers, which are not a sample of anything.
+    zero_if_equal: whether networks of equal strength differ by 0 on average.
     """
 
     words: str
     layers: Callable[[Network], pd.Series]
     quantity: Callable[[Array], Estimate]
+    zero_if_equal: bool = True
 
     def text(self, low: int, high: int) -> str:
         """Describe the statistic in words."""
@@ -165,23 +173,22 @@ class AtStrength:
 def select_seeds(networks: Networks, low: int, high: int) -> dict[int, list[Network]]:
     """Choose the networks that a change from low to high is computed from: by strength, one per seed.
 
-    These are the seeds that both ends have, and all strengths from low to high that have these seeds. If the ends have
-    no common seed, their networks are independent, so that any pairs are valid: they are paired in the order of their
-    seeds, and strengths between the ends are left out. Returns {} if an end has no network.
+    Networks of equal seeds are compared with each other. Those that are left over at both ends are independent, so that
+    any pairs of them are valid: they are paired in the order of their seeds. A strength between the ends counts if it
+    has every seed that is compared, and the ends have no other pairs. Returns {} if an end has no network.
     """
     if not {low, high} <= networks.keys():
         return {}
     common = sorted(networks[low].keys() & networks[high].keys())
-    if common:
-        inside = [strength for strength in sorted(networks) if low <= strength <= high]
-        return {
-            strength: [networks[strength][seed] for seed in common]
-            for strength in inside
-            if set(common) <= networks[strength].keys()
-        }
-    ends = {end: [networks[end][seed] for seed in sorted(networks[end])] for end in (low, high)}
-    number = min(map(len, ends.values()))
-    return {end: column[:number] for end, column in ends.items()}
+    rest = [sorted(networks[end].keys() - set(common)) for end in (low, high)]
+    pairs = [(seed, seed) for seed in common] + list(zip(*rest, strict=False))
+    chosen = {end: [networks[end][pair[side]] for pair in pairs] for side, end in enumerate((low, high))}
+    if len(common) == len(pairs):
+        between = [
+            strength for strength in networks if low < strength < high and set(common) <= networks[strength].keys()
+        ]
+        chosen |= {strength: [networks[strength][seed] for seed in common] for strength in between}
+    return dict(sorted(chosen.items()))
 
 
 def line_weights(strengths: Sequence[int]) -> dict[int, float]:
@@ -207,7 +214,7 @@ def weaker_outcome(first: Outcome, second: Outcome) -> Outcome:
         return not high < 0, -math.inf if math.isnan(low) else low
 
     n_seeds = min(first.effect.n_seeds, second.effect.n_seeds)
-    return min((replace(each, effect=each.effect.limited_to(n_seeds)) for each in (first, second)), key=rank)
+    return min((each.limited_to(n_seeds) for each in (first, second)), key=rank)
 
 
 def _judge_change(

@@ -56,6 +56,7 @@ _SINGULAR_VALUES = (
             "misprint)",
             _CONVOLUTIONS,
             partial(quantities.decrease_over_increase, ratio=TENFOLD),
+            zero_if_equal=False,  # an increase counts more than a decrease
         ),
         (Place("B.2", "plain"),),
     ),

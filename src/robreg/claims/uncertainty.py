@@ -28,7 +28,7 @@ from robreg.claims.estimates import TEST, TRAINING, Estimate, check_same_length
 
 LEVEL = 0.95  # confidence level of the intervals
 SEEDS = "seeds"
-_SMALLEST_P = 1e-100
+_SMALLEST_P, _LARGEST_P = 1e-100, 0.999  # of what p_value returns, but for 1; SciPy's t is inexact near p = 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Effect:
         """Return the two-sided p: 1 minus the confidence of the widest interval that excludes 0; NaN without one."""
         if math.isnan(self.margin()):
             return math.nan
-        if self.value == 0:
+        if self.margin(_LARGEST_P) >= abs(self.value):
             return 1.0
         if self.margin(_SMALLEST_P) <= abs(self.value):
             return _SMALLEST_P
@@ -114,7 +114,7 @@ class Effect:
         def excess(log_p: float) -> float:
             return self.margin(math.exp(log_p)) - abs(self.value)
 
-        return math.exp(brentq(excess, math.log(_SMALLEST_P), -1e-12))
+        return math.exp(brentq(excess, math.log(_SMALLEST_P), math.log(_LARGEST_P)))
 
 
 def over_seeds(estimates: Sequence[Estimate]) -> Effect:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from robreg.claims.claim import EXTENSION, NOT_RUN, ONE_SEED, SEVERAL_SEEDS
+from robreg.claims.claim import EXTENSION, FALLS, NOT_RUN, ONE_SEED, SEVERAL_SEEDS
+from robreg.claims.registry import CLAIMS
 from robreg.claims.uncertainty import LEVEL
 
 VERDICTS = {
@@ -102,7 +103,7 @@ class GroupView:
         return [claim for claim in self.claims if claim.unrun]
 
 
-_SIZES = ("smallest_effect", "at_low", "at_high")
+_SIZES = ("smallest_effect", "at_low")
 
 
 def group_claims(frame: pd.DataFrame) -> list[GroupView]:
@@ -150,31 +151,36 @@ def summary_sentences(frame: pd.DataFrame) -> list[str]:
 
 def _chance(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """State how many verdicts chance alone would decide; [] if several seeds judge nothing."""
-    several = [row for row in rows if row["verdict"] in SEVERAL_SEEDS and row.get("p") is not None]
+    changes = {claim.id for claim in CLAIMS if claim.zero_if_equal}
+    several = [
+        row for row in rows if row["verdict"] in SEVERAL_SEEDS and row.get("p") is not None and row["id"] in changes
+    ]
     if not several:
         return []
     surprising = sum(row["verdict"] in SEVERAL_SEEDS[:2] and row["q"] > 1 - LEVEL for row in several)
     remark = f" Of those decided here, {surprising} would not be at a false discovery rate of 5 % (q above 0.05)."
     return [
-        f"If the strength changed nothing at all, chance alone would decide about {(1 - LEVEL) * len(several):.1f} of "
-        f"these {len(several)} verdicts of several seeds.{remark if surprising else ''}"
+        f"{len(several)} of these verdicts are about a change with the strength, by several seeds. If the strength "
+        f"changed nothing at all, chance alone would decide about {(1 - LEVEL) * len(several):.1f} of them."
+        f"{remark if surprising else ''}"
     ]
 
 
 def _too_small(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name the undecided claims whose quantity is smaller than any change that the study could have decided."""
+    """Name the undecided claims about a fall that the study would have seen only if it exceeded the quantity itself."""
+    falling = {claim.id for claim in CLAIMS if claim.sign == FALLS}
     names = []
     for row in rows:
-        if row["verdict"] != SEVERAL_SEEDS[2]:
+        if row["verdict"] != SEVERAL_SEEDS[2] or row["id"] not in falling:
             continue
-        smallest, *ends = (math.nan if row.get(key) is None else row[key] for key in _SIZES)  # NaN is never larger
-        if smallest > max(abs(end) for end in ends):
+        smallest, at_low = (math.nan if row.get(key) is None else row[key] for key in _SIZES)  # NaN is never larger
+        if smallest > at_low > 0:
             names.append(f"{row['claim'].rstrip('.')} ({setting_name(row)})")
     if not names:
         return []
     return [
-        "This study has too few seeds or images to decide these claims at all, because only a change larger than the "
-        f"quantity itself would have been seen: {'; '.join(names)}."
+        "This study has too few seeds or images for these claims, because only a fall by more than the whole value at "
+        f"the lower strength would have been decided: {'; '.join(names)}."
     ]
 
 
@@ -281,12 +287,16 @@ def _notes(row: Mapping[str, Any], decimals: int) -> Iterator[str]:
     """Say which steps go the other way, what the two ends alone give, and which effect would have been decided."""
     if row.get("other_way"):
         yield f"The other way: {row['other_way']}."
-    if row.get("ends_effect") is not None and row.get("strengths", "").count(",") > 1:
+    strengths = (row.get("strengths") or "").split(", ")
+    if len(strengths) > 1:
+        yield f"Strengths: AR {', '.join(strengths)}."
+    if row.get("ends_effect") is not None and len(strengths) > 2:
         effect, low, high = (row[f"ends_{key}"] for key in ("effect", "ci_low", "ci_high"))
         interval = "" if None in (low, high) else f" ({_number(low, decimals)} to {_number(high, decimals)})"
         yield f"The two ends alone: {_number(effect, decimals)}{interval}."
     if row["verdict"] in (SEVERAL_SEEDS[2], ONE_SEED[2]) and row.get("smallest_effect") is not None:
-        yield f"An effect above {_number(row['smallest_effect'], decimals)} would have been decided."
+        word = "decided" if row["verdict"] == SEVERAL_SEEDS[2] else "clear"
+        yield f"An observed effect larger than ±{_number(row['smallest_effect'], decimals)} would have been {word}."
 
 
 def _decimals(width: float | None) -> int:

@@ -53,9 +53,10 @@ def reachable_inputs(network: nn.Module, layers: list[Layer], shape: tuple[int, 
         found[name] = (x != 0).transpose(0, 1).flatten(1).any(1)
 
     for original, module in zip(network.modules(), copied.modules(), strict=True):
-        if isinstance(module, _CENTRING):
+        batch_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        if isinstance(module, _CENTRING) or (batch_norm and not module.track_running_stats):
             return {layer.name: torch.ones(layer.kernel.shape[1], dtype=torch.bool) for layer in layers}
-        if isinstance(module, nn.BatchNorm2d):
+        if batch_norm:
             module.reset_running_stats()
         for parameter in module.parameters(recurse=False):
             parameter.copy_((parameter != 0) / max(1, parameter[:1].numel()))  # the mean of the inputs, so no overflow
