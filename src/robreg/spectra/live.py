@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robreg.spectra.layers import Layer
 
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
 _CENTRING = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)  # they subtract means of their input
 
 
@@ -53,10 +54,9 @@ def reachable_inputs(network: nn.Module, layers: list[Layer], shape: tuple[int, 
         found[name] = (x != 0).transpose(0, 1).flatten(1).any(1)
 
     for original, module in zip(network.modules(), copied.modules(), strict=True):
-        batch_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-        if isinstance(module, _CENTRING) or (batch_norm and not module.track_running_stats):
+        if isinstance(module, _CENTRING) or (isinstance(module, _BATCH_NORM) and not module.track_running_stats):
             return {layer.name: torch.ones(layer.kernel.shape[1], dtype=torch.bool) for layer in layers}
-        if batch_norm:
+        if isinstance(module, _BATCH_NORM):
             module.reset_running_stats()
         for parameter in module.parameters(recurse=False):
             parameter.copy_((parameter != 0) / max(1, parameter[:1].numel()))  # the mean of the inputs, so no overflow
