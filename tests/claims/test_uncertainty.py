@@ -1,6 +1,8 @@
 """Uncertainty of effects: against SciPy, an analysis of variance, a bootstrap, and simulated studies of known truth."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -334,6 +336,24 @@ def test_the_smallest_effect_that_is_decided_is_half_of_the_interval():
     assert verdict(effect, RISES) == "undecided"
     assert verdict(Effect(margin * 1.001, effect.seeds, effect.images, 3), RISES) == "holds"
     assert verdict(Effect(margin * 0.999, effect.seeds, effect.images, 3), RISES) == "undecided"
+
+
+def test_the_command_prints_a_table_and_refuses_too_few_runs_in_one_sentence(tmp_path: Path):
+    folders = [each["folder"] for each in make(tmp_path, [run("digits", 8, seed) for seed in range(2)])]
+
+    def command(*more: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "robreg.claims.calibration", *more]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    done = command(*folders, "--seeds", "1", "--splits", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 against 1" in done.stdout
+    assert "all together" in done.stdout
+    few = command(*folders)
+    assert few.returncode == 2
+    assert few.stderr.endswith("error: 6 runs are needed for --seeds 3, not 2\n")
+    missing = command(str(tmp_path / "nothing"), *folders, "--seeds", "1")
+    assert missing.stderr.endswith(f"error: these are not folders of measured runs: {tmp_path / 'nothing'}\n")
 
 
 def test_networks_of_equal_strength_are_compared_through_their_files(tmp_path: Path):

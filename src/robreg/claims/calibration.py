@@ -54,6 +54,11 @@ def _main() -> Iterator[str]:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 3], help="networks on each side (default: 1 3)")
     parser.add_argument("--splits", type=int, default=200, help="random splits (default: 200)")
     given = parser.parse_args()
+    missing = [str(folder) for folder in given.folders if not (folder / "margins.parquet").is_file()]
+    if missing:
+        parser.error(f"these are not folders of measured runs: {', '.join(missing)}")
+    if len(given.folders) < 2 * max(given.seeds):
+        parser.error(f"{2 * max(given.seeds)} runs are needed for --seeds {max(given.seeds)}, not {len(given.folders)}")
     tables = {
         f"{n} against {n}": decided_by_chance(given.folders, n_seeds=n, splits=given.splits).set_index("claim")
         for n in given.seeds
