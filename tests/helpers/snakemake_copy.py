@@ -5,8 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
+import torch
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -50,3 +53,31 @@ def planned(folder, *arguments):
     stats = re.search(r"^job +count\n[- ]+\n((?:\S+ +\d+\n)+)", output, re.MULTILINE)
     jobs = dict(line.split() for line in stats[1].splitlines()) if stats else {}
     return {rule: int(count) for rule, count in jobs.items() if rule != "total"}
+
+
+def started(folder, target, epoch="1/4"):
+    """Start a driver, wait until its training of digits/ar8 has finished an epoch, and return the driver."""
+    command = [SNAKEMAKE, "-c1", target]
+    driver = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    log = folder / "logs/train/digits/ar8.log"
+    while not (log.exists() and f"epoch {epoch} " in log.read_text()):
+        assert driver.poll() is None, "training ended before it could be disturbed"
+        time.sleep(0.01)
+    return driver
+
+
+def trainer(driver):
+    """Return the process of a driver's training."""
+    (found,) = [
+        process
+        for process in psutil.Process(driver.pid).children(recursive=True)
+        if re.match(r"\S*python\S* \S*train.py", " ".join(process.cmdline()))
+    ]
+    return found
+
+
+def same_weights(one, other):
+    first, second = (torch.load(path, weights_only=True)["model"] for path in (one, other))
+    return all(torch.equal(first[key], second[key]) for key in first)

@@ -11,7 +11,7 @@ import yaml
 from robreg.data import dataset
 from robreg.runs.settings import run_settings, training_settings
 from robreg.tables import parquet
-from robreg.training import loop
+from robreg.training import epoch, loop
 from robreg.training.step import TrainingStep
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def child(event, count, settings, folders, number):
         Path.replace = counted(Path.replace, after=True)
     try:
         run(settings, dataset.load_dataset(folders[0]), folders[1])
-    except loop.StoppedError:
+    except epoch.StoppedError:
         os._exit(7)
 
 

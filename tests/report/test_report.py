@@ -1,5 +1,7 @@
 """Test the report: correct numbers, every claim with its verdict, escaped hostile text, a page that opens offline."""
 
+import copy
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +23,13 @@ from robreg.paper.deviations import deviations
 from robreg.report import claims_section, comparison_section, pictures
 from robreg.report import page as page_module
 from robreg.report.costs import RuleCost, rule_costs, run_accounts, shared_settings
-from robreg.report.page import SECTIONS, caption, sections, write
+from robreg.report.page import SECTIONS, _code_sentences, caption, sections, write
 from robreg.report.rule_graph import RULE_INPUTS, rule_graph
 from robreg.report.tables_section import split_constants, table_blocks
 from robreg.report.units import describe, format_cell, format_duration
 from robreg.report.wording import cautions, limits
 from robreg.runs.catalogue import FIGURES
-from robreg.runs.settings import run_settings
+from robreg.runs.settings import run_settings, training_settings
 from robreg.tables import parquet, provenance, study_tables
 
 HOSTILE = "<script>alert(1)</script> \"quoted\" & 'more' {{ 7 * 7 }}"
@@ -539,14 +541,33 @@ def test_code_of_the_training(
     recorded: str | None, description: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = study_files.make("demo", "t", seeds=(0,))[0]["runs"][1]
+    described = study_files.make("demo", "t", seeds=(0,))[0]
+    run = described["runs"][1]
     path = Path(run["folder"]) / "history.parquet"
     meta = study_files.META | ({"code_hash": recorded, "torch": "2.14.0", "device": "cpu"} if recorded else {})
     parquet.write(path, "history", parquet.read(path).to_pydict(), meta)
-    (account,) = run_accounts([run])
+    (account,) = run_accounts([run], described["settings"])
     assert account.code == description
     assert account.torch == ("2.14.0" if recorded else "not recorded")
     assert (account.epochs, account.epochs_s, account.train_s) == (2, 3.5, None)
+
+
+def test_the_report_names_networks_of_other_settings_and_those_that_cannot_be_verified(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    described, _ = study_files.make("demo", "t", seeds=(0,))
+    settings = {name: training_settings(own) for name, own in described["settings"].items()}
+    for run in described["runs"]:
+        own = copy.deepcopy(settings[f"{run['dataset']}/{run['variant']}"])
+        if run["variant"] == "ar8":
+            own["training"]["epochs"] = 7
+        meta = {"settings": json.dumps(own), "code_hash": provenance.code_hash()}
+        meta |= {} if run["variant"] == "ar16" else {"probe_images": 8}
+        path = Path(run["folder"]) / "history.parquet"
+        parquet.write(path, "history", parquet.read(path).to_pydict(), study_files.META | meta)
+    said = _code_sentences(run_accounts(described["runs"], described["settings"]))
+    assert "other settings than those below: digits/ar8 (training.epochs was 7, is 20)." in said
+    assert f"For 1 of {len(settings)} runs, the checkpoint holds no logits to compare with" in said
+    assert said.startswith("The code that decides the weights has not changed since training.")
 
 
 def test_costs_are_sums_over_jobs(here: Path) -> None:

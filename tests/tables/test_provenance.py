@@ -49,8 +49,12 @@ def test_the_code_hash_covers_what_affects_the_weights(tmp_path, monkeypatch):
     assert (code_hash(), package_hash()) == before
     files = [("report/page.py", False), ("training/lease.py", False), ("spectra/projection.py", True)]
     for file, affects_weights in files:
+        before = code_hash(), package_hash()
         with (tmp_path / "robreg" / file).open("a") as edited:
-            edited.write("# edited\n")
+            edited.write("# a comment\n")
+        assert (code_hash(), package_hash()) == before
+        with (tmp_path / "robreg" / file).open("a") as edited:
+            edited.write("EDITED = True\n")
         assert (code_hash() != before[0]) is affects_weights
         assert package_hash() != before[1]
 

@@ -15,9 +15,10 @@ from robreg.attacks.pgd import draw_noise, pgd
 from robreg.data import dataset
 from robreg.networks import checkpoint
 from robreg.runs.settings import hash_settings
+from robreg.runs.source_code import callable_code
 from robreg.spectra import layers, singular_values, zero_padding
 from robreg.tables import parquet, provenance
-from robreg.training import loop
+from robreg.training import epoch, loop
 from robreg.training.step import TrainingStep
 
 
@@ -50,9 +51,9 @@ def test_waits_for_the_device_do_not_grow_with_the_number_of_batches(augmentatio
         settings = make_settings(batch_size=size, augmentation=augmentation, pad=int(augmentation != "none"))
         state = loop._initial_state(settings, prepared, CPU)
         with Waiting() as waiting:
-            loop._train_epoch(
+            epoch.train_epoch(
                 state,
-                loop._make_step(state, settings),
+                epoch.make_step(state, settings),
                 settings,
                 prepared.train_images,
                 prepared.train_labels,
@@ -108,14 +109,14 @@ SERVER.set_forkserver_preload(["robreg.training.loop"])
     [
         *[("batch", count) for count in (1, 3, 5, 8, 12)],
         *[("before write", count) for count in (1, 2, 4, 5)],
-        *[("inside write", count) for count in (1, 2, 3, 5, 6)],
-        *[("after write", count) for count in (1, 2, 4, 5, 6)],
+        *[("inside write", count) for count in (1, 2, 3, 5, 6, 7, 8)],
+        *[("after write", count) for count in (1, 2, 4, 5, 6, 7, 8)],
     ],
 )
 def test_a_killed_run_resumes_bit_identically(event, count, source, prepared, undisturbed, tmp_path):
     assert kill_at(event, count, make_settings(), source, tmp_path) == -signal.SIGKILL
     assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "history.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "history.parquet", "kept"]
 
 
 def test_a_run_that_is_killed_several_times_resumes_bit_identically(source, prepared, undisturbed, tmp_path):
@@ -188,7 +189,7 @@ def test_another_version_of_torch_is_refused_by_name(source, prepared, tmp_path,
 def test_a_checkpoint_records_the_code_that_its_training_started_with(source, prepared, tmp_path, monkeypatch):
     kill_at("batch", 6, make_settings(), source, tmp_path)
     at_start = provenance.code_hash()
-    monkeypatch.setattr(loop, "code_hash", lambda: "edited since")
+    monkeypatch.setattr(loop, "code_hash", lambda *_: "edited since")
     run(make_settings(), prepared, tmp_path)
     assert checkpoint.load_network(tmp_path / "checkpoint.pt")[1]["code_hash"] == at_start
 
@@ -229,7 +230,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name(lost, source, prepared, tm
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(prepared, tmp_path):
-    with pytest.raises(loop.DivergedError, match=r"epoch 1, batch \d+: .* at lr 1e\+30"):
+    with pytest.raises(epoch.DivergedError, match=r"epoch 1, batch \d+: .* at lr 1e\+30"):
         run(make_settings(lr=1e30), prepared, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lease.json", "resume.pt"]
     assert torch.load(tmp_path / "resume.pt", weights_only=True)["history"] == []
@@ -244,7 +245,7 @@ def test_the_first_bad_batch_is_named(prepared, tmp_path, monkeypatch):
         return loss * float("nan") if len(calls) == 7 else loss, logits  # the third batch of the second epoch
 
     monkeypatch.setattr(TrainingStep, "__call__", broken)
-    with pytest.raises(loop.DivergedError, match=r"epoch 2, batch 3: loss nan at lr 0\.1"):
+    with pytest.raises(epoch.DivergedError, match=r"epoch 2, batch 3: loss nan at lr 0\.1"):
         run(make_settings(), prepared, tmp_path)
     assert len(torch.load(tmp_path / "resume.pt", weights_only=True)["history"]) == 1
 
@@ -254,8 +255,8 @@ def batch(variant, prepared, n, generator):
     settings = make_settings(variant)
     state = loop._initial_state(settings, prepared, CPU)
     torch.nn.init.normal_(state.model.network.linear.weight, generator=torch.Generator().manual_seed(0))
-    x, noise = loop._prepare_batch(prepared.train_images[:n], settings, generator)
-    return x, loop._make_step(state, settings).adversarial(x, prepared.train_labels[:n], noise), state.model
+    x, noise = epoch.prepare_batch(prepared.train_images[:n], settings, generator)
+    return x, epoch.make_step(state, settings).adversarial(x, prepared.train_labels[:n], noise), state.model
 
 
 def test_training_attacks_with_the_public_pgd(prepared):
@@ -280,8 +281,8 @@ def test_other_training_attacks_reach_and_respect_their_radius(variant, prepared
 
 
 def test_every_epoch_and_seed_has_its_own_permutation():
-    orders = [loop._epoch_randomness(0, epoch, 100, CPU)[0].tolist() for epoch in (1, 2)] + [
-        loop._epoch_randomness(1, 1, 100, CPU)[0].tolist()
+    orders = [epoch.epoch_randomness(0, epoch, 100, CPU)[0].tolist() for epoch in (1, 2)] + [
+        epoch.epoch_randomness(1, 1, 100, CPU)[0].tolist()
     ]
     assert all(sorted(order) == list(range(100)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
@@ -289,7 +290,7 @@ def test_every_epoch_and_seed_has_its_own_permutation():
 
 @pytest.mark.parametrize(("epoch", "lr"), [(1, 0.05), (100, 0.05), (101, 0.005), (150, 0.005), (151, 0.0005)])
 def test_the_paper_s_learning_rate(epoch, lr):
-    assert loop.learning_rate({"lr": 0.05, "lr_factor": 10.0, "lr_drops": [100, 150]}, epoch) == pytest.approx(lr)
+    assert epoch.learning_rate({"lr": 0.05, "lr_factor": 10.0, "lr_drops": [100, 150]}, epoch) == pytest.approx(lr)
 
 
 def test_a_checkpoint_and_its_history_identify_their_run(prepared, tmp_path):
@@ -350,7 +351,12 @@ class Normed(nn.Module):
 
 
 def normed(variant="ar8"):
-    return make_settings(variant) | {"arch": "normed", "factory": {"callable": f"{__name__}:Normed", "arguments": {}}}
+    return make_settings(variant) | {"arch": "normed", "factory": factory("Normed")}
+
+
+def factory(name):
+    target = f"{__name__}:{name}"
+    return {"callable": target, "arguments": {}, "code": callable_code(target)}
 
 
 class Reflecting(Normed):
@@ -363,8 +369,7 @@ class Reflecting(Normed):
 
 @pytest.mark.parametrize(("rounds", "refused"), [("exact", True), (1, False)])
 def test_a_layer_that_no_bound_is_known_for_is_refused_before_training(rounds, refused, prepared):
-    factory = {"callable": f"{__name__}:Reflecting", "arguments": {}}
-    settings = make_settings("ar8-sn1", clip_rounds=rounds) | {"arch": "reflecting", "factory": factory}
+    settings = make_settings("ar8-sn1", clip_rounds=rounds) | {"arch": "reflecting", "factory": factory("Reflecting")}
     if refused:
         with pytest.raises(ValueError, match=r"layer network\.conv: with padding_mode 'reflect' no bound is known"):
             loop._initial_state(settings, prepared, CPU)
@@ -377,8 +382,8 @@ def test_attacks_do_not_change_running_statistics_but_training_does(prepared):
     before = copy.deepcopy(state.model.state_dict())
     generator = torch.Generator().manual_seed(0)
     state.model.train()
-    x, noise = loop._prepare_batch(prepared.train_images[:16], normed(), generator)
-    y, step = prepared.train_labels[:16], loop._make_step(state, normed())
+    x, noise = epoch.prepare_batch(prepared.train_images[:16], normed(), generator)
+    y, step = prepared.train_labels[:16], epoch.make_step(state, normed())
     step.adversarial(x, y, noise)
     assert all(torch.equal(value, before[key]) for key, value in state.model.state_dict().items())
     assert state.model.network.norm.training
@@ -391,15 +396,15 @@ def test_a_network_with_dropout_resumes_bit_identically(prepared, tmp_path):
     whole = run(normed(), prepared, tmp_path / "whole")
     broken = tmp_path / "broken"
     broken.mkdir()
-    epoch = loop._train_epoch
+    train_epoch = epoch.train_epoch
 
     def stopping(state, *arguments, **keywords):
         if len(state.history) == 2:
             raise KeyboardInterrupt
-        return epoch(state, *arguments, **keywords)
+        return train_epoch(state, *arguments, **keywords)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_train_epoch", stopping)
+        patch.setattr(loop, "train_epoch", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(normed(), prepared, broken)
     torch.rand(3)  # change the state of the global generator
@@ -412,7 +417,7 @@ def test_images_are_cropped_to_the_crop_size_in_training(tmp_path):
     settings = make_settings("ar0")
     settings["training"] |= {"augmentation": "resized-crop-flip"}
     settings["data"] |= {"crop": 8}
-    x, noise = loop._prepare_batch(images, settings, generator)
+    x, noise = epoch.prepare_batch(images, settings, generator)
     assert x.shape == (6, 3, 8, 8)
     assert 0 <= float(x.min()) <= float(x.max()) <= 1
     assert noise is None

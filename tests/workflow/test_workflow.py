@@ -9,18 +9,16 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pyarrow as pa
 import pytest
 import torch
 import yaml
 from helpers.browser import assert_works_offline
-from helpers.snakemake_copy import ROOT, SNAKEMAKE, copy_tree, planned, snakemake
+from helpers.snakemake_copy import ROOT, SNAKEMAKE, copy_tree, planned, same_weights, snakemake, started, trainer
 
 from robreg.data.dataset import _fingerprint, hash_meta
 from robreg.runs import settings
@@ -96,9 +94,8 @@ def files(path):
 def test_the_demo_makes_all_documented_files(demo):
     for variant in RUNS:
         run = demo / "results/digits" / variant
-        assert sorted(path.name for path in run.iterdir()) == sorted(
-            ["checkpoint.pt", *(f"{kind}.parquet" for kind in (*COLUMNS, "apgd", "masking", "checks", "theory"))]
-        )
+        tables = [f"{kind}.parquet" for kind in (*COLUMNS, "apgd", "masking", "checks", "theory")]
+        assert sorted(path.name for path in run.iterdir()) == sorted(["checkpoint.pt", "kept", *tables])
         for rule in ("train", *MEASURES):
             assert (demo / f"logs/{rule}/digits/{variant}.log").exists()
             assert (demo / f"benchmarks/{rule}/digits/{variant}.tsv").exists()
@@ -366,29 +363,6 @@ def test_a_measure_that_is_killed_leaves_no_incomplete_file_and_is_made_again(re
     assert [path.name for path in target.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def started(folder, target):
-    """Start a driver, wait until its training has finished an epoch, and return the driver."""
-    command = [SNAKEMAKE, "-c1", target]
-    driver = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    log = folder / "logs/train/digits/ar8.log"
-    while not (log.exists() and "epoch 1/4" in log.read_text()):
-        assert driver.poll() is None, "training ended before it could be disturbed"
-        time.sleep(0.01)
-    return driver
-
-
-def trainer(driver):
-    """Return the process of a driver's training."""
-    (found,) = [
-        process
-        for process in psutil.Process(driver.pid).children(recursive=True)
-        if re.match(r"\S*python\S* \S*train.py", " ".join(process.cmdline()))
-    ]
-    return found
-
-
 def test_a_second_driver_is_refused_and_an_interrupted_first_one_resumes(demo, tmp_path):
     folder, target = copy_tree(tmp_path / "tree", reduce), "results/digits/ar8/checkpoint.pt"
     driver = started(folder, target)
@@ -407,11 +381,6 @@ def test_a_second_driver_is_refused_and_an_interrupted_first_one_resumes(demo, t
     assert same_weights(folder / target, demo / target)
 
 
-def same_weights(one, other):
-    first, second = (torch.load(path, weights_only=True)["model"] for path in (one, other))
-    return all(torch.equal(first[key], second[key]) for key in first)
-
-
 @pytest.mark.parametrize("victim", ["training", "everything"])
 def test_a_training_killed_under_snakemake_resumes_bit_identically(victim, demo, tmp_path):
     folder = copy_tree(tmp_path, reduce)
@@ -427,7 +396,7 @@ def test_a_training_killed_under_snakemake_resumes_bit_identically(victim, demo,
         snakemake(folder, "--unlock", target)
     snakemake(folder, "-c1", "--rerun-incomplete", target)
     assert re.search(r"resuming after epoch [1-4]", log.read_text())
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoint.pt", "history.parquet"]
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint.pt", "history.parquet", "kept"]
     assert same_weights(folder / target, demo / target)
 
 

@@ -4,6 +4,7 @@ A file is written completely or not at all, and a file that changed since it was
 """
 
 import errno
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,13 @@ from torch import Tensor, nn
 
 from robreg.networks.build import build_network
 from robreg.networks.classifier import Classifier
+from robreg.networks.probe import TOLERANCE, probe_difference
 from robreg.networks.user_defined import ArchitectureError
+from robreg.runs.source_code import describe_changes
 from robreg.tables.files import atomic_write
+from robreg.tables.provenance import code_hash
+
+log = logging.getLogger(__name__)
 
 
 def save_file(path: Path, content: Mapping[str, Any]) -> None:
@@ -83,8 +89,9 @@ def load_network(checkpoint: str | Path, device: torch.device | str = "cpu") -> 
     The network maps pixels (B, C, H, W) in [0, 1] to logits (B, classes). The metadata describe how it was made:
     "shape" (C, H, W), "classes", "arch", "dataset", "variant", "settings". Nothing in the file is executed; a
     user-defined architecture is imported and called as build_user_network describes.
-    Raises ValueError, naming the file, if it is damaged, does not match its own metadata or holds values that are not
-    finite. Raises ArchitectureError if a user-defined architecture cannot be imported here.
+    Raises ValueError, naming the file, if it is damaged, does not match its own metadata, holds values that are not
+    finite, or if the network that the code builds now gives other logits than it gave at the end of its training.
+    Raises ArchitectureError if a user-defined architecture cannot be imported here.
 
     >>> import robreg
     >>> model, meta = robreg.load("results/digits/ar8/checkpoint.pt")
@@ -92,6 +99,7 @@ def load_network(checkpoint: str | Path, device: torch.device | str = "cpu") -> 
     ('resnet8', 10)
     """
     checkpoint = Path(checkpoint)
+    meta: dict[str, Any] = {}
     try:
         content = load_file(checkpoint, "cpu")
         meta = content["meta"]
@@ -99,13 +107,50 @@ def load_network(checkpoint: str | Path, device: torch.device | str = "cpu") -> 
         model = build_network(meta["arch"], **{key: meta[key] for key in keys})
         _check_metadata(content["model"], model, meta)
         load_weights(model, content["model"])
+        bad = [name for name, value in content["model"].items() if not bool(value.isfinite().all())]
+        difference = None if bad or "probe" not in content else probe_difference(model, content["probe"])
     except (FileNotFoundError, ArchitectureError):
         raise
     except Exception as error:  # damaged files can raise any kind of error
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(
-            f"{checkpoint} is damaged, or not a checkpoint of this version: delete it and train again ({why})"
-        ) from error
-    if bad := [name for name, value in content["model"].items() if not bool(value.isfinite().all())]:
+        raise ValueError(_unusable(checkpoint, meta, why)) from error
+    if bad:
         raise ValueError(f"{checkpoint}: {bad[0]} holds values that are not finite: delete it and train again")
+    _check_behaviour(checkpoint, meta, difference)
     return model.to(device).eval(), meta
+
+
+def _unusable(checkpoint: Path, meta: Mapping[str, Any], why: str) -> str:
+    """Explain why a checkpoint cannot be used: its architecture's code has changed, or else it is damaged."""
+    if changes := _architecture_changes(meta):
+        return (
+            f"{checkpoint} does not fit its architecture, whose code has changed since it was trained: {changes}; "
+            f"restore the code, or train again ({why})"
+        )
+    return f"{checkpoint} is damaged, or not a checkpoint of this version: delete it and train again ({why})"
+
+
+def _check_behaviour(checkpoint: Path, meta: Mapping[str, Any], difference: float | None) -> None:
+    """Raise ValueError, which says what has changed, if a network gives other logits than it did when it was trained.
+
+    difference: as probe_difference returns it, or None for a checkpoint that has nothing to compare with.
+    """
+    if difference is None:
+        log.warning("%s holds no logits to compare with, so it cannot be verified that this is its network", checkpoint)
+    elif not difference <= TOLERANCE:
+        changes = [_architecture_changes(meta)]
+        if not changes[0] and meta.get("code_hash") != code_hash(meta["factory"]):
+            changes.append("the code of robreg was edited")
+        if meta.get("torch") != torch.__version__:
+            changes.append(f"torch was {meta.get('torch')}, is {torch.__version__}")
+        found = "; ".join(change for change in changes if change)
+        raise ValueError(
+            f"{checkpoint}: this is not the network that was trained: its logits differ by {100 * difference:.3g} % of "
+            f"the largest one. Since then {found or 'its weights or buffers were changed'}: undo that, or train again"
+        )
+
+
+def _architecture_changes(meta: Mapping[str, Any]) -> str:
+    """Describe how the code of a user-defined architecture has changed since the training; "" if it has not."""
+    factory = meta.get("factory")
+    return describe_changes(factory["callable"], factory["code"]) if factory and "code" in factory else ""

@@ -1,5 +1,6 @@
 """Collect what the runs of a study cost and how they were made, from histories, settings and Snakemake's benchmarks."""
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from robreg.runs.catalogue import Run
-from robreg.runs.settings import flatten
-from robreg.tables import parquet, provenance
+from robreg.runs.settings import describe_differences, flatten, training_settings
+from robreg.tables import parquet
+from robreg.tables.provenance import code_hash
 
 BENCHMARKS = Path("benchmarks")  # written by Snakemake, one file per job; missing for runs that were made elsewhere
 PACKAGES = (
@@ -47,6 +49,8 @@ class RunAccount:
     """One run: how long its epochs and its jobs took, its peak memory, and how it was made.
 
     Times are in seconds, memory_mb is in MB. train_s, measures_s and memory_mb are None without benchmarks.
+    verified: whether its checkpoint shows, each time it is opened, that its network is still the one that was trained;
+    differences: between the settings that it was trained with and those of the configuration, "" for none.
     """
 
     name: str
@@ -60,6 +64,8 @@ class RunAccount:
     torch: str
     device: str
     code: str
+    verified: bool
+    differences: str
 
 
 @dataclass(frozen=True)
@@ -75,10 +81,9 @@ class SharedSettings:
     by_run: Mapping[str, tuple[str, ...]]
 
 
-def run_accounts(runs: Sequence[Run]) -> list[RunAccount]:
-    """Return times, memory and provenance of every run of a study."""
-    current = provenance.code_hash()
-    return [_account(run, current) for run in runs]
+def run_accounts(runs: Sequence[Run], settings: Mapping[str, Mapping[str, Any]]) -> list[RunAccount]:
+    """Return times, memory and provenance of every run of a study. settings: resolved, by the name of the run."""
+    return [_account(run, training_settings(settings[f"{run['dataset']}/{run['variant']}"])) for run in runs]
 
 
 def rule_costs(study: str, runs: Sequence[Run], order: Sequence[str]) -> list[RuleCost]:
@@ -124,8 +129,8 @@ def versions() -> dict[str, str]:
     return {**found, "platform": platform.platform(terse=True)}
 
 
-def _account(run: Run, current: str) -> RunAccount:
-    """Collect the account of one run. current: the hash of the code that decides the weights, as it is now."""
+def _account(run: Run, settings: Mapping[str, Any]) -> RunAccount:
+    """Collect the account of one run. settings: those of its training in the configuration."""
     history = Path(run["folder"]) / "history.parquet"
     seconds = parquet.read(history, ["seconds"]).to_pandas()["seconds"]
     meta = parquet.read_metadata(history)
@@ -138,7 +143,9 @@ def _account(run: Run, current: str) -> RunAccount:
         train_s=jobs["train"]["s"] if "train" in jobs else None,
         measures_s=sum(measures) if measures else None,
         memory_mb=max((spent["max_rss"] for spent in jobs.values()), default=None),
-        code=_code(meta.get("code_hash"), current),
+        code=_code(meta.get("code_hash"), code_hash(settings["factory"])),
+        verified="probe_images" in meta,
+        differences=describe_differences(json.loads(meta["settings"]), settings) if "settings" in meta else "",
         **{key: str(meta.get(key, "not recorded")) for key in ("settings_hash", "version", "torch", "device")},
     )
 

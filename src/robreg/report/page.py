@@ -251,7 +251,7 @@ def _comparison_context(study: Mapping[str, Any], files: Files, captions: Path) 
 
 def _provenance_context(study: Mapping[str, Any]) -> dict[str, Any]:
     """Return times, memory, versions and hashes: what the study cost and how it was made."""
-    accounts = run_accounts(study["runs"])
+    accounts = run_accounts(study["runs"], study["settings"])
     costs = rule_costs(study["name"], study["runs"], list(RULE_INPUTS))
     epochs = format_duration(sum(one.epochs_s for one in accounts))
     total = f"The training epochs of the {len(accounts)} networks took {epochs}"
@@ -274,7 +274,7 @@ def _provenance_context(study: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _code_sentences(accounts: Sequence[RunAccount]) -> str:
-    """State which runs were trained with older or unrecorded code."""
+    """State which runs were trained with older or unrecorded code or with other settings, or cannot be verified."""
     names = {code: [one.name for one in accounts if one.code == code] for code in ("older code", "not recorded")}
     sentences = []
     if names["older code"]:
@@ -286,4 +286,13 @@ def _code_sentences(accounts: Sequence[RunAccount]) -> str:
         sentences.append(
             f"For {len(names['not recorded'])} of {len(accounts)} runs, the code that trained them is not recorded."
         )
-    return " ".join(sentences) or "The code that decides the weights has not changed since training."
+    if not sentences:
+        sentences.append("The code that decides the weights has not changed since training.")
+    if changed := [f"{one.name} ({one.differences})" for one in accounts if one.differences]:
+        sentences.append(f"These networks were trained with other settings than those below: {', '.join(changed)}.")
+    if unverified := [one.name for one in accounts if not one.verified]:
+        sentences.append(
+            f"For {len(unverified)} of {len(accounts)} runs, the checkpoint holds no logits to compare with, so it was "
+            "not verified that the measured network is the one that was trained."
+        )
+    return " ".join(sentences)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from robreg.runs.source_code import callable_code
 from robreg.runs.variant import Variant, VariantError, parse
 
 # The resolved settings of a run (run_settings); limits and deviations also need the key paper (config.study_runs).
@@ -16,6 +17,8 @@ DATA_KEYS = ("kind", "max_train", "max_test", "subset_seed", "crop")
 # Values that resolved settings leave out, so that runs from before these keys existed keep their settings.
 DEFAULTS = {"precision": "fp32", "compile": False, "deterministic": False}
 MEASURES = ("evaluation", "loss_variation", "strong_attack", "spread", "theory", "masking", "dense_spectrum")
+
+_SHOWN = 60  # characters of a value in a description of differences
 
 
 class ConfigError(ValueError):
@@ -73,7 +76,7 @@ def run_settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[
         "data": {key: spec.get(key) for key in DATA_KEYS},
         "ar": run.ar,
         "arch": run.arch,
-        "factory": own and {"callable": own["callable"], "arguments": dict(own.get("arguments", {}))},
+        "factory": own and _resolve_factory(run.arch, own),
         "width": spec["width"],
         "seed": run.seed,
         "space": run.space,
@@ -116,6 +119,29 @@ def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return leaves
 
 
+def describe_differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], phrase: str = "{key} was {old}, is {new}"
+) -> str:
+    """Describe how settings differ, as "training.epochs was 20, is 10; ..."; "" if they are equal.
+
+    phrase: how one difference is described.
+    """
+    before, after = flatten(old), flatten(new)
+    keys = [key for key in [*before, *(key for key in after if key not in before)] if _differ(before, after, key)]
+    return "; ".join(phrase.format(key=key, old=_shown(before, key), new=_shown(after, key)) for key in keys)
+
+
+def _differ(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> bool:
+    return key not in before or key not in after or before[key] != after[key]
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    """Show a value, which may be missing, in a few characters."""
+    value = settings.get(key, "not set")
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
 def describe_unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """Write the message for an unknown name, with the most similar known name and the list of all."""
     close = difflib.get_close_matches(name, list(known), n=1)
@@ -136,6 +162,19 @@ def _refuse_unused_overrides(where: str, override: Mapping[str, Any], run: Varia
         raise ConfigError(f"{where}.training_attack.fgsm: this run trains with PGD; name a run with -fgsm instead")
     if run.bound is None and "clip_rounds" in override.get("training", {}):
         raise ConfigError(f"{where}.training.clip_rounds: this run has no bound; name a run with -sn instead")
+
+
+def _resolve_factory(arch: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve a user-defined architecture: its callable, its arguments, and the code of the callable."""
+    target = own["callable"]
+    try:
+        code = callable_code(target)
+    except (ModuleNotFoundError, SyntaxError, ValueError) as error:
+        raise ConfigError(
+            f"config.yaml: architectures.{arch}.callable: {target!r} cannot be used ({error}); "
+            "name a module beside the Snakefile or an installed one, and a network in it, as module:name"
+        ) from error
+    return {"callable": target, "arguments": dict(own.get("arguments", {})), "code": code}
 
 
 def _resolve_train_attack(spec: Mapping[str, Any], run: Variant) -> dict[str, Any] | None:

@@ -2,15 +2,17 @@
 
 import ast
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from robreg.runs.source_code import callable_code, hash_code
+
 PACKAGE = Path(__file__).parents[1]
 COMPUTING = ("data", "networks", "attacks", "spectra", "training", "measures")  # folders that affect a run's numbers
 TRAINING = ("training.loop", "data.preparation")  # import, directly or not, all code that affects the weights
-_NO_EFFECT = ("training.lease",)  # on any number; it only keeps two processes from training one run
+_NO_EFFECT = ("training.lease", "training.kept")  # on any number: they say who trains a run, and keep what was trained
 _RUN_KEYS = ("dataset", "variant", "seed", "version", "settings_hash")
 
 
@@ -42,21 +44,24 @@ def _computes(module: str, folders: Collection[str]) -> bool:
     return module.partition(".")[0] in folders and module not in _NO_EFFECT
 
 
-def code_hash() -> str:
-    """Hash the modules that affect a network's weights, so that a report can tell whether they have changed since."""
-    return _hash_files(code_files(*TRAINING, folders=COMPUTING))
+def code_hash(factory: Mapping[str, Any] | None = None) -> str:
+    """Hash the code that affects a network's weights, so that it can be told later whether it has changed.
+
+    Comments, docstrings and formatting do not count. factory: of a user-defined architecture, whose code counts too.
+    """
+    own = callable_code(factory["callable"]) if factory else {}
+    package = {file: hash_code((PACKAGE / file).read_bytes()) for file in code_files(*TRAINING, folders=COMPUTING)}
+    return _hash_texts([f"{name} {code}" for name, code in [*package.items(), *own.items()]])
 
 
 def package_hash() -> str:
-    """Hash the names and contents of all modules of this package."""
-    return _hash_files(sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")))
+    """Hash the names and the code of all modules of this package."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return _hash_texts([f"{file.relative_to(PACKAGE).as_posix()} {hash_code(file.read_bytes())}" for file in files])
 
 
-def _hash_files(files: Collection[str]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.encode() + b"\0" + (PACKAGE / file).read_bytes() + b"\0")
-    return digest.hexdigest()
+def _hash_texts(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def _module_path(module: str) -> Path:

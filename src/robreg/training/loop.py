@@ -1,6 +1,5 @@
 """Adversarial training (Madry et al. 2018; paper, appendices B.1 and D): epochs, schedule and exact resumption."""
 
-import hashlib
 import json
 import logging
 import signal
@@ -12,32 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import robreg
-from robreg.attacks.pgd import draw_noise, pixel_radius
-from robreg.data.augmentation import random_crop_flip, random_resized_crop_flip
-from robreg.data.dataset import Dataset, to_float
+from robreg.data.dataset import Dataset
 from robreg.networks.build import build_initial_network
-from robreg.networks.checkpoint import save_file
+from robreg.networks.checkpoint import load_network, load_weights, save_file
+from robreg.networks.classifier import Classifier
+from robreg.networks.probe import IMAGES, TOLERANCE, make_probe, probe_difference
+from robreg.networks.user_defined import ArchitectureError
 from robreg.runs.settings import DEFAULTS, hash_settings
+from robreg.runs.source_code import describe_changes
 from robreg.spectra.layers import list_layers
-from robreg.spectra.projection import enclosing_grid, project
+from robreg.spectra.projection import enclosing_grid
 from robreg.tables.parquet import write
 from robreg.tables.provenance import code_hash
+from robreg.training.epoch import make_step, train_epoch
+from robreg.training.kept import keep, kept_folder, set_aside, take_up
 from robreg.training.lease import Lease
 from robreg.training.resume import ResumeFile, TrainingState, resume_identity
-from robreg.training.step import StepAttack, TrainingStep, deterministic_algorithms
+from robreg.training.step import deterministic_algorithms
 
 log = logging.getLogger(__name__)
-
-
-class StoppedError(Exception):
-    """SIGTERM asked training to stop; resume.pt holds the state after the last finished epoch."""
-
-
-class DivergedError(ArithmeticError):
-    """The loss or a weight is no longer finite."""
 
 
 def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device) -> None:
@@ -56,9 +50,14 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
 def _train(
     settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device
 ) -> None:
+    _check_architecture_code(settings)
     state = _initial_state(settings, data, device)
+    kept = kept_folder(checkpoint.parent, settings, data.sha256)
     with Lease(checkpoint.with_name("lease.json")) as lease:
         resume = ResumeFile(checkpoint.with_name("resume.pt"), resume_identity(settings, data.sha256), lease)
+        if _take_up(kept, checkpoint.parent):
+            resume.discard()
+            return
         if resume.path.exists():
             resume.restore(state, device)
         else:
@@ -67,10 +66,36 @@ def _train(
             _train_epochs(state, settings, data, resume=resume, stop=stop)
         lease.check()
         meta = {**_metadata(settings, data, device), "code_hash": state.code, "step": "; ".join(state.how)}
-        save_file(checkpoint, {"model": state.model.state_dict(), "meta": meta})
+        probe = make_probe(state.model, data.split("test")[0])
+        save_file(checkpoint, {"model": state.model.state_dict(), "meta": meta, "probe": probe})
         columns = {key: [row[key] for row in state.history] for key in state.history[0]}
         write(history, "history", columns, meta)
+        keep(checkpoint.parent)
         resume.path.unlink()
+
+
+def _check_architecture_code(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if the code of a user-defined architecture has changed since the settings were resolved."""
+    factory = settings["factory"]
+    if factory and (changes := describe_changes(factory["callable"], factory["code"])):
+        raise ValueError(
+            f"the code of {factory['callable']} changed after this job was planned: {changes}; start Snakemake again"
+        )
+
+
+def _take_up(kept: Path, run: Path) -> bool:
+    """Use a network that was trained before with the same settings, data and code; return whether there is one."""
+    if not kept.exists():
+        return False
+    try:
+        load_network(kept / "checkpoint.pt")
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be used again (%s)", kept, error)
+        set_aside(kept)
+        return False
+    take_up(kept, run)
+    log.info("nothing to train: %s has a network with the same settings, data and code, which is used again", kept)
+    return True
 
 
 def _train_epochs(
@@ -83,15 +108,17 @@ def _train_epochs(
     if device.type != "cpu":  # on a CPU they stay memory-mapped
         images, labels = images.to(device), labels.to(device)
     first = len(state.history) + 1
-    step = _make_step(state, settings)
+    step = make_step(state, settings)
     for epoch in range(first, epochs + 1):
         begin = time.perf_counter()
-        row = _train_epoch(state, step, settings, images, labels, stop=stop)
+        row = train_epoch(state, step, settings, images, labels, stop=stop)
         row["seconds"] = time.perf_counter() - begin
         row["examples_per_s"] = len(images) / row["seconds"]
         state.history.append(row)
         state.how = list(dict.fromkeys([*state.how, step.how]))
         resume.save(state)
+        if epoch == first:
+            _refuse_hidden_state(state.model, settings, data)
         mean = sum(past["seconds"] for past in state.history[first - 1 :]) / (epoch - first + 1)
         log.info(
             "epoch %d/%d lr %g loss %.4f acc %.2f %% %.0f examples/s, %.0f s left",
@@ -99,102 +126,10 @@ def _train_epochs(
         )
 
 
-def _make_step(state: TrainingState, settings: Mapping[str, Any]) -> TrainingStep:
-    spec, attack = settings["training"], settings["train_attack"]
-    if attack is not None:
-        std = state.model.normalise.std
-        eps, step = (pixel_radius(attack[key], settings["space"], std) for key in ("eps", "step"))
-        attack = StepAttack(eps, step, attack["steps"])
-    options = {key: spec.get(key, default) for key, default in DEFAULTS.items()}
-    return TrainingStep(state.model, state.optimizer, attack=attack, **options)
-
-
-def _train_epoch(
-    state: TrainingState,
-    step: TrainingStep,
-    settings: Mapping[str, Any],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    stop: threading.Event,
-) -> dict[str, Any]:
-    """Train one epoch and return its history row; to avoid synchronisation, losses stay on the device until the end."""
-    spec = settings["training"]
-    epoch = len(state.history) + 1
-    lr = learning_rate(spec, epoch)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    order, generator = _epoch_randomness(settings["seed"], epoch, len(images), images.device)
-    losses: list[Tensor] = []
-    correct = torch.zeros((), dtype=torch.int64, device=images.device)
-    batches = order.split(spec["batch_size"])
-    for index in batches:
-        if stop.is_set():
-            raise StoppedError(
-                f"SIGTERM in epoch {epoch}: resume.pt holds the state after epoch {epoch - 1}; "
-                "start again to resume from there"
-            )
-        x, noise = _prepare_batch(images[index], settings, generator)
-        loss, logits = step(x, labels[index], noise)
-        losses.append(loss)
-        correct += (logits.argmax(1) == labels[index]).sum()
-    means = torch.stack(losses).cpu()  # (batches,)
-    _raise_if_diverged(state.model, means, epoch, lr)
-    sizes = torch.tensor([len(index) for index in batches], dtype=torch.float64)
-    mean = float((means.double() * sizes).sum() / len(images))
-    bound = settings["spectral_norm"]
-    norms = None if bound is None else project(state.layers, bound, settings["clip_rounds"])
-    return {"epoch": epoch, "lr": lr, "loss": mean, "acc": 100 * int(correct) / len(images), "sigma_max": norms}
-
-
-def _prepare_batch(
-    images: Tensor, settings: Mapping[str, Any], generator: torch.Generator
-) -> tuple[Tensor, Tensor | None]:
-    """Augment a batch of uint8 images, and draw the noise that its attack starts with.
-
-    Returns floats in [0, 1], (B, C, H, W), and noise of that shape in [-1, 1], or None without a random start.
-    The pixels are not checked here, because the data were checked when they were prepared.
-    """
-    spec, attack = settings["training"], settings["train_attack"]
-    if spec["augmentation"] == "crop-flip":
-        images = random_crop_flip(images, pad=spec["pad"], generator=generator)
-    elif spec["augmentation"] == "resized-crop-flip":
-        images = random_resized_crop_flip(images, size=settings["data"]["crop"], generator=generator)
-    x = to_float(images)  # (B, C, H, W)
-    random = attack is not None and attack["start"] == "random"
-    return x, draw_noise(x, generator) if random else None
-
-
-def learning_rate(spec: Mapping[str, Any], epoch: int) -> float:
-    """Return the learning rate of an epoch (counted from 1): divided by lr_factor after each epoch in lr_drops."""
-    return float(spec["lr"] / spec["lr_factor"] ** sum(epoch > drop for drop in spec["lr_drops"]))
-
-
-def _epoch_randomness(seed: int, epoch: int, n: int, device: torch.device) -> tuple[Tensor, torch.Generator]:
-    """Return an epoch's order of examples and its generator; both follow from seed and epoch, so neither is saved."""
-    state = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7])
-    torch.manual_seed(state + 2)  # for user-defined networks with dropout or other random layers
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(state))
-    return order.to(device), torch.Generator(device).manual_seed(state + 1)
-
-
-def _raise_if_diverged(model: nn.Module, losses: Tensor, epoch: int, lr: float) -> None:
-    """Raise DivergedError for the first batch with a bad loss, or for bad weights, before the epoch is saved."""
-    bad = (~losses.isfinite()).nonzero()
-    hint = "lower training.lr, or the strength of the attack"
-    if len(bad):
-        batch = int(bad[0])
-        raise DivergedError(f"epoch {epoch}, batch {batch + 1}: loss {float(losses[batch])} at lr {lr:g}; {hint}")
-    if not bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all()):
-        raise DivergedError(
-            f"epoch {epoch}, batch {len(losses)}: weights not finite at lr {lr:g}, loss {losses[-1]}; {hint}"
-        )
-
-
 def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> TrainingState:
     """Build the network and its optimiser, before the first epoch."""
-    chosen = {key: settings[key] for key in ("arch", "seed", "width", "factory")}
-    model = build_initial_network(**chosen, **_data_metadata(data)).to(device)
+    model = _build(settings, data).to(device)
+    make_probe(model, data.split("test")[0])  # raises for a network that cannot run on a CPU or returns no logits
     layers = list_layers(model, data.shape)  # raises for a network that cannot be measured, before hours of training
     if settings["clip_rounds"] == "exact":
         for layer in layers:
@@ -202,7 +137,25 @@ def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.dev
     spec = settings["training"]
     options = {key: spec[key] for key in ("lr", "momentum", "weight_decay")}
     sgd = torch.optim.SGD(model.parameters(), **options, fused=device.type == "cuda" or None)
-    return TrainingState(model, sgd, layers, [], code_hash())
+    return TrainingState(model, sgd, layers, [], code_hash(settings["factory"]))
+
+
+def _refuse_hidden_state(model: Classifier, settings: Mapping[str, Any], data: Dataset) -> None:
+    """Raise ArchitectureError if a network of the same weights is another network, as it will be after it is saved."""
+    rebuilt = _build(settings, data)
+    load_weights(rebuilt, {name: value.cpu() for name, value in model.state_dict().items()})
+    difference = probe_difference(rebuilt, make_probe(model, data.split("test")[0]))
+    if not difference <= TOLERANCE:
+        raise ArchitectureError(
+            f"{settings['arch']}: after an epoch, a second network with the same weights gives other logits (they "
+            f"differ by {100 * difference:.3g} % of the largest one): training changes something that is not in "
+            "state_dict(); make it a parameter or a persistent buffer"
+        )
+
+
+def _build(settings: Mapping[str, Any], data: Dataset) -> Classifier:
+    chosen = {key: settings[key] for key in ("arch", "seed", "width", "factory")}
+    return build_initial_network(**chosen, **_data_metadata(data))
 
 
 def _data_metadata(data: Dataset) -> dict[str, Any]:
@@ -220,6 +173,7 @@ def _metadata(settings: Mapping[str, Any], data: Dataset, device: torch.device) 
         **{key: settings[key] for key in ("dataset", "variant", "seed", "arch", "factory", "width", "threads")},
         **_data_metadata(data),
         "data_sha256": data.sha256,
+        "probe_images": min(IMAGES, len(data.test_labels)),
         **{key: settings["training"].get(key, default) for key, default in DEFAULTS.items()},
         "settings": json.dumps(settings, sort_keys=True),
         "settings_hash": hash_settings(settings),

@@ -12,7 +12,7 @@ import torch
 
 from robreg.networks.checkpoint import load_file, load_weights, save_file
 from robreg.networks.classifier import Classifier
-from robreg.runs.settings import flatten
+from robreg.runs.settings import describe_differences
 from robreg.spectra.layers import Layer
 from robreg.training.lease import Lease
 
@@ -79,7 +79,7 @@ class ResumeFile:
             saved = content["identity"]
         if saved != self.identity:
             raise ValueError(
-                f"{self.path} belongs to other settings ({', '.join(_differences(saved, self.identity))}): "
+                f"{self.path} belongs to other settings ({_differences(saved, self.identity)}): "
                 "restore them to resume it, or delete the file to train this run from the start"
             )
         with self._report_damage():
@@ -92,6 +92,14 @@ class ResumeFile:
             state.history, state.code = list(content["history"]), str(content["code_hash"])
         log.info("resuming after epoch %d from %s", len(state.history), self.path)
 
+    def discard(self) -> None:
+        """Delete the file if it belongs to this run; a state of other settings stays, because it is still of use."""
+        if self.path.exists():
+            with self._report_damage():
+                saved = load_file(self.path, "cpu")["identity"]
+            if saved == self.identity:
+                self.path.unlink()
+
     @contextmanager
     def _report_damage(self) -> Iterator[None]:
         """Turn any error of the block into a ValueError that names the file: damaged bytes can raise anything."""
@@ -103,8 +111,7 @@ class ResumeFile:
             ) from error
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the keys that differ, each as "training.epochs was 20, is 10"."""
-    before, after = (flatten({**side, "settings": json.loads(side["settings"])}) for side in (old, new))
-    keys = sorted(key for key in before | after if before.get(key) != after.get(key))
-    return [f"{key.removeprefix('settings.')} was {before.get(key)}, is {after.get(key)}" for key in keys]
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Describe how the identities of two runs differ."""
+    before, after = ({**side, **json.loads(side["settings"]), "settings": ""} for side in (old, new))
+    return describe_differences(before, after)

@@ -3,10 +3,11 @@
 Only the Snakefile's rules import this module: the rest of the package runs without Snakemake.
 """
 
+import atexit
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import psutil
 from snakemake.exceptions import LockException, WorkflowError
 from snakemake.jobs import GroupJob, Job
 from snakemake.logging import logger
+from snakemake.persistence import ParamsChange
 from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake.settings.types import RerunTrigger
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
@@ -22,8 +24,9 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from snakemake_interface_executor_plugins.registry.plugin import Plugin
 from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
 
+from robreg.training import kept
 from robreg.training.lease import MAX_STALLED_ATTEMPTS, holder_token, stalled_attempts
-from robreg.workflow import fork_server, slurm
+from robreg.workflow import fork_server, plan, slurm
 from robreg.workflow.failures import Failures
 
 if TYPE_CHECKING:
@@ -39,7 +42,11 @@ def install(workflow: "Workflow") -> None:
     # A property, because the settings do not exist yet; a default profile instead would override the cluster's.
     type(workflow).rerun_triggers = property(_rerun_triggers)
     Job.restart_times = property(_restart_times)
+    Job.prepare = _keep_network(Job.prepare)
+    ParamsChange.__str__ = plan.describe_params
     GroupJob.log_error = _keep_message(GroupJob.log_error)
+    if workflow.is_main_process:
+        JobScheduler.__init__ = _explain_trainings(JobScheduler.__init__)
     workflow.execute = _execute(workflow, workflow.execute)
     fork_server.install(workflow)
     if workflow.remote_exec:  # this process runs in a job on a cluster
@@ -71,6 +78,33 @@ def _restart_times(job: Job) -> int:
         if stalled_attempts(lease) + without_lease < MAX_STALLED_ATTEMPTS:
             return allowed
     return min(allowed, 1)
+
+
+def _keep_network(prepare: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Wrap a job's prepare, which deletes its outputs, to keep a finished network before another one is trained."""
+
+    async def wrapper(job: Job) -> None:
+        if job.rule.name == "train":
+            kept.keep(Path(job.output[0]).parent)
+        await prepare(job)
+
+    return wrapper
+
+
+def _explain_trainings(init: Callable[..., None]) -> Callable[..., None]:
+    """Wrap the start of the scheduler, at which all jobs are planned and none has started."""
+
+    def wrapper(scheduler: JobScheduler, workflow: "Workflow", *arguments: object) -> None:
+        lines = plan.describe_trainings(workflow)
+        if lines and workflow.dryrun:
+            atexit.register(print, "\n".join(["Networks that were trained before:", *lines]))  # below all planned jobs
+        elif lines:
+            logger.info("\n".join(["Networks that were trained before:", *lines]))
+        if not workflow.dryrun and not workflow.touch:
+            plan.set_aside_forced(workflow)
+        init(scheduler, workflow, *arguments)
+
+    return wrapper
 
 
 def _keep_message(log_error: Callable[..., None]) -> Callable[..., None]:

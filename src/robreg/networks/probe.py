@@ -1,0 +1,51 @@
+"""The logits of a few images, kept with a network's weights, which show later whether the network is still the same.
+
+Weights alone do not: the code that builds the network around them may have been edited since.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robreg.data.dataset import to_float
+from robreg.networks.classifier import Classifier
+
+IMAGES = 8
+# Largest difference between two logits, as a fraction of the largest logit. Among CPUs with and without AVX, 1 to 4
+# threads, batches of 1 and of 8, torch 2.11 and 2.14, ResNet-56 and a wide ResNet-50 differ by 2e-6 at most. Evaluated
+# in bf16, which is a small change that matters, they differ by 4e-3 at least.
+TOLERANCE = 1e-4
+
+
+def make_probe(model: Classifier, images: Tensor) -> dict[str, Tensor]:
+    """Record the logits (N, classes) that a network gives to images, uint8 (N, C, H, W), of which IMAGES are used."""
+    chosen = images[:IMAGES].cpu().clone()
+    return {"images": chosen, "logits": _logits(copy.deepcopy(model).cpu(), chosen)}
+
+
+def probe_difference(model: Classifier, probe: Mapping[str, Any]) -> float:
+    """Return the largest difference between a network's logits and the recorded ones, relative to the largest of these.
+
+    It is inf or NaN if they cannot be compared. model: on the CPU; it is put into eval mode.
+    Raises KeyError, TypeError or ValueError if the probe is damaged.
+    """
+    images, recorded = probe["images"], probe["logits"]
+    if images.dtype != torch.uint8 or recorded.dtype != torch.float32 or len(images) != len(recorded):
+        raise ValueError("its recorded images and logits do not belong together")
+    logits = _logits(model, images)
+    if logits.shape != recorded.shape:
+        return float("inf")
+    if torch.equal(logits, recorded):
+        return 0.0
+    return float((logits - recorded).abs().max() / recorded.abs().max())
+
+
+def _logits(model: Classifier, images: Tensor) -> Tensor:
+    """Compute logits in float32 on the CPU, where they differ least between machines, in eval mode."""
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(0)  # for a network that draws random numbers in eval mode
+        logits = model.eval()(to_float(images))
+    return logits.float().clone()

@@ -1,0 +1,225 @@
+"""Finished networks are kept by what decides them, and used again instead of being trained again."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.trainings import assert_same, kill_at, make_settings, run
+from torch import nn
+
+from robreg.networks.checkpoint import load_network
+from robreg.runs.source_code import callable_code
+from robreg.training import kept, loop
+
+A, B = make_settings(epochs=1, lr_drops=[]), make_settings(epochs=2)
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """The number of epochs that were trained, by the number that their run was to have."""
+    trained = {}
+    train_epoch = loop.train_epoch
+
+    def counting(state, step, settings, *arguments, **others):
+        epochs = settings["training"]["epochs"]
+        trained[epochs] = trained.get(epochs, 0) + 1
+        return train_epoch(state, step, settings, *arguments, **others)
+
+    monkeypatch.setattr(loop, "train_epoch", counting)
+    return trained
+
+
+def content(folder):
+    return {name: (folder / name).read_bytes() for name in kept.FILES}
+
+
+def test_settings_changed_and_changed_back_train_nothing_twice(prepared, tmp_path, count):
+    run(A, prepared, tmp_path)
+    first = content(tmp_path)
+    for _ in range(3):
+        run(B, prepared, tmp_path)
+        second = content(tmp_path)
+        os.utime(tmp_path / "checkpoint.pt", (0, 0))
+        run(A, prepared, tmp_path)
+        assert content(tmp_path) == first
+        assert (tmp_path / "checkpoint.pt").stat().st_mtime > 0  # so that its measures are repeated
+    run(B, prepared, tmp_path)
+    assert content(tmp_path) == second != first
+    assert count == {1: 1, 2: 2}
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_kept_network_is_a_link_where_the_file_system_has_links(links, prepared, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+        monkeypatch.setattr("robreg.training.lease.os.link", shutil.copyfile)
+    run(A, prepared, tmp_path)
+    (folder,) = (tmp_path / "kept").iterdir()
+    assert content(folder) == content(tmp_path)
+    assert (tmp_path / "checkpoint.pt").samefile(folder / "checkpoint.pt") is links
+
+
+def test_other_data_or_other_code_train_again(prepared, tmp_path, count, monkeypatch):
+    run(A, prepared, tmp_path)
+    other = kept.kept_folder(tmp_path, A, "0" * 64)
+    assert other != kept.kept_folder(tmp_path, A, prepared.sha256)
+    for module in (kept, loop):
+        monkeypatch.setattr(module, "code_hash", lambda *_: "edited")
+    run(A, prepared, tmp_path)
+    assert count == {1: 2}
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_a_damaged_kept_network_is_set_aside_and_trained_again(prepared, tmp_path, count, caplog):
+    run(A, prepared, tmp_path)
+    (folder,) = (tmp_path / "kept").iterdir()
+    whole = content(tmp_path)
+    for name in kept.FILES:
+        (tmp_path / name).unlink()
+    damaged = bytearray(whole["checkpoint.pt"])
+    damaged[len(damaged) // 2] ^= 1
+    (folder / "checkpoint.pt").write_bytes(damaged)
+    with caplog.at_level(logging.WARNING):
+        run(A, prepared, tmp_path)
+    assert "cannot be used again" in caplog.text
+    assert content(tmp_path)["checkpoint.pt"] == content(folder)["checkpoint.pt"] == whole["checkpoint.pt"]
+    assert (folder.with_name(f"{folder.name}.1") / "checkpoint.pt").read_bytes() == damaged
+    assert count == {1: 2}
+
+
+def test_an_interrupted_training_of_other_settings_loses_nothing(source, prepared, tmp_path, count):
+    run(A, prepared, tmp_path)
+    first = content(tmp_path)
+    for name in kept.FILES:  # as Snakemake does before the job
+        (tmp_path / name).unlink()
+    assert kill_at("batch", 6, B, source, tmp_path) == -signal.SIGKILL
+    run(A, prepared, tmp_path)
+    assert content(tmp_path) == first
+    assert (tmp_path / "resume.pt").exists()
+    run(B, prepared, tmp_path)
+    assert count == {1: 1, 2: 1}  # the killed process had trained the other epoch
+    undisturbed = tmp_path / "undisturbed"
+    assert_same(run(B, prepared, undisturbed), run(B, prepared, tmp_path))
+
+
+def test_a_state_of_the_same_settings_is_deleted_when_its_network_is_used_again(source, prepared, tmp_path):
+    kill_at("after write", 5, A, source, tmp_path)  # the history is written, the state not yet removed
+    assert (tmp_path / "resume.pt").exists()
+    run(A, prepared, tmp_path)
+    assert not (tmp_path / "resume.pt").exists()
+
+
+def test_a_network_from_before_is_kept_before_another_one_replaces_it(prepared, tmp_path):
+    run(A, prepared, tmp_path)
+    shutil.rmtree(tmp_path / "kept")
+    kept.keep(tmp_path)
+    (folder,) = (tmp_path / "kept").iterdir()
+    assert folder == kept.kept_folder(tmp_path, A, prepared.sha256)
+    assert content(folder) == content(tmp_path)
+    kept.keep(tmp_path)
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [folder.name]
+
+
+def test_another_network_of_the_same_settings_is_kept_too(prepared, tmp_path):
+    run(A, prepared, tmp_path)
+    (folder,) = (tmp_path / "kept").iterdir()
+    first = content(folder)
+    shutil.copy(tmp_path / "checkpoint.pt", tmp_path / "copy.pt")
+    with (tmp_path / "copy.pt").open("ab") as file:
+        file.write(b"from another machine")
+    (tmp_path / "copy.pt").replace(tmp_path / "checkpoint.pt")
+    kept.keep(tmp_path)
+    assert content(folder) == content(tmp_path)
+    assert content(folder.with_name(f"{folder.name}.1")) == first
+
+
+def test_a_run_with_a_damaged_history_is_not_kept_and_not_deleted(prepared, tmp_path, caplog):
+    run(A, prepared, tmp_path)
+    shutil.rmtree(tmp_path / "kept")
+    (tmp_path / "history.parquet").write_bytes(b"damaged")
+    kept.keep(tmp_path)
+    assert "is not kept, because its history cannot be read" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == list(kept.FILES)
+
+
+# The command
+
+
+def command(folder, *arguments, code=0):
+    process = [sys.executable, "-m", "robreg.training.kept", *arguments]
+    done = subprocess.run(process, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_command_lists_and_deletes_what_no_run_uses(prepared, tmp_path):
+    folder = tmp_path / "results/digits/ar8"
+    for settings in (A, B):
+        run(settings, prepared, folder)
+    keys = {name: kept.kept_folder(folder, one, prepared.sha256).name for name, one in (("A", A), ("B", B))}
+    listed = command(tmp_path)
+    size = f"{sum(len(one) for one in content(folder / 'kept' / keys['A']).values()) / 1e6:.1f} MB"
+    assert f"results/digits/ar8/kept/{keys['B']}  {size}  in use\n" in listed
+    difference = "(in the run, training.epochs is 2, not 1; training.lr_drops is [2], not [])"
+    assert f"results/digits/ar8/kept/{keys['A']}  {size}  not in use {difference}\n" in listed
+    assert f"2 networks; those that no run uses take {size}." in listed
+    assert "--delete needs the folders" in command(tmp_path, "--delete", code=2)
+    assert "there is no such folder: results/c10" in command(tmp_path, "--delete", "results/c10", code=2)
+    assert len(list((folder / "kept").iterdir())) == 2
+    assert f"{keys['A']}  {size}  deleted" in command(tmp_path, "--delete", "results/digits/ar8")
+    assert [path.name for path in (folder / "kept").iterdir()] == [keys["B"]]
+    assert load_network(folder / "checkpoint.pt")
+
+
+# The code of user-defined architectures
+
+
+class Hidden(nn.Module):
+    """A network with a number that training changes and the state dict does not hold."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.linear, self.seen = nn.Linear(64, num_classes), 0
+
+    def forward(self, x):
+        self.seen += self.training
+        return self.linear(x.flatten(1)) * (1 + 0.1 * self.seen)
+
+
+def own(name):
+    target = f"{__name__}:{name}"
+    return A | {"arch": "own", "factory": {"callable": target, "arguments": {}, "code": callable_code(target)}}
+
+
+def test_a_network_with_state_outside_of_its_weights_is_refused_after_its_first_epoch(prepared, tmp_path):
+    with pytest.raises(ValueError, match=r"own: after an epoch, .* differ by \S+ % .*make it a parameter or a"):
+        run(own("Hidden"), prepared, tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_code_that_was_edited_while_the_job_waited_is_refused(prepared, tmp_path):
+    settings = own("Hidden")
+    settings["factory"]["code"] = {**settings["factory"]["code"], __name__: "before"}
+    with pytest.raises(ValueError, match=f"changed after this job was planned: {__name__} was edited; start Snakemake"):
+        run(settings, prepared, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_checkpoint_records_the_code_of_its_architecture(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(Hidden, "forward", lambda self, x: self.linear(x.flatten(1)))
+    settings = own("Hidden")
+    run(settings, prepared, tmp_path)
+    meta = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["meta"]
+    assert meta["factory"]["code"] == callable_code(f"{__name__}:Hidden")
+    plain = tmp_path / "plain"
+    run(A, prepared, plain)
+    assert meta["code_hash"] != torch.load(plain / "checkpoint.pt", weights_only=True)["meta"]["code_hash"]
