@@ -48,7 +48,7 @@ def check_guess(source: Source, settings: Settings) -> None:
     if columns.labels.guessed:
         raise DataError(
             f"{columns.file}: {problem}, so it hardly has the labels, and was only taken because "
-            f"{columns.labels.reason}; name the column of labels in {key}; it may be {name}"
+            f"{columns.labels.reason}; name the column of labels in {key}, {name} itself if it is meant"
         )
     log.warning("%s: %s; if these are not the labels, name their column in %s", columns.file, problem, key)
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,8 +53,9 @@ def _choose_labels(schema: pa.Schema, settings: Settings, path: Path) -> Column:
         candidates, reason = remaining, "it is the only column of whole numbers"
         reason += f", apart from pandas' index {', '.join(sorted(index))}" if index else ""
     if len(candidates) != 1 or candidates[0] not in whole:
+        why = f", because {candidates[0]} has no whole numbers" if len(candidates) == 1 else ""
         fix = f"name a column of whole numbers in {key}, or add one that numbers the classes from 0"
-        raise DataError(f"{path}: cannot tell which column has the labels: {_list_columns(schema)}; {fix}")
+        raise DataError(f"{path}: cannot tell which column has the labels{why}: {_list_columns(schema)}; {fix}")
     return Column(candidates[0], candidates[0], reason, guessed=chosen is None and not named)
 
 
@@ -98,8 +98,9 @@ def _index_columns(schema: pa.Schema) -> set[str]:
 def _list_columns(schema: pa.Schema) -> str:
     """List the columns of a file with their types, for a message."""
     index = _index_columns(schema)
-    notes: Sequence[str] = [", an index of pandas" if name in index else "" for name in schema.names]
-    return ", ".join(f"{field.name} ({field.type}{note})" for field, note in zip(schema, notes, strict=True))
+    return ", ".join(
+        f"{field.name} ({field.type}{', an index of pandas' if field.name in index else ''})" for field in schema
+    )
 
 
 def _has_bytes(kind: pa.DataType) -> bool:

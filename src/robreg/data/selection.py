@@ -84,8 +84,9 @@ def _check_labels(source: Source, settings: Settings) -> None:
             raise DataError(f"{where}: the {split} split is empty; give a source with examples in both splits")
         wrong = np.flatnonzero((labels < 0) | (labels >= source.classes))
         if len(wrong):
-            problem = f"label {labels[wrong[0]]} in row {wrong[0]} of the {split} split is outside 0..{source.classes - 1}"
-            raise DataError(f"{where}: {problem}; correct the labels of the source{column}")
+            problem = f"label {labels[wrong[0]]} in row {wrong[0]} of the {split} split"
+            fix = f"correct the labels of the source{column}"
+            raise DataError(f"{where}: {problem} is outside 0..{source.classes - 1}; {fix}")
     if source.classes < 2:
         raise DataError(f"{where}: all training labels are 0; give a source with two classes or more{column}")
     if kind in OFFICIAL:
