@@ -17,20 +17,17 @@ log = logging.getLogger(__name__)
 
 def describe_classes(labels: Labels, source: Source) -> str:
     """Say how many images each class has, as the end of a sentence; labels: (N,) of some images, not empty."""
-    counts, names = _count(labels), source.class_names
+    counts, names, classes = _count(labels), source.class_names or [], source.classes
+    total = f"{len(labels)} images of {classes} classes"
     most = max(counts, key=lambda label: (counts[label], -label))
-    fewest = next(_absent(counts, source.classes), None)
-    if fewest is None:
-        fewest = min(counts, key=lambda label: (counts[label], label))
-    each = (
-        f"class {label}{f' ({names[label]})' if names else ''} {counts[label]}"
-        for label in range(min(source.classes, LISTED))
-    )
-    more = f", and {source.classes - LISTED} classes more" if source.classes > LISTED else ""
-    return (
-        f"{len(labels)} images of {source.classes} classes, from {counts[fewest]} (class {fewest}) to {counts[most]} "
-        f"(class {most}) of each: {', '.join(each)}{more}"
-    )
+    fewest = next(_absent(counts, classes), min(counts, key=lambda label: (counts[label], label)))
+    if counts[fewest] == counts[most]:
+        return f"{total}, {counts[most]} of each"
+    titles = {label: f"class {label} ({name})" for label, name in enumerate(names) if name != str(label)}
+    each = [f"{titles.get(label, f'class {label}')}: {counts[label]}" for label in range(min(classes, LISTED))]
+    more = f", and {classes - LISTED} classes more" if classes > LISTED else ""
+    extremes = f"from {counts[fewest]} (class {fewest}) to {counts[most]} (class {most}) of each"
+    return f"{total}, {extremes}; {', '.join(each)}{more}"
 
 
 def check_guess(source: Source, settings: Settings) -> None:

@@ -32,11 +32,10 @@ def logged(path: str, *, shown: bool = False) -> Iterator[None]:
 
 
 def _terminal() -> logging.Handler:
-    """Make a handler that prints to stderr what this package logs, except the error that ends the job."""
+    """Make a handler that prints to stderr what this package logs, but not the error that `logged` itself prints."""
     terminal = logging.StreamHandler()
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     terminal.addFilter(logging.Filter("robreg"))
-    terminal.addFilter(lambda record: record.levelno < logging.ERROR)
     return terminal
 
 
