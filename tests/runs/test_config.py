@@ -112,6 +112,9 @@ def test_the_schema_describes_every_key():
             None,
             r"datasets\.tin: .*resized-crop-flip and the data set's crop, .* be given together",
         ),
+        ("datasets.c10jpeg.label_column", "", r"datasets\.c10jpeg\.label_column: .*the column .* that has the labels"),
+        ("datasets.c10jpeg.image_column", "", r"datasets\.c10jpeg\.image_column: .*the column .* encoded images"),
+        ("datasets.c10jpeg.imagecolumn", "x", r"imagecolumn: unknown key 'imagecolumn': did you mean 'image_column'\?"),
         ("datasets.digits.incomplete", True, r"datasets\.digits\.incomplete: only kind tiny-imagenet"),
         (
             "datasets.digits.training.clip_rounds",

@@ -1,15 +1,17 @@
 """Runs on other data and networks than the demo's: real images, and a data set and networks of the user's own."""
 
 import io
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.snakemake_copy import SNAKEMAKE, copy_tree, snakemake
+from helpers.snakemake_copy import ROOT, SNAKEMAKE, copy_tree, planned, snakemake
 from PIL import Image
 from test_workflow import COLUMNS, reduce
 
@@ -148,6 +150,52 @@ def test_an_unsupported_network_is_refused_by_its_layer_before_any_training(arch
     assert message in output
     run = own / f"results/colours/ar8-{arch}"
     assert not run.exists() or not any(run.iterdir())
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Copy the workflow, with photos as Parquet files and a data set in config.yaml, both as the README says."""
+    folder = copy_tree(tmp_path_factory.mktemp("photos"))
+    generator = np.random.default_rng(0)
+    for split, n in (("train", 8), ("test", 3)):
+        for name in ("cat", "cow", "dog"):
+            (folder / "photos" / split / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = generator.integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"photos/{split}/{name}/{i}.png")
+    readme = (ROOT / "README.md").read_text()
+    (recipe,) = (text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "to_parquet" in text)
+    subprocess.run([sys.executable, "-c", recipe], cwd=folder, check=True)
+    (block,) = re.findall(r"`(mine: \{.*?\})`", readme)
+    before, heading, after = (folder / "config.yaml").read_text().partition("\n# Settings that differ for single runs")
+    (folder / "config.yaml").write_text(f"{before}\n  {block}\n{heading}{after}")
+    return folder
+
+
+def test_the_readme_s_recipe_makes_a_data_set_from_photos(photos):
+    output = snakemake(photos, "-c1", "data/prepared/mine/meta.json")
+    assert pq.read_table(photos / "data/mine/test.parquet")["label"].to_pylist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert planned(photos, "data/prepared/mine/meta.json") == {}
+    log = (photos / "logs/prepare/mine.log").read_text()
+    for text in (output, log):
+        assert "the images come from the column image, because it is the only one with encoded images" in text
+        assert "the labels come from the column label, because it has the usual name of labels" in text
+        assert "the training split has 24 images of 3 classes, 8 of each" in text
+        assert "the test split has 9 images of 3 classes, 3 of each" in text
+    images = np.load(photos / "data/prepared/mine/test_images.npy")
+    with Image.open(photos / "photos/test/dog/2.png") as image:
+        assert np.array_equal(images[-1], np.asarray(image).transpose(2, 0, 1))
+
+
+def test_data_are_prepared_again_for_a_column_that_the_configuration_names(photos, tmp_path):
+    named = tmp_path / "named"
+    shutil.copytree(photos, named)
+    text = (named / "config.yaml").read_text()
+    for key, given, suggested in (("label", "lable", "label"), ("image", "imgae", "image")):
+        (named / "config.yaml").write_text(text.replace("source: mine}", f"source: mine, {key}_column: {given}}}"))
+        output = snakemake(named, "-c1", "data/prepared/mine/meta.json", check=False)
+        expected = f"datasets.mine.{key}_column: unknown column '{given}': did you mean '{suggested}'?"
+        assert f"Error: data/mine/train.parquet: {expected} known: image, label" in output
 
 
 UNSHARE = ["unshare", "-rn"]  # without any network, even on this machine

@@ -142,6 +142,7 @@ def data_spec(wildcards):
         "max_train",
         "max_test",
         "subset_seed",
+        "image_column",
         "label_column",
     )
     found = block(wildcards)

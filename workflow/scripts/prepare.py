@@ -4,7 +4,7 @@ from pathlib import Path
 
 from robreg.workflow.job import logged
 
-with logged(snakemake.log[0]):
+with logged(snakemake.log[0], shown=True):
     from robreg.data.preparation import prepare
 
     prepare(

@@ -6,18 +6,19 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from robreg.data.columns import check_same_columns, choose_columns
 from robreg.data.errors import DataError
-from robreg.data.source import OFFICIAL, Images, Labels, Settings, Source, Stream, config_key, stream_images
+from robreg.data.source import OFFICIAL, Columns, Images, Labels, Settings, Source, Stream, config_key, stream_images
 
 BATCH_ROWS, BATCH_BYTES = 256, 2**30  # limits on the encoded images that are in memory at a time
 LOSSLESS = ("cifar10", "cifar100")  # kinds whose official images never had lossy compression
-LABEL_NAMES = ("label", "fine_label")
 MAX_ROWS = 2**24  # of a file, because a few bytes can claim any number of equal rows
 MAX_PIXELS = 2**22  # of an image, because a small file can claim thousands of times as many
 GRAY = ("1", "L", "LA")  # Pillow's modes of images without colour
@@ -25,16 +26,26 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # without EPS, f
 DEEP = ("I", "F")  # first letters of Pillow's modes with more than 8 bits per channel
 
 
+class _Split(NamedTuple):
+    """The files of a split, and the path of the encoded images in them, such as image.bytes."""
+
+    files: list[Path]
+    column: str
+
+
 def open_folder(folder: Path, settings: Settings) -> Source:
     """Open a folder with train*.parquet and test*.parquet (or valid*.parquet), one or several files for each split.
 
-    The images are the struct column with a `bytes` field. The labels are the column `label_column` if it is set,
-    otherwise label or fine_label, otherwise the only column of whole numbers. The number of classes is that of the
-    official data set, or one more than the largest training label. Raises DataError if the files do not fit this.
+    `choose_columns` says which columns have images and labels; they must be the same in all files. The number of
+    classes is that of the official data set, or one more than the largest training label. Raises DataError if the
+    files do not fit this.
     """
-    train = _find_files(folder, ["train"], config_key(settings, "source"))
-    test = _find_files(folder, ["test", "valid"], config_key(settings, "source"))
-    train_labels, test_labels = _read_labels(train, settings), _read_labels(test, settings)
+    train_files = _find_files(folder, ["train"], config_key(settings, "source"))
+    test_files = _find_files(folder, ["test", "valid"], config_key(settings, "source"))
+    with _open_file(train_files[0]) as file:
+        columns = choose_columns(file.schema_arrow, settings, train_files[0])
+    train_labels, test_labels = (_read_labels(files, settings, columns) for files in (train_files, test_files))
+    train, test = (_Split(files, columns.images.path) for files in (train_files, test_files))
     kind = settings["kind"]
     classes = OFFICIAL[kind].classes if kind in OFFICIAL else int(train_labels.max(initial=-1)) + 1
 
@@ -49,7 +60,7 @@ def open_folder(folder: Path, settings: Settings) -> Source:
             stream_images(_decode_rows(test, test_rows, test_size, channels), (channels, *test_size)),
         )
 
-    return Source(train_labels, test_labels, classes, _class_names(train[0], settings, classes), read)
+    return Source(train_labels, test_labels, classes, _class_names(columns, classes), read, columns)
 
 
 def _find_files(folder: Path, prefixes: Sequence[str], where: str) -> list[Path]:
@@ -76,53 +87,41 @@ def _open_file(path: Path) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{path}: not a readable Parquet file ({error}); copy it again") from error
 
 
-def _read_labels(files: Sequence[Path], settings: Settings) -> Labels:
-    """Read the labels (N,) of a split. Raises DataError if a label is null or negative."""
+def _read_labels(files: Sequence[Path], settings: Settings, columns: Columns) -> Labels:
+    """Read the labels (N,) of a split. Raises DataError for other columns, or if a label is null or negative."""
     parts = []
     for path in files:
         with _open_file(path) as file:
-            name = _label_column(file.schema_arrow, settings, path)
-            column = file.read(columns=[name]).column(name)
+            check_same_columns(choose_columns(file.schema_arrow, settings, path), columns)
+            column = file.read(columns=[columns.labels.path]).column(columns.labels.path)
             labels = column.cast(pa.int64()).fill_null(-1).to_numpy()
         wrong = np.flatnonzero(labels < 0)
         if len(wrong):
             value = column[wrong[0]].as_py()
-            raise DataError(f"{path}: label {value} in row {wrong[0]}; labels must be whole numbers from 0")
+            where = f"row {wrong[0]} of the column {columns.labels.name}"
+            raise DataError(f"{path}: label {value} in {where}; labels must be whole numbers from 0")
         parts.append(labels)
     return np.concatenate(parts)
 
 
-def _label_column(schema: pa.Schema, settings: Settings, path: Path) -> str:
-    """Choose the column of labels. Raises DataError unless exactly one column qualifies."""
-    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    chosen = settings.get("label_column")
-    candidates = [chosen] if chosen else [name for name in LABEL_NAMES if name in integers] or integers
-    if len(candidates) != 1 or candidates[0] not in integers:
-        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        fix = f"name a column of whole numbers in {config_key(settings, 'label_column')}"
-        raise DataError(f"{path}: cannot tell which column has the labels: {columns}; {fix}")
-    return str(candidates[0])
-
-
-def _class_names(path: Path, settings: Settings, classes: int) -> list[str] | None:
+def _class_names(columns: Columns, classes: int) -> list[str] | None:
     """Read the names of the classes from Hugging Face's metadata; None if it has none."""
-    with _open_file(path) as file:
+    with _open_file(columns.file) as file:
         metadata = file.schema_arrow.metadata or {}
-        name = _label_column(file.schema_arrow, settings, path)
     try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"][name]["names"][:classes]
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][columns.labels.name]["names"][:classes]
     except (KeyError, TypeError, ValueError):
         return None
     return [str(name) for name in names] if len(names) == classes else None
 
 
-def _read_headers(files: Sequence[Path], rows: Labels) -> tuple[tuple[int, int], bool]:
+def _read_headers(split: _Split, rows: Labels) -> tuple[tuple[int, int], bool]:
     """Read the headers of the images of `rows`. Returns the height and width of the first, and whether all are gray.
 
     Raises DataError if an image cannot be opened or has more than MAX_PIXELS pixels.
     """
     shape = None
-    for path, row, encoded in _encoded_images(files, rows):
+    for path, row, encoded in _encoded_images(split, rows):
         with _open_image(encoded, path, row) as image:
             size, gray = (image.height, image.width), image.mode in GRAY
         shape = shape or size
@@ -136,22 +135,23 @@ def _read_headers(files: Sequence[Path], rows: Labels) -> tuple[tuple[int, int],
     return shape, True
 
 
-def _decode_rows(files: Sequence[Path], rows: Labels, shape: tuple[int, int], channels: int) -> Iterator[Images]:
+def _decode_rows(split: _Split, rows: Labels, shape: tuple[int, int], channels: int) -> Iterator[Images]:
     """Decode images, each to (channels, *shape); rows: sorted, numbered over all files. Raises DataError."""
-    for path, row, encoded in _encoded_images(files, rows):
+    for path, row, encoded in _encoded_images(split, rows):
         yield _decode(encoded, path, row, shape)[:channels]
 
 
-def _encoded_images(files: Sequence[Path], rows: Labels) -> Iterator[tuple[Path, int, bytes | None]]:
+def _encoded_images(split: _Split, rows: Labels) -> Iterator[tuple[Path, int, bytes | None]]:
     """Yield file, row in the file and encoded image for each of `rows`, with one batch in memory at a time."""
     first = 0
-    for path in files:
+    for path in split.files:
         start = first
         with _open_file(path) as file:
-            column = f"{_image_column(file.schema_arrow, path)}.bytes"
-            for batch in file.iter_batches(_rows_per_batch(file.metadata, column), columns=[column]):
+            for batch in file.iter_batches(_rows_per_batch(file.metadata, split.column), columns=[split.column]):
                 low, high = np.searchsorted(rows, [first, first + len(batch)])
-                encoded = batch.column(0).field("bytes").take(pa.array(rows[low:high] - first))
+                column = batch.column(0)
+                values = column.field("bytes") if pa.types.is_struct(column.type) else column
+                encoded = values.take(pa.array(rows[low:high] - first))
                 for row, image in zip(rows[low:high], encoded.to_pylist(), strict=True):
                     yield path, int(row) - start, image
                 first += len(batch)
@@ -173,33 +173,12 @@ def _rows_per_batch(metadata: pq.FileMetaData, column: str) -> int:
     return min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, longest)))
 
 
-def _refuse_lossy(files: Sequence[Path], kind: str, where: str) -> None:
+def _refuse_lossy(split: _Split, kind: str, where: str) -> None:
     """Raise DataError if the first image has lossy compression, because its pixels are then not those of `kind`."""
-    _, _, encoded = next(_encoded_images(files, np.array([0])))
+    _, _, encoded = next(_encoded_images(split, np.array([0])))
     if encoded is not None and encoded.startswith((b"\xff\xd8", b"RIFF")):
-        raise DataError(
-            f"{where}: {files[0]} contains JPEG or WEBP images, whose pixels are not those of {kind}; give kind parquet"
-        )
-
-
-def _image_column(schema: pa.Schema, path: Path) -> str:
-    """Choose the column of images, a struct with a binary field `bytes`. Raises DataError unless there is just one."""
-    candidates = [field.name for field in schema if _is_image_type(field.type)]
-    if len(candidates) != 1:
-        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        raise DataError(
-            f"{path}: expected one column of images, a struct with a binary field bytes, but found {columns}; "
-            "give it exactly one"
-        )
-    return str(candidates[0])
-
-
-def _is_image_type(kind: pa.DataType) -> bool:
-    """Return whether a column's type is that of Hugging Face images."""
-    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-        return False
-    encoded = kind.field("bytes").type
-    return bool(pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded))
+        problem = f"{split.files[0]} contains JPEG or WEBP images, whose pixels are not those of {kind}"
+        raise DataError(f"{where}: {problem}; give kind parquet")
 
 
 @contextmanager
@@ -211,7 +190,8 @@ def _open_image(encoded: bytes | None, path: Path, row: int) -> Iterator[Image.I
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             yield image
     except Exception as error:  # Pillow's decoders raise many types of errors for a damaged image
-        raise DataError(f"{path}: the image in row {row} cannot be decoded ({error}); copy the file again") from error
+        fix = "copy the file again, or write encoded images such as PNG, not pixels"
+        raise DataError(f"{path}: the image in row {row} cannot be decoded ({error}); {fix}") from error
 
 
 def _decode(encoded: bytes | None, path: Path, row: int, shape: tuple[int, int]) -> Images:

@@ -25,9 +25,9 @@ RECORDED = ("kind", "source", "max_train", "max_test", "subset_seed", "crop")
 def prepare(settings: Settings, *, data_root: Path, out: Path) -> None:
     """Read the data set that `settings` describe, and write its arrays and meta.json to the folder `out`.
 
-    settings: kind, source, max_train, max_test, subset_seed; optionally crop, incomplete, label_column, name. A local
-    source is relative to `data_root`. The images are never all in memory at once. Files get their final names only
-    after all are complete, meta.json last. Raises DataError if the data cannot be used.
+    settings: kind, source, max_train, max_test, subset_seed; optionally crop, incomplete, image_column, label_column,
+    name. A local source is relative to `data_root`. The images are never all in memory at once. Files get their final
+    names only after all are complete, meta.json last. Raises DataError if the data cannot be used.
     """
     chosen = read_selection(settings, data_root=data_root)
     out.mkdir(parents=True, exist_ok=True)
@@ -88,6 +88,7 @@ def _describe(chosen: Selection, settings: Settings, histogram: npt.NDArray[np.i
         )
     return {
         **{field: settings.get(field) for field in RECORDED},
+        **({"columns": chosen.columns.names()} if chosen.columns else {}),  # earlier versions did not record them
         "classes": chosen.classes,
         "class_names": chosen.class_names,
         "n_train": len(chosen.train_labels),

@@ -1,30 +1,51 @@
 """Open a source (the digits, an archive or a folder), check it, and choose a subset of it."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from robreg.data import cifar, parquet_folder, tiny_imagenet
+from robreg.data.classes import check_guess, check_training_images, describe_classes, other_column, warn_of_lost_classes
 from robreg.data.digits import open_digits
 from robreg.data.download import fetch
 from robreg.data.errors import DataError
 from robreg.data.source import KINDS, OFFICIAL, Labels, Selection, Settings, Source, Stream, config_key, format_shape
 from robreg.data.subset import stratified_subset
 
+log = logging.getLogger(__name__)
+
 
 def read_selection(settings: Settings, *, data_root: Path) -> Selection:
     """Open the data set that `settings` describe and choose its subset; the images are read later, from its streams.
 
-    Raises DataError if the data cannot be used, as reading from the streams does.
+    Logs which columns of Parquet files have the images and labels, and how many chosen images each class has. Raises
+    DataError if the data cannot be used, as reading from the streams does.
     """
     source = _open_source(settings, data_root)
+    _log_columns(source, settings)
     _check_labels(source, settings)
     train_rows = _choose(source.train_labels, settings, "max_train")
     test_rows = _choose(source.test_labels, settings, "max_test")
+    labels = source.train_labels[train_rows], source.test_labels[test_rows]
+    warn_of_lost_classes(source, labels[0], settings)
+    for split, chosen in zip(("training", "test"), labels, strict=True):
+        log.info("%s: the %s split has %s", config_key(settings, "source"), split, describe_classes(chosen, source))
     train, test = source.read(train_rows, test_rows)
     _check_shapes(train, test, settings)
-    labels = source.train_labels[train_rows], source.test_labels[test_rows]
-    return Selection(train, labels[0], test, labels[1], source.classes, source.class_names)
+    return Selection(train, labels[0], test, labels[1], source.classes, source.class_names, source.columns)
+
+
+def _log_columns(source: Source, settings: Settings) -> None:
+    """Log which columns have the images and the labels, and why; warn of a key for columns where there are none."""
+    if source.columns is not None:
+        for what, column in (("images", source.columns.images), ("labels", source.columns.labels)):
+            where = config_key(settings, "source")
+            log.info("%s: the %s come from the column %s, because %s", where, what, column.name, column.reason)
+        return
+    for field in ("image_column", "label_column"):
+        if field in settings:
+            log.warning("%s: only Parquet files have columns; remove this key", config_key(settings, field))
 
 
 def _check_shapes(train: Stream, test: Stream, settings: Settings) -> None:
@@ -56,18 +77,21 @@ def _choose(labels: Labels, settings: Settings, field: str) -> Labels:
 
 def _check_labels(source: Source, settings: Settings) -> None:
     """Raise DataError for an empty split, labels outside 0..classes-1, one class, or an incomplete official set."""
-    where, kind = config_key(settings, "source"), settings["kind"]
+    check_guess(source, settings)
+    where, kind, column = config_key(settings, "source"), settings["kind"], other_column(source, settings)
     for split, labels in (("training", source.train_labels), ("test", source.test_labels)):
         if len(labels) == 0:
             raise DataError(f"{where}: the {split} split is empty; give a source with examples in both splits")
         wrong = np.flatnonzero((labels < 0) | (labels >= source.classes))
         if len(wrong):
             problem = f"label {labels[wrong[0]]} in row {wrong[0]} of the {split} split"
-            raise DataError(f"{where}: {problem} is outside 0..{source.classes - 1}; correct the labels of the source")
+            fix = f"correct the labels of the source{column}"
+            raise DataError(f"{where}: {problem} is outside 0..{source.classes - 1}; {fix}")
     if source.classes < 2:
-        raise DataError(f"{where}: all training labels are 0; give a source with two classes or more")
+        raise DataError(f"{where}: all training labels are 0; give a source with two classes or more{column}")
     if kind in OFFICIAL:
         _check_official(source, settings)
+    check_training_images(source, settings)
 
 
 def _check_official(source: Source, settings: Settings) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,11 +46,37 @@ class Stream:
     chunks: Iterator[Images]
 
 
+class Column(NamedTuple):
+    """A column of a Parquet file that has been chosen.
+
+    path: of its values inside the file, such as image.bytes; reason: why it was chosen, ends a sentence after
+    "because"; guessed: whether neither its name nor the configuration says that it is the right one.
+    """
+
+    name: str
+    path: str
+    reason: str
+    guessed: bool = False
+
+
+class Columns(NamedTuple):
+    """The columns that have the images and the labels in all Parquet files of a data set; file: the first of these."""
+
+    images: Column
+    labels: Column
+    file: Path
+
+    def names(self) -> dict[str, str]:
+        """Return the names of both columns, for meta.json."""
+        return {"images": self.images.name, "labels": self.labels.name}
+
+
 @dataclass(frozen=True)
 class Source:
     """An opened source: the labels of all its examples, (N,), and a function that streams the images of chosen rows.
 
     read: called with sorted row numbers (train_rows, test_rows), returns the streams of the two splits.
+    columns: those of a folder of Parquet files, None for other sources.
     """
 
     train_labels: Labels
@@ -57,6 +84,7 @@ class Source:
     classes: int
     class_names: list[str] | None
     read: Callable[[Labels, Labels], tuple[Stream, Stream]]
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +97,7 @@ class Selection:
     test_labels: Labels
     classes: int
     class_names: list[str] | None
+    columns: Columns | None
 
 
 def config_key(settings: Settings, field: str) -> str:

@@ -9,12 +9,16 @@ from typing import Any
 
 
 @contextmanager
-def logged(path: str) -> Iterator[None]:
-    """Log the block to a file. On an error, log the traceback, print one sentence to stderr and exit with status 1."""
+def logged(path: str, *, shown: bool = False) -> Iterator[None]:
+    """Log the block to a file. On an error, log the traceback, print one sentence to stderr and exit with status 1.
+
+    shown: whether what this package logs is printed to stderr too, for a job whose user should read it.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, mode="w")
+    handlers = [handler, _terminal()] if shown else [handler]
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=[handler], force=True
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers, force=True
     )
     logging.captureWarnings(capture=True)
     try:
@@ -25,6 +29,14 @@ def logged(path: str) -> Iterator[None]:
         sys.exit(1)
     finally:
         handler.flush()
+
+
+def _terminal() -> logging.Handler:
+    """Make a handler that prints to stderr what this package logs, but not the error that `logged` itself prints."""
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    terminal.addFilter(logging.Filter("robreg"))
+    return terminal
 
 
 def arguments(job: Any, *config: str) -> dict[str, Any]:  # noqa: ANN401 - Snakemake's object has no types

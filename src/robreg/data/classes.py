@@ -1,0 +1,103 @@
+"""Count the images of each class: what the log says of them, and the counts that wrong labels have."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+
+from robreg.data.errors import DataError
+from robreg.data.source import OFFICIAL, Labels, Settings, Source, config_key
+
+LISTED = 20  # classes that a message lists one by one
+
+log = logging.getLogger(__name__)
+
+
+def describe_classes(labels: Labels, source: Source) -> str:
+    """Say how many images each class has, as the end of a sentence; labels: (N,) of some images, not empty."""
+    counts, names, classes = _count(labels), source.class_names or [], source.classes
+    total = f"{len(labels)} images of {classes} classes"
+    most = max(counts, key=lambda label: (counts[label], -label))
+    fewest = next(_absent(counts, classes), min(counts, key=lambda label: (counts[label], label)))
+    if counts[fewest] == counts[most]:
+        return f"{total}, {counts[most]} of each"
+    titles = {label: f"class {label} ({name})" for label, name in enumerate(names) if name != str(label)}
+    each = [f"{titles.get(label, f'class {label}')}: {counts[label]}" for label in range(min(classes, LISTED))]
+    more = f", and {classes - LISTED} classes more" if classes > LISTED else ""
+    extremes = f"from {counts[fewest]} (class {fewest}) to {counts[most]} (class {most}) of each"
+    return f"{total}, {extremes}; {', '.join(each)}{more}"
+
+
+def check_guess(source: Source, settings: Settings) -> None:
+    """Refuse, or warn of, labels from a Parquet file that give more classes than half the training images.
+
+    So many classes mean that the numbers name images and not classes. A column that was only taken because no other
+    has whole numbers is then refused. One that has the usual name of labels, or that the configuration names, may be
+    meant: there are data sets with one image of each person. The classes of a published data set are known.
+    """
+    columns = source.columns
+    if columns is None or settings["kind"] in OFFICIAL or 2 * source.classes <= len(source.train_labels):
+        return
+    name, key = columns.labels.name, config_key(settings, "label_column")
+    problem = f"the column {name} has {source.classes} classes for {len(source.train_labels)} training images"
+    if columns.labels.guessed:
+        raise DataError(
+            f"{columns.file}: {problem}, so it hardly has the labels, and was only taken because "
+            f"{columns.labels.reason}; name the column of labels in {key}, {name} itself if it is meant"
+        )
+    log.warning("%s: %s; if these are not the labels, name their column in %s", columns.file, problem, key)
+
+
+def check_training_images(source: Source, settings: Settings) -> None:
+    """Raise DataError for a class that only the test split has, and warn of one with no training image or with one.
+
+    No network can learn a class that only the test split has, so all its images would count as errors. A class that
+    neither split has costs an output, which is learnt to be never right, and one image is little to learn from; both
+    can be meant.
+    """
+    counts, where, fix = _count(source.train_labels), config_key(settings, "source"), other_column(source, settings)
+    if unknown := sorted(_count(source.test_labels).keys() - counts.keys()):
+        raise DataError(
+            f"{where}: test images have class {_listing(unknown, len(unknown))}, but no training image has it; "
+            f"add training images of every class, or leave these test images out{fix}"
+        )
+    if missing := source.classes - len(counts):
+        listed = _listing(_absent(counts, source.classes), missing)
+        log.warning("%s: no image has class %s; number the classes from 0 without gaps%s", where, listed, fix)
+    if single := [label for label in counts if counts[label] == 1]:
+        listed = _listing(single, len(single))
+        log.warning("%s: only one training image has class %s; add images of it%s", where, listed, fix)
+
+
+def warn_of_lost_classes(source: Source, chosen: Labels, settings: Settings) -> None:
+    """Warn of classes of which a subset of the training images has none; chosen: the labels (N,) of the subset."""
+    if lost := sorted(_count(source.train_labels).keys() - _count(chosen).keys()):
+        key, listed = config_key(settings, "max_train"), _listing(lost, len(lost))
+        log.warning("%s: none of the %d images has class %s; give a larger number, or null", key, len(chosen), listed)
+
+
+def other_column(source: Source, settings: Settings) -> str:
+    """Return the end of a message about labels that may come from the wrong column of a Parquet file."""
+    if source.columns is None:
+        return ""
+    key = config_key(settings, "label_column")
+    return f"; if the column {source.columns.labels.name} does not have the labels, name theirs in {key}"
+
+
+def _count(labels: Labels) -> Counter[int]:
+    """Count the images of each class that occurs in labels (N,); the largest label may be any number."""
+    present, counts = np.unique(labels, return_counts=True)
+    return Counter(dict(zip(present.tolist(), counts.tolist(), strict=True)))
+
+
+def _absent(counts: Counter[int], classes: int) -> Iterator[int]:
+    """Yield the classes without an image, from the lowest."""
+    return (label for label in range(classes) if label not in counts)
+
+
+def _listing(labels: Iterable[int], n: int) -> str:
+    """List the first of n labels."""
+    listed = ", ".join(map(str, islice(labels, LISTED)))
+    return f"{listed} and {n - LISTED} more" if n > LISTED else listed
