@@ -13,7 +13,7 @@ from robreg.runs.catalogue import Run
 
 Panels = list[list[Axes]]  # per section, its panels in the order of the settings
 Shared = Literal["none", "data set", "all"]
-_LONGEST_TITLE = 30  # the longest title, in letters, that fits a panel of a third of the figure's width
+_LONGEST_TITLE = {3: 30, 2: 45}  # the longest title, in letters, that fits a panel, by the number of panels in a row
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Section:
     """A section of a figure, with one panel per setting.
 
     draw: fills the panel of one setting, and returns the panel's right axis if it makes one; looks: entries of the
-    legend; height: of a row of panels, in inches; wide: whether a panel fills the figure's width; shared: which panels
+    legend; height: of a row of panels, in inches; across: the most panels in a row; shared: which panels
     have the same vertical ranges, none, those of one data set, or all; over_strength: whether the horizontal axis is
     the AR strength, in which case it is the same for all panels in which a strength is the same radius in pixels.
     """
@@ -30,7 +30,7 @@ class Section:
     draw: Callable[[Axes, Sequence[Run]], Axes | None]
     looks: Sequence[Look] = ()
     height: float = 2.1
-    wide: bool = False
+    across: int = 3
     shared: Shared = "none"
     over_strength: bool = False
 
@@ -66,12 +66,10 @@ def share_vertical_range(panels: Sequence[Axes]) -> None:
 
 
 def panels_per_row(section: Section, settings: Mapping[str, Sequence[Run]]) -> int:
-    """Return how many panels are side by side: at most three, or two if a title is long or if there are four panels."""
-    count = len(settings)
-    if section.wide:
-        return 1
-    narrow = count != 4 and max(map(len, settings)) <= _LONGEST_TITLE
-    return min(count, 3 if narrow else 2)
+    """Return how many panels are side by side: two if there are four, and fewer if titles are long."""
+    longest, most = max(map(len, settings)), min(section.across, 2 if len(settings) == 4 else 3)
+    fitting = (across for across, letters in _LONGEST_TITLE.items() if across <= most and longest <= letters)
+    return min(len(settings), next(fitting, 1))
 
 
 def _height(section: Section, settings: Mapping[str, Sequence[Run]]) -> float:

@@ -107,13 +107,16 @@ def fig4(runs: Sequence[Run], _compare: Sequence[int], looks: Looks) -> Figure:
 def fig5(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
     """Draw histograms of (a) probability and (b) loss on the test set; (c, d) the spread per layer (also Figure 11)."""
     histograms = [
-        Section("(a) estimated probability of the label, test set", _histogram_drawer("prob", looks), height=2.5),
-        Section("(b) loss, test set", _histogram_drawer("loss", looks), height=2.5),
+        Section(heading, _histogram_drawer(column, looks), height=2.5, across=2)
+        for heading, column in (
+            ("(a) estimated probability of the label, test set", "prob"),
+            ("(b) loss, test set", "loss"),
+        )
     ]
     spectra = Section(
         "(c, d) spread of singular values per layer",
         lambda ax, members: spectra_(ax, members, compare, looks),
-        wide=True,
+        across=1,
         shared="all",
     )
     return grid.arrange(group_by_setting(runs), [histograms, [spectra]], list(looks.values()))[0]

@@ -70,7 +70,7 @@ def _dataset_arch_space(run: Run) -> tuple[str, str, str]:
 
 
 _PLAIN = Choice(_unbounded_pgd, "runs with attack: [pgd] and no spectral_norm")
-_COMPARED = Choice(_several_architectures, "a second architecture (arch) on one data set, for it compares architectures")
+_COMPARED = Choice(_several_architectures, "a second architecture (arch) on a data set, for it compares architectures")
 _FGSM = Choice(_fgsm_and_standard, "runs with attack: [fgsm] and a strength above 0")
 _BOUNDED = Choice(_bounded_and_unbounded, "runs with a spectral_norm")
 _ALL = Choice(_all_runs, "runs")

@@ -173,7 +173,7 @@ def _describe_unmade(
     """
     unmade: dict[str, list[str]] = {}
     for name, only in study_items(config, study, part).items():
-        for place in only or [None]:
+        for place in only or (None,):
             shown = select_runs(name, listed, place and [place])
             if missing := describe_missing(name, shown, config["studies"][study]["compare"]):
                 unmade.setdefault(missing, []).append(f"{name}: [{place}]" if place else name)
