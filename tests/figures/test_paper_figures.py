@@ -1,5 +1,6 @@
 """Figures show the values of the tables, with correct means and error bars, and bit-identical when drawn again."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.figure_tables import COMPARE, META, STRENGTHS, make_runs, of_paper
+from helpers.figure_tables import COMPARE, META, STRENGTHS, make_run, make_runs, of_paper
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
@@ -26,6 +27,7 @@ from robreg.tables.study_tables import gather
 NAMES = [
     name for name in FIGURES if name not in ("fig2", "fig7", "fig10", "fig11")
 ]  # 7, 10, 11 are 3, 4, 5 for other runs
+OF_EVERY_ARCHITECTURE = ("fig1", "fig3", "fig4", "fig5", "fig7", "fig8", "fig12", "spread")
 
 
 def axes_with(figure: Figure, label: str) -> list[Axes]:
@@ -274,6 +276,62 @@ def test_a_setting_without_the_compared_strengths_shows_those_it_has(tmp_path: P
         (line,) = series(ax)
         np.testing.assert_allclose(line.get_ydata(), [0.84, 1.04, 1.24])
     assert len(series(compose("spread", runs, COMPARE).axes[3])) == 2
+
+
+def of_two_architectures(folder: Path) -> list[dict[str, Any]]:
+    """Write runs of a data set's default architecture and of a user's own one, whose loss gaps are twice as large."""
+    runs = make_runs(folder, seeds=[0, 1]) + make_runs(folder, seeds=[0, 1], arch="mynet")
+    for run in runs[8:]:
+        make_run(Path(run["folder"]), run["ar"], run["seed"], factor=2)
+    return runs
+
+
+@pytest.mark.parametrize("name", OF_EVERY_ARCHITECTURE)
+def test_every_architecture_has_a_panel_that_names_it(name: str, tmp_path: Path) -> None:
+    runs = of_two_architectures(tmp_path)
+    assert {"digits, resnet8", "digits, mynet"} <= names(compose(name, pick(name, runs), COMPARE))
+    only = [run for run in runs if run["arch"] == "mynet"]
+    if name != "fig7":
+        found = names(compose(name, pick(name, only), COMPARE))
+        assert "digits, mynet" in found
+        assert "digits, resnet8" not in found
+    shown = select_runs(name, runs, ["digits/mynet"])
+    assert {run["arch"] for run in shown} == {"mynet"}
+    assert len(shown) == 8
+
+
+def test_figure_7_compares_the_architectures_of_a_data_set_on_one_scale(tmp_path: Path) -> None:
+    runs = of_two_architectures(tmp_path) + make_runs(tmp_path, dataset="tin", arch="wrn50", default_arch="wrn50")
+    shown = pick("fig7", runs)
+    assert {(run["dataset"], run["arch"]) for run in shown} == {("digits", "resnet8"), ("digits", "mynet")}
+    assert pick("fig7", [run for run in runs if run["arch"] != "resnet8"]) == []
+    shown += make_runs(tmp_path, seeds=[0], dataset="c10")  # another data set keeps its own scale
+    for label in ("loss gap (nats)", "error gap (% points)"):
+        first, second, other = [ax.get_ylim() for ax in twins(compose("fig7", shown, COMPARE), label)]
+        assert first == second != other
+    first, second, _ = [ax.get_ylim() for ax in twins(compose("fig3", shown, COMPARE), "loss gap (nats)")]
+    assert first != second
+
+
+def twins(figure: Figure, label: str) -> list[Axes]:
+    """Return the axes in the places of those with this label, on the same side; outer panels alone have labels."""
+    labelled = axes_with(figure, label)[0]
+    of_section = labelled.figure.axes
+    right = labelled.yaxis.get_label_position() == "right"
+    return [ax for ax in of_section if (ax.yaxis.get_label_position() == "right") == right]
+
+
+@pytest.mark.parametrize(("letters", "across"), [(9, 3), (25, 2), (50, 1)])
+def test_long_names_get_wider_panels(letters: int, across: int, tmp_path: Path) -> None:
+    runs = [run for end in "abc" for run in make_runs(tmp_path, [8, 32], [0], arch="n" * (letters - 1) + end)]
+    figure = compose("fig8", runs, COMPARE)
+    tops = [round(ax.get_position().y1, 3) for ax in figure.axes]
+    assert tops.count(max(tops)) == across
+    with mpl.rc_context(style.THEME):
+        figure.draw_without_rendering()
+    boxes = [ax.title.get_window_extent() for ax in figure.axes]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_fig2_is_drawn_by_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:

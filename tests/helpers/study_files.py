@@ -74,8 +74,8 @@ def make(name: str, title: str, *, seeds: Sequence[int] | None = None) -> tuple[
         figures=[_draw_placeholder(out / f"figures/{one}.svg") for one in config.study_items(CONFIG, name, "figures")],
         tables=[
             path
-            for one in config.study_items(CONFIG, name, "tables")
-            for path in _write_table(out, one, runs, block["compare"])
+            for one, only in config.study_items(CONFIG, name, "tables").items()
+            for path in _write_table(out, one, select_runs(one, runs, only), block["compare"])
         ],
         data=[_write_prepared(data) for data in datasets],
         claims=write_frame(out / "claims.parquet", claims(runs)),
@@ -212,8 +212,8 @@ def write_masking(folder: Path, meta: Mapping[str, Any], **failed: bool) -> None
 
 
 def _write_table(out: Path, name: str, runs: Sequence[Mapping[str, Any]], compare: Sequence[int]) -> list[Path]:
-    """Write a table and its summary as the workflow does, and return their paths."""
-    study_tables.record(name, select_runs(name, runs), compare=compare, folder=out / "tables", study="made")
+    """Write a table of runs and its summary as the workflow does, and return their paths."""
+    study_tables.record(name, runs, compare=compare, folder=out / "tables", study="made")
     return [out / f"tables/{stem}.parquet" for stem in (name, f"{name}_summary")]
 
 

@@ -433,6 +433,10 @@ def test_limits_follow_from_the_data(demo: Path) -> None:
     not_comparable = "only the directions of changes can be"
     assert (not_comparable in texts("c10jpeg"), not_comparable in texts("c10small")) == (False, True)
     assert "The paper does not use handwritten digits (8x8)" in text(demo)
+    assert "resnet8 is far smaller than the paper's networks" in texts("digits")
+    own = texts("digits", arch="mynet", factory={"callable": "mynet:MyNet", "arguments": {}})  # of any size
+    assert "The paper does not use mynet; it uses ResNet-56" in own
+    assert "smaller" not in own
 
 
 # Comparison

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from robreg.runs import settings
-from robreg.runs.config import check_yaml_file, run_names, study_runs, validate
+from robreg.runs.catalogue import select_runs
+from robreg.runs.config import check_yaml_file, run_names, study_items, study_runs, validate
 from robreg.runs.settings import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -439,6 +440,91 @@ def test_a_user_defined_architecture_is_part_of_the_settings(config):
     assert found["factory"] == {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}
     assert settings.run_settings(config, "c10", "ar8")["factory"] is None
     grid = {"dataset": "digits", "arch": ["vgg"], "ar": [8, 32]}
-    config["studies"]["demo"] |= {"runs": [grid], "figures": ["fig7"], "tables": []}
+    config["studies"]["demo"] |= {"runs": [grid], "figures": ["fig3"], "tables": []}
     validate(config, SCHEMA)
     assert run_names(config, "demo") == [("digits", "ar8-vgg"), ("digits", "ar32-vgg")]
+
+
+def networks_shown(config, study):
+    """Return the networks that each figure and table of a study shows, as the names that it can be restricted to."""
+    listed = study_runs(config, study)
+    items = study_items(config, study, "figures") | study_items(config, study, "tables")
+    shown = {name: select_runs(name, listed, only) for name, only in items.items()}
+    return {name: {f"{run['dataset']}/{run['arch']}" for run in runs} for name, runs in shown.items()}
+
+
+def test_the_paper_study_shows_the_networks_that_the_paper_shows(config):
+    shown = networks_shown(config, "paper")
+    small, deep = {"c10/resnet56", "c100/resnet56"}, {"c10/resnet110", "c100/resnet110"}
+    assert shown["fig1"] == shown["fig6"] == {"c10/resnet56"}
+    assert shown["fig3"] == shown["spread"] == small | {"tin/wrn50"}
+    for name in ("fig4", "fig5", "fig8", "fig9", "fig10", "fig11", "table1", "table2", "b2"):
+        assert shown[name] == small
+    assert shown["fig7"] == deep
+    assert shown["table3"] == {"c10/resnet56", "c10/resnet110"}
+    assert shown["fig12"] == shown["attacks"] == small | deep | {"tin/wrn50"}
+
+
+def own_study(config, **parts):
+    """Put a study of one own architecture, with these figures and tables, in place of the demo."""
+    config["architectures"] = {"mynet": {"callable": "mynet:MyNet"}}
+    runs = [{"dataset": "digits", "arch": ["mynet"], "ar": [0, 8, 32]}]
+    config["studies"]["demo"] |= {"runs": runs, "figures": [], "tables": []} | parts
+    return config
+
+
+def test_a_study_of_one_own_architecture_shows_it_everywhere(config):
+    figures = ["fig1", "fig2", "fig3", "fig4", "fig5", "fig8", "fig12", "spread"]
+    tables = ["table1", "table3", "b2", "attacks", "padding", "theory"]
+    own_study(config, figures=figures, tables=tables)
+    validate(config, SCHEMA)
+    shown = networks_shown(config, "demo")
+    assert shown.pop("fig2") == set()
+    assert all(networks == {"digits/mynet"} for networks in shown.values())
+
+
+def test_every_architecture_of_a_study_is_shown_unless_a_figure_names_what_it_shows(config):
+    both = {"digits/mynet", "digits/resnet8"}
+    kinds = [{"ar": [0, 8, 32]}, {"ar": [8], "attack": ["fgsm"]}, {"ar": [8], "spectral_norm": [1]}]
+    runs = [{"dataset": "digits", "arch": ["resnet8", "mynet"], **kind} for kind in kinds]
+    figures = [f"fig{number}" for number in (1, 3, 4, 5, 6, 7, 9, 10, 11, 12)] + [{"fig8": ["digits/mynet"]}, "spread"]
+    own_study(config, runs=runs, figures=figures, tables=["table1", {"table3": ["digits"]}, {"b2": ["digits/resnet8"]}])
+    validate(config, SCHEMA)
+    shown = networks_shown(config, "demo")
+    assert (shown.pop("fig8"), shown.pop("b2")) == ({"digits/mynet"}, {"digits/resnet8"})
+    assert all(networks == both for networks in shown.values())
+
+
+def test_all_that_a_study_cannot_make_is_named_at_once_with_what_it_lacks(config):
+    own_study(
+        config, figures=["fig1", "fig7", "fig6", "fig9", "fig11"], tables=["table2", "table3", {"b2": ["digits"]}]
+    )
+    config["studies"]["demo"]["runs"] = [
+        {"dataset": "digits", "arch": ["mynet"], "ar": [0, 8], "seeds": [0]},
+        {"dataset": "digits", "arch": ["mynet"], "ar": [32], "seeds": [1]},
+    ]
+    with pytest.raises(ConfigError) as error:
+        validate(config, SCHEMA)
+    assert str(error.value) == (
+        "config.yaml: studies.demo.figures: the study has no run for "
+        "fig7 (missing: a second architecture (arch) on a data set, for it compares architectures), "
+        "fig6 (missing: runs with a spectral_norm), "
+        "fig9, fig11 (missing: runs with attack: [fgsm] and a strength above 0); "
+        "studies.demo.tables: the study has no run for "
+        "table2 (missing: runs with attack: [fgsm] and a strength above 0), "
+        "b2: [digits] (missing: both strengths of compare, 8 and 32, with the same seed); "
+        "add such runs, or leave these out"
+    )
+
+
+def test_a_figure_needs_runs_for_everything_that_it_names(config):
+    fgsm = {"dataset": "digits", "attack": ["fgsm"], "ar": [8]}
+    own_study(config, figures=[{"fig9": ["digits/resnet8", "digits/mynet"]}])
+    config["studies"]["demo"]["runs"].append(fgsm)
+    with pytest.raises(ConfigError, match=r"no run for fig9: \[digits/mynet\] \(missing: runs with attack: \[fgsm\]"):
+        validate(config, SCHEMA)
+    config["studies"]["demo"]["figures"] = [{"fig9": ["digits/resnet56"]}]
+    with pytest.raises(
+        ConfigError, match=r"fig9 names \['digits/resnet56'\], .*: digits, digits/mynet, digits/resnet8$"
+    ):
+        validate(config, SCHEMA)

@@ -11,7 +11,7 @@ import pytest
 from helpers.study_files import write_masking
 
 from robreg.report.units import Quantity, describe
-from robreg.runs.catalogue import TABLES
+from robreg.runs.catalogue import TABLES, select_runs
 from robreg.tables import parquet, schemas, study_tables
 
 KEYS = ["dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "seed"]
@@ -210,6 +210,20 @@ def test_b2_sums_decreases_and_increases_with_and_without_the_linear_layer(tmp_p
     assert list(summary)[:8] == [*KEYS[:-1], "ar_high", "layers"]
     assert summary["n_seeds"].tolist() == [2, 2]
     np.testing.assert_allclose(summary["svstd_decrease_sum_mean"], [1.25, 2.25])
+
+
+def test_architectures_have_rows_of_their_own(tmp_path: Path) -> None:
+    runs = []
+    for arch, stds in {"resnet8": (1.0, 0.5), "mynet": (2.0, 5.0)}.items():
+        for ar, std in zip((4, 16), stds, strict=True):
+            runs.append(with_spectra(make_run(tmp_path / arch, ar, 0), [1.0, std, 3.0]) | {"arch": arch})
+    frame = study_tables.compose("b2", select_runs("b2", runs), [4, 16])
+    convolutions = frame[frame["layers"] == "convolutions"].set_index("arch")
+    assert convolutions["svstd_decrease_sum"].to_dict() == {"resnet8": 0.5, "mynet": 0}
+    assert convolutions["svstd_increase_sum"].to_dict() == {"resnet8": 0, "mynet": 3}
+    frame = study_tables.compose("table1", select_runs("table1", runs), [4, 16])
+    assert frame["arch"].tolist() == ["resnet8", "resnet8", "mynet", "mynet"]
+    assert study_tables.summarise(frame)["arch"].tolist() == frame["arch"].tolist()
 
 
 def test_b2_refuses_strengths_that_no_setting_has_both_of(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def tables_of_runs(study, *kinds):
 
 
 def items(study, part):
-    """Return the "figures" or "tables" of a study, each with the data sets that it is restricted to."""
+    """Return the "figures" or "tables" of a study, each with what it is restricted to."""
     runs(study)
     return study_config.study_items(config, study, part)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -11,7 +12,8 @@ from robreg.figures.style import Look
 from robreg.runs.catalogue import Run
 
 Panels = list[list[Axes]]  # per section, its panels in the order of the settings
-_LONGEST_TITLE = 30  # the longest title, in letters, that fits a panel of a third of the figure's width
+Shared = Literal["none", "data set", "all"]
+_LONGEST_TITLE = {3: 30, 2: 45}  # the longest title, in letters, that fits a panel, by the number of panels in a row
 
 
 @dataclass(frozen=True)
@@ -19,17 +21,17 @@ class Section:
     """A section of a figure, with one panel per setting.
 
     draw: fills the panel of one setting, and returns the panel's right axis if it makes one; looks: entries of the
-    legend; height: of a row of panels, in inches; wide: whether a panel fills the figure's width; shared: whether all
-    panels have the same vertical ranges; over_strength: whether the horizontal axis is the AR strength, in which case
-    it is the same for all panels in which a strength is the same radius in pixels.
+    legend; height: of a row of panels, in inches; across: the most panels in a row; shared: which panels
+    have the same vertical ranges, none, those of one data set, or all; over_strength: whether the horizontal axis is
+    the AR strength, in which case it is the same for all panels in which a strength is the same radius in pixels.
     """
 
     heading: str
     draw: Callable[[Axes, Sequence[Run]], Axes | None]
     looks: Sequence[Look] = ()
     height: float = 2.1
-    wide: bool = False
-    shared: bool = False
+    across: int = 3
+    shared: Shared = "none"
     over_strength: bool = False
 
 
@@ -64,12 +66,10 @@ def share_vertical_range(panels: Sequence[Axes]) -> None:
 
 
 def panels_per_row(section: Section, settings: Mapping[str, Sequence[Run]]) -> int:
-    """Return how many panels are side by side: at most three, or two if a title is long or if there are four panels."""
-    count = len(settings)
-    if section.wide:
-        return 1
-    narrow = count != 4 and max(map(len, settings)) <= _LONGEST_TITLE
-    return min(count, 3 if narrow else 2)
+    """Return how many panels are side by side: two if there are four, and fewer if titles are long."""
+    longest, most = max(map(len, settings)), min(section.across, 2 if len(settings) == 4 else 3)
+    fitting = (across for across, letters in _LONGEST_TITLE.items() if across <= most and longest <= letters)
+    return min(len(settings), next(fitting, 1))
 
 
 def _height(section: Section, settings: Mapping[str, Sequence[Run]]) -> float:
@@ -92,7 +92,7 @@ def _draw_section(part: SubFigure, section: Section, settings: Mapping[str, Sequ
     for ax in axes[len(settings) :]:
         ax.remove()
     panels = list(axes[: len(settings)])
-    right = []
+    right = list[Axes]()
     for index, (ax, (name, members)) in enumerate(zip(panels, settings.items(), strict=True)):
         twin = section.draw(ax, members)
         ax.set_title(name if len(settings) > 1 else "")
@@ -102,15 +102,23 @@ def _draw_section(part: SubFigure, section: Section, settings: Mapping[str, Sequ
             right.append(twin)
             if index % across < across - 1 and index < len(panels) - 1:
                 twin.set_ylabel("")
-    if section.shared:
-        share_vertical_range(panels)
-        share_vertical_range(right or panels)
+    for alike in _panels_to_share(section.shared, list(settings.values())):
+        share_vertical_range([panels[index] for index in alike])
+        share_vertical_range([(right or panels)[index] for index in alike])
     if section.over_strength:
         _share_strengths(panels, list(settings.values()))
     part.suptitle(section.heading, x=0.008, ha="left", fontsize=9, fontweight="bold")
     if section.looks and len(settings) > 1:
         style.legend(part, section.looks, right=True)
     return panels
+
+
+def _panels_to_share(shared: Shared, settings: Sequence[Sequence[Run]]) -> list[list[int]]:
+    """List the panels, by their index, that have the same vertical ranges."""
+    groups: dict[str, list[int]] = {}
+    for index, members in enumerate(settings):
+        groups.setdefault("" if shared == "all" else members[0]["dataset"], []).append(index)
+    return [] if shared == "none" else list(groups.values())
 
 
 def _share_strengths(panels: Sequence[Axes], settings: Sequence[Sequence[Run]]) -> None:

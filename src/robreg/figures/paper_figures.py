@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robreg.figures import figure2, grid, strength_axis, style
-from robreg.figures.grid import Section
+from robreg.figures.grid import Section, Shared
 from robreg.figures.panels import (
     KINDS,
     histogram,
@@ -78,7 +78,7 @@ def compose(name: str, runs: Sequence[Run], compare: Sequence[int]) -> Figure:
 def fig1(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
     """Draw (a) the spread of singular values per layer, (b) test margins, (c) standard and adversarial accuracy."""
     sections = [
-        Section("(a) singular values", lambda ax, members: spectra_std(ax, members, compare, looks), shared=True),
+        Section("(a) singular values", lambda ax, members: spectra_std(ax, members, compare, looks), shared="all"),
         Section("(b) margins, test set", lambda ax, members: margins(ax, members, "test", looks)),
         Section("(c) accuracy", _draw_accuracy, over_strength=True),
     ]
@@ -86,8 +86,8 @@ def fig1(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
 
 
 def fig3(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
-    """Draw (a) loss and error gaps, (b) train and test losses and errors, against AR (also Figure 7)."""
-    return grid.arrange(group_by_setting(runs), [_gap_sections(shared=False)])[0]
+    """Draw (a) loss and error gaps, (b) train and test losses and errors, against AR."""
+    return grid.arrange(group_by_setting(runs), [_gap_sections("none")])[0]
 
 
 def fig4(runs: Sequence[Run], _compare: Sequence[int], looks: Looks) -> Figure:
@@ -107,14 +107,17 @@ def fig4(runs: Sequence[Run], _compare: Sequence[int], looks: Looks) -> Figure:
 def fig5(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
     """Draw histograms of (a) probability and (b) loss on the test set; (c, d) the spread per layer (also Figure 11)."""
     histograms = [
-        Section("(a) estimated probability of the label, test set", _histogram_drawer("prob", looks), height=2.5),
-        Section("(b) loss, test set", _histogram_drawer("loss", looks), height=2.5),
+        Section(heading, _histogram_drawer(column, looks), height=2.5, across=2)
+        for heading, column in (
+            ("(a) estimated probability of the label, test set", "prob"),
+            ("(b) loss, test set", "loss"),
+        )
     ]
     spectra = Section(
         "(c, d) spread of singular values per layer",
         lambda ax, members: spectra_(ax, members, compare, looks),
-        wide=True,
-        shared=True,
+        across=1,
+        shared="all",
     )
     return grid.arrange(group_by_setting(runs), [histograms, [spectra]], list(looks.values()))[0]
 
@@ -123,7 +126,12 @@ def fig6(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
     """Draw Figure 3 for every bound on the layers, so that complexity falls from the first panel to the last."""
     settings = sorted(group_by_setting(runs).items(), key=lambda item: (_network_key(item[1][0]), -_bound(item[1][0])))
     named = {name if _bound(members[0]) < np.inf else f"{name}, no bound": members for name, members in settings}
-    return grid.arrange(named, [_gap_sections(shared=True)])[0]
+    return grid.arrange(named, [_gap_sections("all")])[0]
+
+
+def fig7(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
+    """Draw Figure 3 with one scale for all architectures of a data set."""
+    return grid.arrange(group_by_setting(runs), [_gap_sections("data set")])[0]
 
 
 def fig8(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
@@ -194,7 +202,7 @@ FIGURES: dict[str, Callable[[Sequence[Run], Sequence[int], Looks], Figure]] = {
     "fig4": fig4,
     "fig5": fig5,
     "fig6": fig6,
-    "fig7": fig3,
+    "fig7": fig7,
     "fig8": fig8,
     "fig9": fig9,
     "fig10": fig4,
@@ -243,7 +251,7 @@ def _draw_adversarial_accuracies(
         ax.set_xlim(strength_axis.limits(shown))
 
 
-def _gap_sections(*, shared: bool) -> list[Section]:
+def _gap_sections(shared: Shared) -> list[Section]:
     """Return the sections (a) gaps and (b) their parts, with losses on the left axis and errors on the right one."""
     return [
         _twin_section("(a) gap: test \N{MINUS SIGN} train", LOSS_GAP, ERROR_GAP, label=" gap", shared=shared),
@@ -252,7 +260,7 @@ def _gap_sections(*, shared: bool) -> list[Section]:
 
 
 def _twin_section(
-    heading: str, left: Mapping[str, Look], right: Mapping[str, Look], *, label: str, shared: bool
+    heading: str, left: Mapping[str, Look], right: Mapping[str, Look], *, label: str, shared: Shared
 ) -> Section:
     def fill(ax: Axes, members: Sequence[Run]) -> Axes:
         return losses_and_errors(ax, _read_metrics(members), left, right, label)

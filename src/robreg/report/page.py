@@ -41,7 +41,7 @@ SECTIONS = (  # title, figures, tables; first in the order of the paper, then th
     ("Margins (paper, section 4.2.1)", ("fig4",), ()),
     ("Confidence and singular values (paper, section 4.2 and appendix B.2)", ("fig5",), ("b2",)),
     ("A bound on every layer's largest singular value (paper, appendix B.4.2)", ("fig6",), ("table6",)),
-    ("A deeper network (paper, appendix B.4.1)", ("fig7",), ()),
+    ("Architectures compared (paper, appendix B.4.1)", ("fig7",), ()),
     ("Loss variation (paper, appendix B.5)", ("fig8",), ("table1",)),
     ("Training with FGSM (paper, appendix B.6)", ("fig9", "fig10", "fig11"), ("table2",)),
     ("Adversarial accuracy (paper, appendix D.2)", ("fig12",), ()),
@@ -77,7 +77,7 @@ def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> 
     """Write the report of a study.
 
     study: name, title, runs (from config.study_runs), compare, titles (of data sets, by name), settings (resolved, by
-    "dataset/variant") and shown (its figures and tables, each with the data sets that it shows, or None for all);
+    "dataset/variant") and shown (its figures and tables, each with what it is restricted to, or None for all);
     template: the Jinja2 template of the page. The captions, {figure, table or comparison}.rst, must be in the same
     folder. Raises ValueError if the page is larger than LIMIT.
     """

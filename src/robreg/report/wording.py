@@ -211,9 +211,12 @@ def limits(
     """
     data = {one["dataset"]: one for one in settings}
     sentences = [limit for name, one in data.items() if (limit := _other_data(one, titles[name]))]
-    small = dict.fromkeys(one["arch"] for one in settings if one["arch"] not in _PAPER_NETWORKS)
+    others = {one["arch"]: one["factory"] for one in settings if one["arch"] not in _PAPER_NETWORKS}
     sentences += [
-        f"{name} is far smaller than the paper's networks (ResNet-56, ResNet-110, wide ResNet-50)." for name in small
+        f"The paper does not use {name}; it uses ResNet-56, ResNet-110 and a wide ResNet-50."
+        if factory
+        else f"{name} is far smaller than the paper's networks (ResNet-56, ResNet-110, wide ResNet-50)."
+        for name, factory in others.items()
     ]
     if sentences:
         sentences.append(

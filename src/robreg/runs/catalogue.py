@@ -1,29 +1,35 @@
 """The figures and tables of a study, and the runs and measures that each of them is made from."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Run = Mapping[str, Any]  # what identifies a run (see config.study_runs), with the folder of its tables under "folder"
-Choice = Callable[[Sequence[Run]], list[Run]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which runs figures and tables show.
+
+    choose: returns those of a study's runs; missing: what a study lacks if there are none, in the words of config.yaml.
+    """
+
+    choose: Callable[[Sequence[Run]], list[Run]]
+    missing: str
 
 
 @dataclass(frozen=True)
 class Item:
     """A figure or table.
 
-    title: the text of its label; needs: the measures (files of a run) that it is made from; choose: returns those of
-    the given runs that it shows.
+    title: the text of its label; needs: the measures (files of a run) that it is made from; choice: the runs that it
+    shows; pairs: whether it is made from pairs of runs that differ only in strength, the two of `compare`.
     """
 
     title: str
     needs: tuple[str, ...]
-    choose: Choice
-
-
-def _default_network(runs: Sequence[Run]) -> list[Run]:
-    """Choose unbounded runs of PGD or standard training on the data set's default architecture."""
-    return [run for run in _unbounded_pgd(runs) if run["arch"] == run["default_arch"]]
+    choice: Choice
+    pairs: bool = False
 
 
 def _unbounded_pgd(runs: Sequence[Run]) -> list[Run]:
@@ -31,9 +37,11 @@ def _unbounded_pgd(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run["train_attack"] == "pgd" and run["spectral_norm"] is None]
 
 
-def _other_networks(runs: Sequence[Run]) -> list[Run]:
-    """Choose unbounded runs of PGD or standard training on any other than the default architecture."""
-    return [run for run in _unbounded_pgd(runs) if run["arch"] != run["default_arch"]]
+def _several_architectures(runs: Sequence[Run]) -> list[Run]:
+    """Choose unbounded runs of PGD or standard training on data sets for which they have several architectures."""
+    plain = _unbounded_pgd(runs)
+    pairs = {(run["dataset"], run["arch"]) for run in plain}
+    return [run for run in plain if sum(dataset == run["dataset"] for dataset, _ in pairs) > 1]
 
 
 def _fgsm_and_standard(runs: Sequence[Run]) -> list[Run]:
@@ -61,36 +69,63 @@ def _dataset_arch_space(run: Run) -> tuple[str, str, str]:
     return run["dataset"], run["arch"], run["space"]
 
 
+_PLAIN = Choice(_unbounded_pgd, "runs with attack: [pgd] and no spectral_norm")
+_COMPARED = Choice(_several_architectures, "a second architecture (arch) on a data set, for it compares architectures")
+_FGSM = Choice(_fgsm_and_standard, "runs with attack: [fgsm] and a strength above 0")
+_BOUNDED = Choice(_bounded_and_unbounded, "runs with a spectral_norm")
+_ALL = Choice(_all_runs, "runs")
+_NONE = Choice(_no_runs, "runs")
 FIGURES = {
-    "fig1": Item("Spread of singular values, margins, accuracy", ("svstd", "margins", "metrics"), _default_network),
-    "fig2": Item("Instance-space margin; a segment through the linear regions of a ReLU network", (), _no_runs),
-    "fig3": Item("Gaps, losses and errors", ("metrics",), _default_network),
-    "fig4": Item("Margins, training and test", ("margins",), _default_network),
-    "fig5": Item("Probabilities, losses, spread of singular values", ("margins", "svstd"), _default_network),
-    "fig6": Item("Gaps, losses and errors under a bound on every layer", ("metrics",), _bounded_and_unbounded),
-    "fig7": Item("Gaps, losses and errors of the deeper network", ("metrics",), _other_networks),
-    "fig8": Item("Loss variation", ("lossvar",), _default_network),
-    "fig9": Item("FGSM: loss gap and errors", ("metrics",), _fgsm_and_standard),
-    "fig10": Item("FGSM: margins", ("margins",), _fgsm_and_standard),
-    "fig11": Item("FGSM: probabilities, losses, spread of singular values", ("margins", "svstd"), _fgsm_and_standard),
-    "fig12": Item("Adversarial accuracy", ("metrics",), _unbounded_pgd),
-    "spread": Item("How evenly layers pass perturbations on (extension)", ("spread",), _default_network),
+    "fig1": Item("Spread of singular values, margins, accuracy", ("svstd", "margins", "metrics"), _PLAIN),
+    "fig2": Item("Instance-space margin; a segment through the linear regions of a ReLU network", (), _NONE),
+    "fig3": Item("Gaps, losses and errors", ("metrics",), _PLAIN),
+    "fig4": Item("Margins, training and test", ("margins",), _PLAIN),
+    "fig5": Item("Probabilities, losses, spread of singular values", ("margins", "svstd"), _PLAIN),
+    "fig6": Item("Gaps, losses and errors under a bound on every layer", ("metrics",), _BOUNDED),
+    "fig7": Item("Gaps, losses and errors by architecture", ("metrics",), _COMPARED),
+    "fig8": Item("Loss variation", ("lossvar",), _PLAIN),
+    "fig9": Item("FGSM: loss gap and errors", ("metrics",), _FGSM),
+    "fig10": Item("FGSM: margins", ("margins",), _FGSM),
+    "fig11": Item("FGSM: probabilities, losses, spread of singular values", ("margins", "svstd"), _FGSM),
+    "fig12": Item("Adversarial accuracy", ("metrics",), _PLAIN),
+    "spread": Item("How evenly layers pass perturbations on (extension)", ("spread",), _PLAIN),
 }
 TABLES = {
-    "table1": Item("Loss variation", ("lossvar",), _default_network),
-    "table2": Item("FGSM: accuracy, losses, gap", ("metrics",), _fgsm_and_standard),
-    "table3": Item("Accuracies, losses, gaps (CIFAR-10)", ("metrics",), _unbounded_pgd),
-    "table4": Item("Accuracies, losses, gaps (CIFAR-100)", ("metrics",), _unbounded_pgd),
-    "table5": Item("Accuracies, losses, gaps (Tiny-ImageNet)", ("metrics",), _unbounded_pgd),
-    "table6": Item("Accuracies, losses, gaps by bound on every layer", ("metrics",), _bounded_and_unbounded),
-    "b2": Item("Decrease and increase of the std of singular values", ("svstd", "live"), _default_network),
-    "attacks": Item("Every attack on every network (extension)", ("attacks",), _all_runs),
-    "padding": Item("Circular and zero-padded spectra (extension)", ("padding",), _all_runs),
-    "theory": Item("Quantities of Theorem 3.1 and Lemma 3.1 (extension)", ("theory",), _all_runs),
+    "table1": Item("Loss variation", ("lossvar",), _PLAIN),
+    "table2": Item("FGSM: accuracy, losses, gap", ("metrics",), _FGSM),
+    "table3": Item("Accuracies, losses, gaps (CIFAR-10)", ("metrics",), _PLAIN),
+    "table4": Item("Accuracies, losses, gaps (CIFAR-100)", ("metrics",), _PLAIN),
+    "table5": Item("Accuracies, losses, gaps (Tiny-ImageNet)", ("metrics",), _PLAIN),
+    "table6": Item("Accuracies, losses, gaps by bound on every layer", ("metrics",), _BOUNDED),
+    "b2": Item("Decrease and increase of the std of singular values", ("svstd", "live"), _PLAIN, pairs=True),
+    "attacks": Item("Every attack on every network (extension)", ("attacks",), _ALL),
+    "padding": Item("Circular and zero-padded spectra (extension)", ("padding",), _ALL),
+    "theory": Item("Quantities of Theorem 3.1 and Lemma 3.1 (extension)", ("theory",), _ALL),
 }
+_ITEMS = {**FIGURES, **TABLES}
+_PAIR = ("dataset", "arch", "train_attack", "space", "spectral_norm", "seed")  # what a pair of runs has in common
 
 
-def select_runs(name: str, runs: Sequence[Run], datasets: Sequence[str] | None = None) -> list[Run]:
-    """Choose the runs that a figure or table shows; datasets: the data sets to choose from, None for all."""
-    item = {**FIGURES, **TABLES}[name]
-    return item.choose([run for run in runs if datasets is None or run["dataset"] in datasets])
+def select_runs(name: str, runs: Sequence[Run], only: Collection[str] | None = None) -> list[Run]:
+    """Choose the runs of a study that a figure or table shows.
+
+    only: the data sets and architectures that it is restricted to, such as "c10" and "c100/resnet56"; None for all.
+    """
+    chosen = _ITEMS[name].choice.choose(runs)
+    return [run for run in chosen if only is None or not places(run).isdisjoint(only)]
+
+
+def places(run: Run) -> set[str]:
+    """Return the names by which a figure or table can be restricted to a run: "c10" and "c10/resnet56"."""
+    return {run["dataset"], f"{run['dataset']}/{run['arch']}"}
+
+
+def describe_missing(name: str, shown: Sequence[Run], compare: Sequence[int]) -> str | None:
+    """Say what a study lacks for a figure or table; None if it can be made. shown: as returned by select_runs."""
+    item = _ITEMS[name]
+    if item.needs and not shown:
+        return item.choice.missing
+    low, high = ({tuple(run[key] for key in _PAIR) for run in shown if run["ar"] == ar} for ar in compare)
+    if item.pairs and not low & high:
+        return f"both strengths of compare, {compare[0]} and {compare[1]}, with the same seed"
+    return None

@@ -3,7 +3,7 @@
 import itertools
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import jsonschema
 import yaml
 
-from robreg.runs.catalogue import FIGURES, TABLES, select_runs
+from robreg.runs.catalogue import FIGURES, TABLES, Item, describe_missing, places, select_runs
 from robreg.runs.settings import ConfigError, dataset_block, describe_unknown_name, parse_run, run_settings
 from robreg.runs.variant import Variant, is_available_name
 
 _RECURSIVE_OR_DEEP = "a value contains itself or is nested too deeply; write it without aliases and with less nesting"
+_PARTS: dict[str, dict[str, Item]] = {"figures": FIGURES, "tables": TABLES}
 _FORBIDDEN_CATEGORIES = ("Cc", "Cs")  # control characters and lone surrogates, which neither XML nor HTML can contain
 # Unlike JSON Schema, 20.0 does not count as an integer, because equal settings must have equal text.
 _Validator = jsonschema.validators.extend(
@@ -135,31 +136,49 @@ def _check_source(where: str, spec: Mapping[str, Any]) -> None:
 
 
 def _check_study(config: Mapping[str, Any], study: str) -> None:
-    """Raise ConfigError if a study lists a figure or table that its runs cannot make, or lists one twice."""
+    """Raise ConfigError if a study lists what is unknown, lists it twice, or cannot make it from its runs."""
     listed = study_runs(config, study)
-    for part, known in (("figures", FIGURES), ("tables", TABLES)):
-        names = [
-            name for entry in config["studies"][study][part] for name in ([entry] if isinstance(entry, str) else entry)
-        ]
-        if repeated := [name for name in known if names.count(name) > 1]:
-            raise ConfigError(f"config.yaml: studies.{study}.{part}: {repeated[0]} is listed twice; remove one entry")
-        for name, datasets in study_items(config, study, part).items():
-            if name not in known:
-                raise ConfigError(
-                    f"config.yaml: studies.{study}.{part}: {describe_unknown_name(part[:-1], name, known)}"
-                )
-            foreign = set(datasets or ()) - {run["dataset"] for run in listed}
-            if foreign:
-                raise ConfigError(
-                    f"config.yaml: studies.{study}.{part}: {name} names {sorted(foreign)}, "
-                    "which have no run in this study; name data sets of its runs"
-                )
-            if known[name].needs and not select_runs(name, listed, datasets):
-                raise ConfigError(
-                    f"config.yaml: studies.{study}.{part}: the study has no run for {name} ({known[name].title}); "
-                    "leave it out"
-                )
+    for part in _PARTS:
+        _check_names(config, study, part, listed)
     _check_compare(config, study, listed)
+    if missing := [text for part in _PARTS if (text := _describe_unmade(config, study, part, listed))]:
+        raise ConfigError(f"config.yaml: {'; '.join(missing)}; add such runs, or leave these out")
+
+
+def _check_names(config: Mapping[str, Any], study: str, part: str, listed: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ConfigError for the first name under a study's figures or tables that is not known or is given twice."""
+    where, known = f"config.yaml: studies.{study}.{part}", _PARTS[part]
+    names = [
+        name for entry in config["studies"][study][part] for name in ([entry] if isinstance(entry, str) else entry)
+    ]
+    if repeated := [name for name in known if names.count(name) > 1]:
+        raise ConfigError(f"{where}: {repeated[0]} is listed twice; remove one entry")
+    available = {place: None for run in listed for place in sorted(places(run))}
+    for name, only in study_items(config, study, part).items():
+        if name not in known:
+            raise ConfigError(f"{where}: {describe_unknown_name(part[:-1], name, known)}")
+        if foreign := sorted(set(only or ()) - available.keys()):
+            raise ConfigError(
+                f"{where}: {name} names {foreign}, which have no run in this study; name data sets of its runs, or "
+                f"data set/architecture, of these: {', '.join(available)}"
+            )
+
+
+def _describe_unmade(
+    config: Mapping[str, Any], study: str, part: str, listed: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """List the figures or tables that a study cannot make, with what is missing; None if it can make all.
+
+    One that names what it shows needs runs for each of these.
+    """
+    unmade: dict[str, list[str]] = {}
+    for name, only in study_items(config, study, part).items():
+        for place in only or (None,):
+            shown = select_runs(name, listed, place and [place])
+            if missing := describe_missing(name, shown, config["studies"][study]["compare"]):
+                unmade.setdefault(missing, []).append(f"{name}: [{place}]" if place else name)
+    texts = [f"{', '.join(names)} (missing: {missing})" for missing, names in unmade.items()]
+    return f"studies.{study}.{part}: the study has no run for {', '.join(texts)}" if texts else None
 
 
 def _check_compare(config: Mapping[str, Any], study: str, listed: Iterable[Mapping[str, Any]]) -> None:
@@ -208,7 +227,7 @@ def _refuse_unsupported_values(tree: object, path: str = "") -> None:
 
 
 def study_items(config: Mapping[str, Any], study: str, part: str) -> dict[str, list[str] | None]:
-    """List the "figures" or "tables" of a study, each with the data sets that it is restricted to (None: all)."""
+    """List the "figures" or "tables" of a study, each with what it is restricted to (see select_runs; None: all)."""
     items: dict[str, list[str] | None] = {}
     for entry in config["studies"][study][part]:
         items |= {entry: None} if isinstance(entry, str) else entry
