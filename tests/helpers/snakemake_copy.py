@@ -55,14 +55,14 @@ def planned(folder, *arguments):
     return {rule: int(count) for rule, count in jobs.items() if rule != "total"}
 
 
-def started(folder, target, epoch="1/4"):
+def started(folder, *arguments):
     """Start a driver, wait until its training of digits/ar8 has finished an epoch, and return the driver."""
-    command = [SNAKEMAKE, "-c1", target]
+    command = [SNAKEMAKE, "-c1", *arguments]
     driver = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     log = folder / "logs/train/digits/ar8.log"
-    while not (log.exists() and f"epoch {epoch} " in log.read_text()):
+    while not (log.exists() and "epoch 1/4" in log.read_text()):
         assert driver.poll() is None, "training ended before it could be disturbed"
         time.sleep(0.01)
     return driver

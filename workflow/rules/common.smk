@@ -8,6 +8,7 @@ from robreg.runs.catalogue import FIGURES, TABLES, select_runs
 from robreg.runs.settings import (
     ConfigError,
     dataset_block,
+    hash_settings,
     run_settings,
     training_settings,
 )
@@ -77,6 +78,11 @@ def settings(wildcards):
 def training(wildcards):
     """Return the settings that decide the trained network, without those of the measures."""
     return training_settings(settings(wildcards))
+
+
+def network(wildcards):
+    """Identify the network that a measure is made of; its settings may change while its checkpoint is missing."""
+    return {"network": hash_settings(training(wildcards))[:16]}
 
 
 def enforced_bound(wildcards):

@@ -1,6 +1,6 @@
 # One trained network -> its measures, each a Parquet table. A rule's named inputs, outputs and params are the arguments of
-# the function that its script calls. The modules that decide a measure's numbers are inputs, so editing one of them
-# repeats the measure and no training. On a cluster all measures of one run share a job.
+# the function that its script calls, except code and network. The modules that decide a measure's numbers are inputs, so
+# editing one of them repeats the measure and no training. On a cluster all measures of one run share a job.
 
 
 rule margins:
@@ -25,6 +25,7 @@ rule margins:
     resources:
         **measure_resources(),
     params:
+        network=network,
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
         "../scripts/margins.py"
@@ -53,6 +54,7 @@ rule apgd:
     resources:
         **measure_resources(),
     params:
+        network=network,
         attack=lambda wildcards: settings(wildcards)["strong_attack"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
@@ -83,6 +85,7 @@ rule attacks:
     resources:
         **measure_resources(),
     params:
+        network=network,
         attack=lambda wildcards: settings(wildcards)["evaluation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
@@ -113,6 +116,7 @@ rule masking:
     resources:
         **measure_resources(),
     params:
+        network=network,
         spec=lambda wildcards: settings(wildcards)["masking"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
@@ -142,6 +146,7 @@ rule lossvar:
     resources:
         **measure_resources(),
     params:
+        network=network,
         attack=lambda wildcards: settings(wildcards)["loss_variation"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
@@ -172,6 +177,7 @@ rule sv:
     resources:
         **measure_resources(),
     params:
+        network=network,
         dense=lambda wildcards: settings(wildcards)["dense_spectrum"],
     script:
         "../scripts/sv.py"
@@ -199,6 +205,7 @@ rule spread:
     resources:
         **measure_resources(),
     params:
+        network=network,
         spec=lambda wildcards: settings(wildcards)["spread"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
@@ -229,6 +236,7 @@ rule theory:
     resources:
         **measure_resources(),
     params:
+        network=network,
         spec=lambda wildcards: settings(wildcards)["theory"],
     script:
         "../scripts/theory.py"

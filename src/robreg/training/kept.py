@@ -49,7 +49,7 @@ def keep(run: Path) -> None:
     except (KeyError, ValueError) as error:
         log.warning("%s is not kept, because its history cannot be read (%s)", run, error)
         return
-    if _holds(folder, run):
+    if any(_holds(one, run) for one in folder.parent.glob(f"{folder.name}*")):  # it may have been set aside
         return
     try:
         set_aside(folder)
