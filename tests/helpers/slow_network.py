@@ -21,7 +21,9 @@ class Slow(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if "ROBREG_TEST_FAIL" in os.environ and len(x) > 1:  # training, not the search for layers with one image
+        if (
+            "ROBREG_TEST_FAIL" in os.environ and len(x) > 8
+        ):  # training, not the search for layers or the recorded logits
             raise RuntimeError(os.environ["ROBREG_TEST_FAIL"])
         if not Path("hurry").exists():
             time.sleep(float(os.environ.get("ROBREG_TEST_PAUSE", "0")))

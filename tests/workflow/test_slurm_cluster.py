@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+import yaml
 from helpers.slurm_cluster import Cluster, refusal
 from helpers.snakemake_copy import ROOT, SNAKEMAKE, copy_tree, snakemake
 
@@ -286,6 +287,26 @@ def test_scancel(cases, undisturbed, cluster, say):
     assert [cluster.job(job)["JobState"] for job in driver.jobs()] == ["CANCELLED", "COMPLETED"]
     epoch = went_on(driver, undisturbed[40])
     say(f"a second job went on after epoch {epoch}; checkpoint equal to an undisturbed one's")
+
+
+def test_settings_changed_and_changed_back_are_trained_once(cases, undisturbed, say):
+    driver = cases["cancelled"]
+    driver.finish()
+    config = yaml.safe_load((driver.folder / "config.yaml").read_text())
+    epochs = []
+    for wanted in (2, 40, 2, 40):
+        slow(config, wanted)
+        (driver.folder / "config.yaml").write_text(yaml.safe_dump(config))
+        driver.start()
+        driver.finish()
+        epochs.append(driver.train_log().count(" epoch "))
+        if wanted == 40:
+            assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[40], shallow=False)
+    assert epochs == [2, 0, 0, 0]
+    assert (
+        "training.epochs was 2, is 40; training.lr_drops was [1], is [20]; its kept network is used" in driver.output()
+    )
+    say("after a training that was cancelled once, 2 and 40 epochs in turn: 2, 0, 0 and 0 epochs trained, same bits")
 
 
 def test_the_memory_limit_is_exceeded(cases, undisturbed, cluster, say):
