@@ -60,7 +60,7 @@ def saved(tmp_path, images):
 def test_the_same_network_is_loaded_and_its_logits_are_those_recorded(saved, images, caplog):
     path, content = saved
     with caplog.at_level(logging.WARNING):
-        model, _ = load_network(path)
+        model, _ = load_network(path, architecture=content["meta"])
     assert caplog.records == []
     assert content["probe"]["logits"].shape == (IMAGES, 10)
     assert torch.equal(content["probe"]["images"], images[:IMAGES])
@@ -76,10 +76,10 @@ def test_the_same_network_is_loaded_and_its_logits_are_those_recorded(saved, ima
 def test_a_network_whose_code_behaves_differently_is_refused(attribute, value, differs, saved, monkeypatch):
     monkeypatch.setattr(Small, attribute, value)
     if not differs:
-        load_network(saved[0])
+        load_network(saved[0], architecture=saved[1]["meta"])
         return
     with pytest.raises(ValueError, match=r"is not the network that was trained: its logits differ by \S+ %") as caught:
-        load_network(saved[0])
+        load_network(saved[0], architecture=saved[1]["meta"])
     assert str(caught.value).endswith("Since then its weights or buffers were changed: undo that, or train again")
 
 
@@ -99,10 +99,10 @@ def test_the_message_says_what_has_changed(change, reason, saved, monkeypatch):
     if "factory" in change:
         change["factory"] = content["meta"]["factory"] | change["factory"]
     save_file(path, {**content, "meta": content["meta"] | change})
-    load_network(path)  # alone, none of these changes is a reason to refuse
+    load_network(path, architecture=content["meta"])  # alone, none of these changes is a reason to refuse
     monkeypatch.setattr(Small, "pool", staticmethod(torch.amax))
     with pytest.raises(ValueError, match=f"Since then {reason}.*: undo that, or train again"):
-        load_network(path)
+        load_network(path, architecture=content["meta"])
 
 
 @pytest.mark.parametrize("name", ["network.linear.weight", "network.norm.running_var"])
@@ -112,7 +112,7 @@ def test_a_changed_weight_or_buffer_is_refused(name, saved):
     weights[name] *= 1.01
     save_file(path, {**content, "model": weights})
     with pytest.raises(ValueError, match="its weights or buffers were changed"):
-        load_network(path)
+        load_network(path, architecture=content["meta"])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_damaged_probe_is_refused(key, value, saved):
     path, content = saved
     save_file(path, {**content, "probe": content["probe"] | {key: value}})
     with pytest.raises(ValueError, match=r"not the network that was trained|is damaged"):
-        load_network(path)
+        load_network(path, architecture=content["meta"])
 
 
 def test_weights_that_no_longer_fit_are_explained_by_the_edited_code(saved, monkeypatch):
@@ -132,14 +132,14 @@ def test_weights_that_no_longer_fit_are_explained_by_the_edited_code(saved, monk
     save_file(path, {**content, "meta": content["meta"] | {"factory": factory}})
     monkeypatch.setattr(Small, "__init__", lambda self, num_classes: nn.Module.__init__(self))
     with pytest.raises(ValueError, match=f"not fit its architecture, whose code has changed .* {__name__} was edited"):
-        load_network(path)
+        load_network(path, architecture=content["meta"])
 
 
 def test_an_older_checkpoint_is_read_with_a_warning(saved, caplog):
     path, content = saved
     save_file(path, {"model": content["model"], "meta": content["meta"]})
     with caplog.at_level(logging.WARNING):
-        load_network(path)
+        load_network(path, architecture=content["meta"])
     assert "holds no logits to compare with, so it cannot be verified" in caplog.text
 
 
@@ -177,4 +177,4 @@ def test_the_tolerance_is_above_rounding_and_below_half_precision(arch):
 def test_what_is_loaded_is_compared(saved, monkeypatch):
     monkeypatch.setattr(checkpoint, "probe_difference", lambda *_: 2 * TOLERANCE)
     with pytest.raises(ValueError, match=r"its logits differ by 0\.02 %"):
-        load_network(saved[0])
+        load_network(saved[0], architecture=saved[1]["meta"])

@@ -81,8 +81,12 @@ def training(wildcards):
 
 
 def network(wildcards):
-    """Identify the network that a measure is made of; its settings may change while its checkpoint is missing."""
-    return {"network": hash_settings(training(wildcards))[:16]}
+    """Return the architecture of a measure's network, and the hash of its settings, which may change without it."""
+    found = training(wildcards)
+    return {
+        "network": hash_settings(found)[:16],
+        **{key: found[key] for key in ("arch", "width", "factory")},
+    }
 
 
 def enforced_bound(wildcards):

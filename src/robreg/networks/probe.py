@@ -14,6 +14,7 @@ from robreg.data.dataset import to_float
 from robreg.networks.classifier import Classifier
 
 IMAGES = 8
+MAX_PIXELS = 2**20  # of all images together: whoever wrote a checkpoint must not decide how long it takes to open it
 # Largest difference between two logits, as a fraction of the largest logit. Among CPUs with and without AVX, 1 to 4
 # threads, batches of 1 and of 8, torch 2.11 and 2.14, ResNet-56 and a wide ResNet-50 differ by 2e-6 at most. Evaluated
 # in bf16, which is a small change that matters, they differ by 4e-3 at least.
@@ -21,8 +22,12 @@ TOLERANCE = 1e-4
 
 
 def make_probe(model: Classifier, images: Tensor) -> dict[str, Tensor]:
-    """Record the logits (N, classes) that a network gives to images, uint8 (N, C, H, W), of which IMAGES are used."""
-    chosen = images[:IMAGES].cpu().clone()
+    """Record the logits (N, classes) that a network gives to images, uint8 (N, C, H, W), of which IMAGES are used.
+
+    Fewer are used if they are larger than MAX_PIXELS together, but at least one.
+    """
+    n = max(1, min(IMAGES, MAX_PIXELS // images[0, 0].numel()))
+    chosen = images[:n].cpu().clone()
     return {"images": chosen, "logits": _logits(copy.deepcopy(model).cpu(), chosen)}
 
 
@@ -35,6 +40,8 @@ def probe_difference(model: Classifier, probe: Mapping[str, Any]) -> float:
     images, recorded = probe["images"], probe["logits"]
     if images.dtype != torch.uint8 or recorded.dtype != torch.float32 or len(images) != len(recorded):
         raise ValueError("its recorded images and logits do not belong together")
+    if len(images) > IMAGES or (len(images) > 1 and images[:, 0].numel() > MAX_PIXELS):
+        raise ValueError("its recorded images are too many or too large")
     logits = _logits(model, images)
     if logits.shape != recorded.shape:
         return float("inf")

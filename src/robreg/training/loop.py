@@ -55,7 +55,7 @@ def _train(
     kept = kept_folder(checkpoint.parent, settings, data.sha256)
     with Lease(checkpoint.with_name("lease.json")) as lease:
         resume = ResumeFile(checkpoint.with_name("resume.pt"), resume_identity(settings, data.sha256), lease)
-        if _take_up(kept, checkpoint.parent):
+        if _take_up(kept, checkpoint.parent, settings):
             resume.discard()
             return
         if resume.path.exists():
@@ -83,12 +83,12 @@ def _check_architecture_code(settings: Mapping[str, Any]) -> None:
         )
 
 
-def _take_up(kept: Path, run: Path) -> bool:
+def _take_up(kept: Path, run: Path, settings: Mapping[str, Any]) -> bool:
     """Use a network that was trained before with the same settings, data and code; return whether there is one."""
     if not kept.exists():
         return False
     try:
-        load_network(kept / "checkpoint.pt")
+        load_network(kept / "checkpoint.pt", architecture=settings)
     except (OSError, ValueError) as error:
         log.warning("%s cannot be used again (%s)", kept, error)
         set_aside(kept)
