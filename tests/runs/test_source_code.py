@@ -100,6 +100,17 @@ def test_the_code_of_a_callable_is_that_of_all_modules_of_the_user(place):
     assert "mynet" not in sys.modules
 
 
+def test_a_package_without_init_is_found(place):
+    write(
+        place,
+        nets__deep__mynet="from . import parts\nfrom nets.other import thing\n",
+        nets__deep__parts="",
+        nets__other="",
+    )
+    assert set(callable_code("nets.deep.mynet:Net")) == {"nets.deep.mynet", "nets.deep.parts", "nets.other"}
+    assert "nets" not in sys.modules
+
+
 def test_an_installed_package_counts_by_its_version_and_is_not_imported(monkeypatch):
     callable_code.cache_clear()
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
