@@ -229,6 +229,36 @@ def test_a_state_that_does_not_fit_is_refused_by_name(lost, source, prepared, tm
         run(make_settings(), prepared, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda saved: saved["optimizer"]["param_groups"][0].update(maximize=True), "optimiser has other settings"),
+        (lambda saved: saved["optimizer"]["param_groups"][0].update(weight_decay=0.1), "optimiser has other settings"),
+        (lambda saved: saved["optimizer"]["param_groups"][0].update(lr=0.5), "optimiser has other settings"),
+        (lambda saved: saved["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(3)), "momenta of other"),
+        (lambda saved: saved["optimizer"]["state"][0]["momentum_buffer"].fill_(torch.inf), "optimiser holds values"),
+        (lambda saved: saved["model"]["network.stem.weight"].fill_(torch.nan), "network.stem.weight holds values"),
+        (lambda saved: saved.update(history=saved["history"] * 9), "not that of at most 3 epochs"),
+        (lambda saved: saved.update(history=saved["history"] * 2), "row 2 of its history is not that of epoch 2"),
+        (lambda saved: saved["history"][0].update(lr=0.5), "row 1 of its history"),
+        (lambda saved: saved["history"][0].update(loss=torch.inf), "row 1 of its history"),
+        (lambda saved: saved["history"][0].update(sigma_max=[1.0]), "row 1 of its history"),
+        (lambda saved: saved["history"][0].update(more=1), "row 1 of its history"),
+        (lambda saved: saved.update(code_hash=3), "is not text"),
+    ],
+)
+def test_a_state_that_no_training_with_these_settings_left_is_refused(change, reason, source, prepared, tmp_path):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    content = torch.load(tmp_path / "resume.pt", weights_only=True)
+    assert len(content["history"]) == 1
+    change(content)
+    torch.save(content, tmp_path / "resume.pt")
+    before = (tmp_path / "resume.pt").read_bytes()
+    with pytest.raises(ValueError, match=rf"resume\.pt is damaged: delete it .*{reason}"):
+        run(make_settings(), prepared, tmp_path)
+    assert (tmp_path / "resume.pt").read_bytes() == before
+
+
 def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(prepared, tmp_path):
     with pytest.raises(epoch.DivergedError, match=r"epoch 1, batch \d+: .* at lr 1e\+30"):
         run(make_settings(lr=1e30), prepared, tmp_path)
