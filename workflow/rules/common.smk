@@ -70,6 +70,12 @@ def enforced_bound(wildcards):
     return found["spectral_norm"] if found["clip_rounds"] == "exact" else None
 
 
+def is_unprotected(wildcards):
+    """Return whether a run's network is trained without an attack and without a bound."""
+    found = settings(wildcards)
+    return found["ar"] == 0 and found["spectral_norm"] is None
+
+
 def by_architecture(value, **exceptions):
     """Return a resource of a run's job: value, or the exception that is named after its architecture."""
     return lambda wildcards: exceptions.get(settings(wildcards)["arch"], value)
