@@ -509,13 +509,6 @@ MUTATIONS = (
         "tests/workflow/test_first_day.py",
     ),
     Mutation(
-        "refuse one figure without runs after the other",
-        "runs/config",
-        'names = ", ".join(f"{name} ({known[name].title})" for name in empty)',
-        'names = ", ".join(f"{name} ({known[name].title})" for name in [*empty][:1])',
-        "tests/workflow/test_first_day.py",
-    ),
-    Mutation(
         "print Snakemake's words around a sentence",
         "workflow/driver",
         "return format_error(error, linemaps) if found is None else str(found)",

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from datetime import date
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -491,7 +492,8 @@ def test_a_user_defined_architecture_is_part_of_the_settings(config):
     config["architectures"] = {"vgg": {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}}
     validate(config, SCHEMA)
     found = settings.run_settings(config, "c10", "ar8-vgg")
-    assert found["factory"] == {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}
+    code = {"torchvision": metadata.version("torchvision")}
+    assert found["factory"] == {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}, "code": code}
     assert settings.run_settings(config, "c10", "ar8")["factory"] is None
     grid = {"dataset": "digits", "arch": ["vgg"], "ar": [8, 32]}
     config["studies"]["demo"] |= {"runs": [grid], "figures": ["fig3"], "tables": []}

@@ -138,10 +138,9 @@ VALUES = (  # the path of a key, its value, the message
     ),
     (
         "studies.demo",
-        OWN | {"runs": [{"dataset": "digits", "arch": ["resnet56"], "ar": [0, 8]}], "figures": ["fig1", "fig3"]},
-        ".figures: the study has no run for fig1 (Spread of singular values, margins, accuracy), fig3 (Gaps, losses "
-        "and errors); leave them out, or add a data set whose architecture is that of the runs: they show a data set's "
-        "default network",
+        OWN | {"runs": [{"dataset": "digits", "arch": ["resnet56"], "ar": [0, 8]}], "figures": ["fig6", "fig7"]},
+        ".figures: the study has no run for fig6 (missing: runs with a spectral_norm), fig7 (missing: a second architecture "
+        "(arch) on a data set, for it compares architectures); add such runs, or leave these out",
     ),
     (
         "studies.demo.compare",
