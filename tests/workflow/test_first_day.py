@@ -139,8 +139,8 @@ VALUES = (  # the path of a key, its value, the message
     (
         "studies.demo",
         OWN | {"runs": [{"dataset": "digits", "arch": ["resnet56"], "ar": [0, 8]}], "figures": ["fig6", "fig7"]},
-        ".figures: the study has no run for fig6 (missing: runs with a spectral_norm), fig7 (missing: a second architecture "
-        "(arch) on a data set, for it compares architectures); add such runs, or leave these out",
+        ".figures: the study has no run for fig6 (missing: runs with a spectral_norm), fig7 (missing: a second "
+        "architecture (arch) on a data set, for it compares architectures); add such runs, or leave these out",
     ),
     (
         "studies.demo.compare",
