@@ -1,7 +1,10 @@
 """config.yaml: the file in the repository is valid and agrees with the paper, and wrong keys are refused by name."""
 
 import copy
+import json
+import re
 from datetime import date
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -25,9 +28,9 @@ def config():
 
 def put(tree, path, value):
     """Set the value at a dotted path of nested dicts and lists."""
-    *parents, last = path.split(".")
+    *parents, last = (int(key) if key.isdigit() else key for key in path.split("."))
     for key in parents:
-        tree = tree[int(key) if key.isdigit() else key]
+        tree = tree[key]
     tree[last] = value
 
 
@@ -224,6 +227,58 @@ def test_the_message_for_a_wrong_key_names_it(config, path, value, message):
     put(config, path, value)
     with pytest.raises(ConfigError, match=message):
         validate(config, SCHEMA)
+
+
+def radii(tree, path=""):
+    """Yield the paths of all strengths, radii and steps of a configuration."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        where = f"{path}.{key}".lstrip(".")
+        if isinstance(value, (dict, list)):
+            yield from radii(value, where)
+        elif next(part for part in reversed(where.split(".")) if not part.isdigit()) in (
+            "ar",
+            "compare",
+            "eps",
+            "step",
+        ):
+            yield where
+
+
+@pytest.mark.parametrize(
+    ("value", "fix"),
+    [
+        (0.125, "write 32 for 32/255"),
+        (0.03, "write 8 for 8/255"),
+        (0.1, "write 26 for 26/255"),
+        (1e-4, "write 1 or more"),
+        ("8/255", "write 8 for 8/255"),
+        (" 2 / 255", "write 2 for 2/255"),
+        ("0.0314", "write 8 for 8/255"),
+        (255.5, "write at most 255"),
+        ("256/255", "write at most 255"),
+    ],
+)
+def test_a_share_of_the_range_of_pixels_is_no_strength_radius_or_step(config, value, fix):
+    config["runs"] = {"digits/ar8": {"evaluation": {"eps": 8, "step": 2}}}
+    paths = list(radii(config))
+    assert len(paths) > 150
+    for path in paths:
+        wrong = json.loads(json.dumps(config))  # unlike deepcopy, this keeps no two blocks the same object
+        put(wrong, path, value)
+        said = "no fraction of eps" if path.endswith("loss_variation.step") else fix
+        with pytest.raises(ConfigError, match=rf"^config\.yaml: {re.escape(path)}: {re.escape(repr(value))} .*{said}"):
+            validate(wrong, SCHEMA)
+
+
+@pytest.mark.parametrize("step", [1, 2.5, 255, "eps/4", "eps/1000"])
+def test_other_steps_are_allowed(config, step):
+    config["datasets"]["digits"]["evaluation"]["step"] = step
+    validate(config, SCHEMA)
+
+
+def test_an_architecture_may_have_an_eps_of_its_own(config):
+    config["architectures"] = {"net": {"callable": "a:b", "arguments": {"eps": 1e-5, "step": "1/2"}}}
+    validate(config, SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +492,8 @@ def test_a_user_defined_architecture_is_part_of_the_settings(config):
     config["architectures"] = {"vgg": {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}}
     validate(config, SCHEMA)
     found = settings.run_settings(config, "c10", "ar8-vgg")
-    assert found["factory"] == {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}
+    code = {"torchvision": metadata.version("torchvision")}
+    assert found["factory"] == {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}, "code": code}
     assert settings.run_settings(config, "c10", "ar8")["factory"] is None
     grid = {"dataset": "digits", "arch": ["vgg"], "ar": [8, 32]}
     config["studies"]["demo"] |= {"runs": [grid], "figures": ["fig3"], "tables": []}

@@ -109,7 +109,7 @@ SERVER.set_forkserver_preload(["robreg.training.loop"])
     [
         *[("batch", count) for count in (1, 3, 5, 8, 12)],
         *[("before write", count) for count in (1, 2, 4, 5)],
-        *[("inside write", count) for count in (1, 2, 3, 5, 6, 7, 8)],
+        *[("inside write", count) for count in (1, 2, 3, 5, 6)],
         *[("after write", count) for count in (1, 2, 4, 5, 6, 7, 8)],
     ],
 )
@@ -311,16 +311,16 @@ def test_other_training_attacks_reach_and_respect_their_radius(variant, prepared
 
 
 def test_every_epoch_and_seed_has_its_own_permutation():
-    orders = [epoch.epoch_randomness(0, epoch, 100, CPU)[0].tolist() for epoch in (1, 2)] + [
+    orders = [epoch.epoch_randomness(0, number, 100, CPU)[0].tolist() for number in (1, 2)] + [
         epoch.epoch_randomness(1, 1, 100, CPU)[0].tolist()
     ]
     assert all(sorted(order) == list(range(100)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
-@pytest.mark.parametrize(("epoch", "lr"), [(1, 0.05), (100, 0.05), (101, 0.005), (150, 0.005), (151, 0.0005)])
-def test_the_paper_s_learning_rate(epoch, lr):
-    assert epoch.learning_rate({"lr": 0.05, "lr_factor": 10.0, "lr_drops": [100, 150]}, epoch) == pytest.approx(lr)
+@pytest.mark.parametrize(("number", "lr"), [(1, 0.05), (100, 0.05), (101, 0.005), (150, 0.005), (151, 0.0005)])
+def test_the_paper_s_learning_rate(number, lr):
+    assert epoch.learning_rate({"lr": 0.05, "lr_factor": 10.0, "lr_drops": [100, 150]}, number) == pytest.approx(lr)
 
 
 def test_a_checkpoint_and_its_history_identify_their_run(prepared, tmp_path):

@@ -296,5 +296,6 @@ rule checks:
         runtime="10m",
     params:
         bound=lambda wildcards: enforced_bound(wildcards),
+        unprotected=is_unprotected,
     script:
         "../scripts/checks.py"

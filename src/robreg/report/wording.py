@@ -263,6 +263,21 @@ def cautions(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, int]) -> l
     return sentences
 
 
+def describe_weak_attacks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence that names unprotected networks that the evaluation attack hardly changes, in a list; or [].
+
+    rows: of the audit, with place (the folder of a run) and found (percent of correct examples that are left correct).
+    """
+    if not rows:
+        return []
+    names = ", ".join(f"{row['place'].removeprefix('results/')} ({row['found']:.1f} %)" for row in rows)
+    return [
+        "The evaluation attack is too weak to compare networks with: it leaves almost all correctly classified test "
+        f"examples correct even of networks that nothing protects, {names}. Raise eps or step under evaluation in "
+        "config.yaml; both are in 1/255."
+    ]
+
+
 def describe_radii(runs: Sequence[Mapping[str, Any]], stds: Mapping[str, Sequence[float]]) -> list[str]:
     """Return a sentence that converts the strengths of the runs in normalised space into pixels, in a list; else [].
 

@@ -1,5 +1,6 @@
 """Check config.yaml against its schema, and list the runs, figures and tables of a study."""
 
+import difflib
 import itertools
 import math
 import unicodedata
@@ -12,6 +13,8 @@ import jsonschema
 import yaml
 
 from robreg.runs.catalogue import FIGURES, TABLES, Item, describe_missing, places, select_runs
+from robreg.runs.radii import describe_mistaken_radius
+from robreg.runs.schema_errors import describe_first
 from robreg.runs.settings import ConfigError, dataset_block, describe_unknown_name, parse_run, run_settings
 from robreg.runs.variant import Variant, is_available_name
 
@@ -37,20 +40,17 @@ def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[st
         _refuse_unsupported_values(config)
     except RecursionError as error:
         raise ConfigError(f"config.yaml: {_RECURSIVE_OR_DEEP}") from error
-    schema = yaml.safe_load(schema_file.read_text())
-    validator = _Validator(schema)
-    errors = sorted(
-        validator.iter_errors(config), key=lambda error: (list(map(str, error.absolute_path)), error.message)
-    )
+    _refuse_mistaken_radii({block: config.get(block) for block in ("datasets", "runs", "studies")})
+    errors = list(_Validator(yaml.safe_load(schema_file.read_text())).iter_errors(config))
     if errors:
-        raise ConfigError(f"config.yaml: {_describe_schema_error(jsonschema.exceptions.best_match(errors))}")
+        raise ConfigError(f"config.yaml: {describe_first(config, errors)}")
     if "studies" in config["datasets"]:
         raise ConfigError("config.yaml: datasets.studies: this name is reserved for results/studies; choose another")
     for name in config.get("architectures", {}):
         if not is_available_name(name):
             raise ConfigError(
                 f"config.yaml: architectures.{name}: this name is reserved by the grammar of run names, "
-                "or does not fit it; choose another"
+                "or does not fit it; choose another, of lower-case letters and digits"
             )
     _check_datasets(config)
     for key in config.get("runs", {}):
@@ -73,6 +73,7 @@ def check_yaml_file(file: Path) -> None:
     """
     try:
         loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
+        loader.name = file.name  # PyYAML's messages say where an error is
         root = loader.get_single_node()
         if root is not None:
             _refuse_duplicate_keys(root, file.name)
@@ -226,6 +227,23 @@ def _refuse_unsupported_values(tree: object, path: str = "") -> None:
         )
 
 
+def _refuse_mistaken_radii(tree: object, path: tuple[str | int, ...] = ()) -> None:
+    """Raise ConfigError for the first strength, radius or step that is not in 1/255; path: where `tree` is."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            _refuse_mistaken_radii(value, (*path, key))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            _refuse_mistaken_radii(value, (*path, index))
+    else:
+        key = next(part for part in reversed(path) if isinstance(part, str))
+        mistake = describe_mistaken_radius(key, tree)
+        if mistake and path[-2:] == ("loss_variation", "step"):
+            mistake = f"{tree!r} is no fraction of eps, which this step always is: write eps/4, for example"
+        if mistake:
+            raise ConfigError(f"config.yaml: {'.'.join(map(str, path))}: {mistake}")
+
+
 def study_items(config: Mapping[str, Any], study: str, part: str) -> dict[str, list[str] | None]:
     """List the "figures" or "tables" of a study, each with what it is restricted to (see select_runs; None: all)."""
     items: dict[str, list[str] | None] = {}
@@ -241,8 +259,10 @@ def run_names(config: Mapping[str, Any], study: str) -> list[tuple[str, str]]:
     """
     if study not in config["studies"]:
         known = ", ".join(config["studies"])
+        close = difflib.get_close_matches(study, config["studies"], n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
         raise ConfigError(
-            f"config.yaml: studies: there is no study {study!r}; add its block, or ask for one of: {known}"
+            f"config.yaml: studies: there is no study {study!r}; add its block, or ask for one of: {known}{hint}"
         )
     names: dict[tuple[str, str], None] = {}
     for grid in config["studies"][study]["runs"]:
@@ -302,17 +322,3 @@ def _expand_grid(config: Mapping[str, Any], study: str, grid: Mapping[str, Any])
             fgsm = ar > 0 and attack == "fgsm"
             run = Variant(ar, arch, fgsm=fgsm, bound=bound, normspace=space == "normalised", seed=seed)
             yield dataset, run.name(default)
-
-
-def _describe_schema_error(error: jsonschema.ValidationError) -> str:
-    """Describe a schema error in one sentence: the key's path, what is wrong, what is allowed."""
-    path = ".".join(map(str, error.absolute_path))
-    schema: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
-    if error.validator == "additionalProperties":
-        known: Mapping[str, Any] = schema.get("properties", {})
-        given: Any = error.instance
-        extra = next(key for key in given if key not in known)
-        return f"{f'{path}.' if path else ''}{extra}: {describe_unknown_name('key', extra, known)}"
-    description = schema.get("description", "")
-    hint = f" ({description})" if description else ""
-    return f"{path or 'the file'}: {error.message}{hint}"

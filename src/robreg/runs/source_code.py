@@ -49,7 +49,7 @@ def callable_code(target: str) -> dict[str, str]:
     """
     start = target.partition(":")[0]
     if _find(start) is None:
-        raise ModuleNotFoundError(f"no module named {start!r}", name=start)
+        raise ModuleNotFoundError(f"No module named {start!r}", name=start)
     code, to_visit, visited = dict[str, str](), [*_with_parents(start)], set[str]()
     while to_visit:
         name = to_visit.pop()
