@@ -11,6 +11,7 @@ from helpers import study_files
 
 from robreg.checks import invariants, run_checks, study_audit
 from robreg.checks.run_checks import check
+from robreg.checks.seals import seal
 from robreg.claims import verdicts
 from robreg.measures import (
     evaluation_attack,
@@ -332,7 +333,9 @@ def make_study():
         meta = study_files.META | {key: run[key] for key in ("dataset", "variant", "seed")}
         for path in Path(run["folder"]).glob("*.parquet"):
             write_frame(path, read(path), meta)
-        write(Path(run["folder"]) / "checks.parquet", "checks", passed, meta)
+        checked = [path.name for path in Path(run["folder"]).glob("*.parquet") if path.stem in run_checks._TABLES]
+        sealed = seal(Path(run["folder"]), checked)
+        write(Path(run["folder"]) / "checks.parquet", "checks", passed, {**meta, "sealed": sealed})
     compare = described["compare"]
     for name, members in shown.items():
         study_tables.record(name, members, compare=compare, folder=out / "tables", study="demo")

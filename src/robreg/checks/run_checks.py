@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,10 @@ from robreg.checks.invariants import (
     same_run,
     with_files,
 )
+from robreg.checks.seals import seal
+from robreg.networks.checkpoint import load_file
 from robreg.tables import parquet, schemas
+from robreg.tables.provenance import history_hash
 
 _TABLES = ("history", "margins", "attacks", "lossvar", "sv", "svstd", "live", "padding", "metrics", "masking")
 _NEEDED = {("pgd", "cross_entropy"), ("apgd", "cross_entropy"), ("apgd", "worst")}  # required attacks, losses
@@ -41,15 +45,18 @@ def record(folder: Path, *, bound: float | None, unprotected: bool) -> None:
     network applies the layer, with zero padding; None if there is none, or if layers were only clipped; unprotected:
     whether the network was trained without an attack and without a bound. All rows are logged, whether or not the
     checks pass. Only the check of weak_attack does not raise: the tables are right, and the report names it.
+    The table's metadata have the SHA-256 of the checkpoint and of the tables.
     """
     tables = {kind: parquet.read(folder / f"{kind}.parquet").to_pandas() for kind in _TABLES}
     own = {f"{kind}.parquet": parquet.read_metadata(folder / f"{kind}.parquet") for kind in _TABLES}
-    rows = [*check(tables, bound=bound), same_run(own, folder)]
+    rows = [*check(tables, bound=bound), *_check_checkpoint(folder / "checkpoint.pt", own)]
+    rows.append(same_run(own, folder))
     raise_if_violated(rows, folder)
     if unprotected:
         rows += weak_attack(tables["attacks"])
     columns = {name: [row[name] for row in rows] for name in schemas.SCHEMAS["checks"].names}
     meta = {key: own["margins.parquet"][key] for key in (*RUN_IDENTITY, "version")}
+    meta["sealed"] = seal(folder, own)
     parquet.write(folder / "checks.parquet", "checks", columns, meta)
 
 
@@ -82,6 +89,19 @@ def check(tables: Tables, *, bound: float | None) -> list[Row]:
         norms = tables["history"].sort_values("epoch")["sigma_max"].tolist()
         rows += _with_files(_check_bounds(tables["padding"], norms, bound), "padding", "history")
     return [*completeness, *rows]
+
+
+def _check_checkpoint(path: Path, own: dict[str, dict[str, Any]]) -> Iterator[Row]:
+    """Check the history against the run's checkpoint, if it is there, and add its metadata to own, by file name."""
+    if not path.exists():  # results may be passed on without their networks
+        return
+    meta = load_file(path, "cpu")["meta"]
+    own[path.name] = meta
+    if "history_sha256" in meta:  # missing in older checkpoints
+        rows = parquet.read(path.with_name("history.parquet")).to_pylist()
+        what = "histories other than that of the checkpoint's training"
+        row = count_violations("history_checkpoint", what, history_hash(rows) != meta["history_sha256"])
+        yield from with_files([row], "history.parquet", path.name)
 
 
 def weak_attack(attacks: pd.DataFrame) -> list[Row]:

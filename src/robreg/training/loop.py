@@ -24,7 +24,7 @@ from robreg.runs.source_code import describe_changes
 from robreg.spectra.layers import list_layers
 from robreg.spectra.projection import enclosing_grid
 from robreg.tables.parquet import write
-from robreg.tables.provenance import code_hash
+from robreg.tables.provenance import code_hash, history_hash
 from robreg.training.epoch import make_step, train_epoch
 from robreg.training.kept import keep, kept_folder, set_aside, take_up
 from robreg.training.lease import Lease
@@ -66,6 +66,7 @@ def _train(
             _train_epochs(state, settings, data, resume=resume, stop=stop)
         lease.check()
         meta = {**_metadata(settings, data, device), "code_hash": state.code, "step": "; ".join(state.how)}
+        meta["history_sha256"] = history_hash(state.history)
         probe = make_probe(state.model, data.split("test")[0])
         save_file(checkpoint, {"model": state.model.state_dict(), "meta": meta, "probe": probe})
         columns = {key: [row[key] for row in state.history] for key in state.history[0]}
