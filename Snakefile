@@ -3,7 +3,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from robreg.runs.config import check_yaml_file
+from robreg.runs.yaml_file import check_yaml_file
 from robreg.workflow import driver
 
 min_version("9.27")

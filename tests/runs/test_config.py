@@ -12,8 +12,9 @@ import yaml
 
 from robreg.runs import settings
 from robreg.runs.catalogue import select_runs
-from robreg.runs.config import check_yaml_file, run_names, study_items, study_runs, validate
+from robreg.runs.config import run_names, study_items, study_runs, validate
 from robreg.runs.settings import ConfigError
+from robreg.runs.yaml_file import check_yaml_file
 
 ROOT = Path(__file__).parents[2]
 SELF_CONTAINING = {}

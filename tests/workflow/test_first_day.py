@@ -8,8 +8,9 @@ import pytest
 import yaml
 from helpers.snakemake_copy import ROOT, copy_tree, snakemake
 
-from robreg.runs.config import check_yaml_file, validate
+from robreg.runs.config import validate
 from robreg.runs.settings import ConfigError
+from robreg.runs.yaml_file import check_yaml_file
 
 TEXT = (ROOT / "config.yaml").read_text()
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"

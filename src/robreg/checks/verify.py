@@ -27,7 +27,8 @@ _RULES = ("prepare", "margins", "apgd", "attacks", "masking", "lossvar", "sv", "
 def compare(received: pd.DataFrame, measured: pd.DataFrame) -> tuple[float, float]:
     """Compare a table that was received with the one that was measured again.
 
-    Returns the largest relative difference of two floats, and the share of the other cells that differ. Both are inf for tables of other columns or another number of rows.
+    Returns the largest relative difference of two floats, and the share of the other cells that differ. Both are inf
+    for tables of other columns or another number of rows.
     """
     if list(received.columns) != list(measured.columns) or len(received) != len(measured):
         return np.inf, np.inf

@@ -17,8 +17,8 @@ from robreg.runs.radii import describe_mistaken_radius
 from robreg.runs.schema_errors import describe_first
 from robreg.runs.settings import ConfigError, dataset_block, describe_unknown_name, parse_run, run_settings
 from robreg.runs.variant import Variant, is_available_name
+from robreg.runs.yaml_file import RECURSIVE_OR_DEEP
 
-_RECURSIVE_OR_DEEP = "a value contains itself or is nested too deeply; write it without aliases and with less nesting"
 _PARTS: dict[str, dict[str, Item]] = {"figures": FIGURES, "tables": TABLES}
 _FORBIDDEN_CATEGORIES = ("Cc", "Cs")  # control characters and lone surrogates, which neither XML nor HTML can contain
 # Unlike JSON Schema, 20.0 does not count as an integer, because equal settings must have equal text.
@@ -39,7 +39,7 @@ def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[st
     try:
         _refuse_unsupported_values(config)
     except RecursionError as error:
-        raise ConfigError(f"config.yaml: {_RECURSIVE_OR_DEEP}") from error
+        raise ConfigError(f"config.yaml: {RECURSIVE_OR_DEEP}") from error
     _refuse_mistaken_radii({block: config.get(block) for block in ("datasets", "runs", "studies")})
     errors = list(_Validator(yaml.safe_load(schema_file.read_text())).iter_errors(config))
     if errors:
@@ -63,53 +63,6 @@ def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[st
         if name in reserved:
             raise ConfigError(f"config.yaml: studies.{name}: a rule of the workflow has this name; choose another")
         _check_study(config, name)
-
-
-def check_yaml_file(file: Path) -> None:
-    """Check that a file is YAML and gives no key twice in one mapping: YAML would silently drop the first value.
-
-    This runs before Snakemake reads config.yaml, because Snakemake's errors name neither the file nor the place. A file
-    given with --configfile has already been read by then. Raises ConfigError if the file fails a check.
-    """
-    try:
-        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
-        loader.name = file.name  # PyYAML's messages say where an error is
-        root = loader.get_single_node()
-        if root is not None:
-            _refuse_duplicate_keys(root, file.name)
-            loader.construct_document(root)
-    except ConfigError:
-        raise
-    except Exception as error:  # an impossible date or number, bytes that are not UTF-8: PyYAML raises many types
-        reason = (
-            _RECURSIVE_OR_DEEP if isinstance(error, RecursionError) else f"{' '.join(str(error).split())}; correct it"
-        )
-        raise ConfigError(f"{file.name} cannot be read as YAML: {reason}") from error
-
-
-def _refuse_duplicate_keys(root: yaml.Node, name: str) -> None:
-    """Raise ConfigError for the first mapping that gives a key twice; name: of the file."""
-    remaining: list[tuple[str, Any]] = [("", root)]
-    visited = set[int]()  # an alias refers to a node that was already visited, or to one that contains it
-    while remaining:
-        path, node = remaining.pop()
-        if id(node) in visited:
-            continue
-        visited.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            seen = set[str]()
-            for key, value in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    continue  # cannot be a key; construct_document reports it
-                if key.value in seen:
-                    line = key.start_mark.line + 1
-                    raise ConfigError(
-                        f"{name}: {path}{key.value} is given twice, the second time in line {line}; remove one"
-                    )
-                seen.add(key.value)
-                remaining.append((f"{path}{key.value}.", value))
-        elif isinstance(node, yaml.SequenceNode):
-            remaining += [(f"{path}{index}.", value) for index, value in enumerate(node.value)]
 
 
 def _check_datasets(config: Mapping[str, Any]) -> None:
