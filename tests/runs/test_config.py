@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.snakemake_copy import copy_tree, snakemake
 
 from robreg.runs import settings
 from robreg.runs.catalogue import select_runs
@@ -19,6 +20,7 @@ from robreg.runs.yaml_file import check_yaml_file
 ROOT = Path(__file__).parents[2]
 SELF_CONTAINING = {}
 SELF_CONTAINING["x"] = [SELF_CONTAINING]
+BOMB = "a: &a0 [1]\n" + "".join(f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(30))
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 
 
@@ -299,6 +301,11 @@ def test_an_architecture_may_have_an_eps_of_its_own(config):
         ("a: !!bool foo", r"own\.yaml cannot be read as YAML: 'foo'; correct it"),
         ("a: !!int", r"own\.yaml cannot be read as YAML: .*; correct it"),
         ('a: "\\UFFFFFFFF"', r"own\.yaml cannot be read as YAML: .*; correct it"),
+        (
+            "__use_yte__: true\n?print(1): 2",
+            r"own\.yaml: __use_yte__ would run the expressions in this file; remove it",
+        ),
+        (BOMB, r"own\.yaml: its aliases stand for more than 100000 values; use fewer of them"),
         ("a: !!python/name:os.system", r"own\.yaml cannot be read as YAML: could not determine a constructor"),
     ],
 )
@@ -307,6 +314,15 @@ def test_ambiguous_or_unreadable_yaml_is_refused(text, message, tmp_path):
     with pytest.raises(ConfigError, match=message) as error:
         check_yaml_file(tmp_path / "own.yaml")
     assert "\n" not in str(error.value)
+
+
+def test_expressions_in_config_yaml_are_not_run(tmp_path):
+    folder = copy_tree(tmp_path / "tree")
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(f"__use_yte__: true\n__definitions__:\n- open('RAN', 'w')\n{text}")
+    said = snakemake(folder, "-n", "demo", check=False)
+    assert "config.yaml: __use_yte__ would run the expressions in this file" in said
+    assert not (folder / "RAN").exists()
 
 
 def test_a_key_repeated_through_an_alias_is_allowed(tmp_path):

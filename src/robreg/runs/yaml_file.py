@@ -26,7 +26,7 @@ def check_yaml_file(file: Path) -> None:
             _refuse_duplicate_keys(root, file.name)
             if _count_values(root) > MAX_VALUES:
                 raise ConfigError(
-                    f"{file.name}: its aliases stand for more than {MAX_VALUES} values; write fewer of them"
+                    f"{file.name}: its aliases stand for more than {MAX_VALUES} values; use fewer of them"
                 )
             _refuse_expressions(loader.construct_document(root), file.name)
     except ConfigError:
@@ -64,11 +64,12 @@ def _refuse_duplicate_keys(root: yaml.Node, name: str) -> None:
 
 
 def _count_values(root: yaml.Node) -> int:
-    """Count the values of a document, each as often as aliases repeat it. Raises RecursionError if one contains itself."""
+    """Count the values of a document, each as often as aliases repeat it; one that contains itself counts once."""
     counts: dict[int, int] = {}
 
     def count(node: yaml.Node) -> int:
         if id(node) not in counts:
+            counts[id(node)] = 0  # for a node that contains itself
             parts: list[Any] = list(node.value) if isinstance(node, yaml.CollectionNode) else []
             values = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
             counts[id(node)] = 1 + sum(count(value) for value in values)
