@@ -19,6 +19,7 @@ from robreg.runs.source_code import callable_code
 from robreg.spectra import layers, singular_values, zero_padding
 from robreg.tables import parquet, provenance
 from robreg.training import epoch, loop
+from robreg.training.resume import combine_codes
 from robreg.training.step import TrainingStep
 
 
@@ -186,12 +187,16 @@ def test_another_version_of_torch_is_refused_by_name(source, prepared, tmp_path,
         run(make_settings(), prepared, tmp_path)
 
 
-def test_a_checkpoint_records_the_code_that_its_training_started_with(source, prepared, tmp_path, monkeypatch):
+def test_a_checkpoint_records_neither_code_if_its_training_was_continued_with_another(
+    source, prepared, tmp_path, monkeypatch
+):
     kill_at("batch", 6, make_settings(), source, tmp_path)
     at_start = provenance.code_hash()
     monkeypatch.setattr(loop, "code_hash", lambda *_: "edited since")
     run(make_settings(), prepared, tmp_path)
-    assert checkpoint.load_network(tmp_path / "checkpoint.pt")[1]["code_hash"] == at_start
+    recorded = checkpoint.load_network(tmp_path / "checkpoint.pt")[1]["code_hash"]
+    assert recorded == combine_codes(at_start, "edited since")
+    assert recorded not in (at_start, "edited since")
 
 
 def test_a_network_that_cannot_be_measured_is_refused_before_it_is_trained(prepared, tmp_path):

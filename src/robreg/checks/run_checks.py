@@ -33,6 +33,7 @@ _UNKNOWN = -1.0  # stands for a percentage of no examples, which is null in the 
 # leaves 30 % of them with eps 32, and 93 % with eps 8. It leaves 98 % with eps 4, or with eps 32 and a step of 0.125,
 # where networks of AR 0 and AR 8 differ less from each other (0.2 points) than from another seed (0.6).
 _UNTOUCHED = 95.0
+MIN_TRAINED = 2.0  # multiple of the training accuracy of guessing; below it, a network has hardly learned anything
 Tables = Mapping[str, pd.DataFrame]
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def record(folder: Path, *, bound: float | None, unprotected: bool) -> None:
     rows = [*check(tables, bound=bound), *_check_checkpoint(folder / "checkpoint.pt", own)]
     rows.append(same_run(own, folder))
     raise_if_violated(rows, folder)
-    if unprotected:
+    if unprotected and _has_learned(tables):
         rows += weak_attack(tables["attacks"])
     columns = {name: [row[name] for row in rows] for name in schemas.SCHEMAS["checks"].names}
     meta = {key: own["margins.parquet"][key] for key in (*RUN_IDENTITY, "version")}
@@ -102,6 +103,12 @@ def _check_checkpoint(path: Path, own: dict[str, dict[str, Any]]) -> Iterator[Ro
         what = "histories other than that of the checkpoint's training"
         row = count_violations("history_checkpoint", what, history_hash(rows) != meta["history_sha256"])
         yield from with_files([row], "history.parquet", path.name)
+
+
+def _has_learned(tables: Tables) -> bool:
+    """Return whether a network is better than guessing; one that always predicts the same class cannot be attacked."""
+    guess = 100 / (tables["margins"]["label"].max() + 1)
+    return bool(tables["metrics"]["train_acc"].iloc[0] >= MIN_TRAINED * guess)
 
 
 def weak_attack(attacks: pd.DataFrame) -> list[Row]:

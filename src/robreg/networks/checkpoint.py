@@ -3,6 +3,7 @@
 A file is written completely or not at all, and a file that changed since it was written is not read.
 """
 
+import copy
 import errno
 import logging
 import zipfile
@@ -125,7 +126,7 @@ def load_network(
         model = _build(checkpoint, meta, architecture)
         load_weights(model, weights)
         bad = [name for name, value in weights.items() if not bool(value.isfinite().all())]
-        difference = None if bad or "probe" not in content else probe_difference(model, content["probe"])
+        difference = None if bad else _compare_logits(model, content)
     except (FileNotFoundError, ArchitectureError):
         raise
     except Exception as error:  # damaged files can raise any kind of error
@@ -160,6 +161,7 @@ def _build(checkpoint: Path, meta: Mapping[str, Any], architecture: Mapping[str,
         return build_network(**options)
 
 
+_UNKNOWN = "Nothing that is recorded has changed since, so its weights have, or code or files that are not recorded"
 _ARCHITECTURE = ("arch", "width", "factory")
 
 
@@ -168,6 +170,20 @@ def _without_code(architecture: Mapping[str, Any]) -> str:
     factory = architecture["factory"]
     built = f" by {factory['callable']} with {dict(factory['arguments'])}" if factory else ""
     return f"{architecture['arch']} of width {architecture['width']}{built}"
+
+
+def _compare_logits(model: Classifier, content: Mapping[str, Any]) -> float | None:
+    """Return what probe_difference does; None for a checkpoint of before logits were recorded.
+
+    A copy of the model is evaluated, because a network may keep tensors from its first evaluation. Raises ValueError if
+    the checkpoint lacks logits that its metadata announce.
+    """
+    announced, probe = content["meta"].get("probe_images"), content.get("probe")
+    if announced is None and probe is None:
+        return None
+    if not announced or probe is None or len(probe["images"]) != announced:
+        raise ValueError("it has not the logits that its metadata announce")
+    return probe_difference(copy.deepcopy(model), probe)
 
 
 def _unusable(checkpoint: Path, meta: Mapping[str, Any], why: str) -> str:
@@ -196,7 +212,7 @@ def _check_behaviour(checkpoint: Path, meta: Mapping[str, Any], difference: floa
         found = "; ".join(change for change in changes if change)
         raise ValueError(
             f"{checkpoint}: this is not the network that was trained: its logits differ by {100 * difference:.3g} % of "
-            f"the largest one. Since then {found or 'its weights or buffers were changed'}: undo that, or train again"
+            f"the largest one. {f'Since then {found}' if found else _UNKNOWN}: undo that, or train again"
         )
 
 

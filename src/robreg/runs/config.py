@@ -72,7 +72,7 @@ def _check_datasets(config: Mapping[str, Any]) -> None:
         try:
             run_settings(config, name, "ar0")
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(f"{where}: {str(error).removeprefix('config.yaml: ')}") from error
         _check_source(where, spec)
         if "incomplete" in spec and spec["kind"] != "tiny-imagenet":
             raise ConfigError(f"{where}.incomplete: only kind tiny-imagenet has this key; remove it")

@@ -33,7 +33,8 @@ def suggest_radius(share: float) -> str:
     """Say what to write for a share of the range of pixels (0 to 1): "write 8 for 8/255"."""
     exact = share * MAX_RADIUS
     near = [usual for usual in _USUAL if abs(exact - usual) <= _ROUNDED * usual]
-    radius = near[0] if near else round(exact)
+    radius = near[0] if near else round(exact, 1 if exact < 10 else None)
+    radius = int(radius) if radius == int(radius) else radius
     return f"write {radius} for {radius}/255" if radius else "write 1 or more"
 
 

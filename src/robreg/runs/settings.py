@@ -169,7 +169,7 @@ def _resolve_factory(own: Mapping[str, Any]) -> dict[str, Any]:
     target = own["callable"]
     try:
         code = callable_code(target)
-    except (ModuleNotFoundError, SyntaxError, ValueError) as error:
+    except (ImportError, OSError, RecursionError, SyntaxError, ValueError) as error:
         raise ConfigError(
             f"config.yaml: architectures: callable {target!r} cannot be imported ({error}); install it, put its file "
             "beside the Snakefile, or correct the path"

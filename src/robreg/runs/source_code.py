@@ -54,12 +54,12 @@ def callable_code(target: str) -> dict[str, str]:
     while to_visit:
         name = to_visit.pop()
         top = name.partition(".")[0]
-        if name in visited or top in sys.stdlib_module_names or top in _COVERED:
+        if name in visited or top in _COVERED:
             continue
         visited.add(name)
         spec = _find(name)
-        if spec is None or spec.origin is None:
-            continue  # an attribute that is imported from a module, an optional module, or a namespace package
+        if spec is None or spec.origin is None or _is_standard(spec.origin):
+            continue  # an attribute that is imported from a module, an optional module, or a package without __init__
         file = Path(spec.origin)
         if version := _installed_version(top, file):
             code[top] = version
@@ -132,6 +132,16 @@ def _find_in(name: str, places: list[str] | None) -> ModuleSpec | None:
     finders: Iterable[Any] = sys.meta_path if places is None else (PathFinder,)
     specs = (finder.find_spec(name, places) for finder in finders if hasattr(finder, "find_spec"))
     return next((spec for spec in specs if spec is not None), None)
+
+
+def _is_standard(origin: str) -> bool:
+    """Return whether a module is part of Python; a user's module may have the name of one."""
+    if origin in ("built-in", "frozen"):
+        return True
+    paths, file = sysconfig.get_paths(), Path(origin).resolve()
+    installed = any(file.is_relative_to(Path(paths[key]).resolve()) for key in ("purelib", "platlib"))
+    standard = any(file.is_relative_to(Path(paths[key]).resolve()) for key in ("stdlib", "platstdlib"))
+    return standard and not installed and "dist-packages" not in file.parts
 
 
 def _installed_version(top: str, file: Path) -> str | None:

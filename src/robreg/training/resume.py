@@ -1,5 +1,6 @@
 """The state of a training run between two epochs, and resume.pt, the file that it is saved in."""
 
+import hashlib
 import json
 import logging
 import math
@@ -92,16 +93,22 @@ class ResumeFile:
             for group, chosen in zip(state.optimizer.param_groups, fused, strict=True):
                 group["fused"] = chosen  # it depends on this device, not on the one that the file was written on
             state.how = content.get("how", ["eager"])  # older files lack the key, and their steps were all eager
-            state.history, state.code = list(content["history"]), str(content["code_hash"])
+            state.history = list(content["history"])
+            state.code = combine_codes(content["code_hash"], state.code)
         log.info("resuming after epoch %d from %s", len(state.history), self.path)
 
     def discard(self) -> None:
         """Delete the file if it belongs to this run; a state of other settings stays, because it is still of use."""
-        if self.path.exists():
+        if not self.path.exists():
+            return
+        try:
             with self._report_damage():
                 saved = load_file(self.path, "cpu")["identity"]
-            if saved == self.identity:
-                self.path.unlink()
+        except ValueError as error:  # nothing needs it now
+            log.warning("%s", error)
+            return
+        if saved == self.identity:
+            self.path.unlink()
 
     @contextmanager
     def _report_damage(self) -> Iterator[None]:
@@ -119,6 +126,11 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Describe how the identities of two runs differ."""
     before, after = ({**side, **json.loads(side["settings"]), "settings": ""} for side in (old, new))
     return describe_differences(before, after)
+
+
+def combine_codes(before: str, now: str) -> str:
+    """Return the hash of the code of a training that was started with one code and is continued with another."""
+    return now if before == now else hashlib.sha256(f"{before} {now}".encode()).hexdigest()
 
 
 def learning_rate(spec: Mapping[str, Any], epoch: int) -> float:

@@ -42,7 +42,11 @@ class LockedError(RuntimeError):
     """Raised when another Snakemake works in this folder, or was killed while it did."""
 
 
-OWN_ERRORS = (ConfigError, slurm.ClusterError, LockedError)  # each message is a sentence for the user
+class NotKeptError(RuntimeError):
+    """Raised when a finished network cannot be kept, and would be lost."""
+
+
+OWN_ERRORS = (ConfigError, slurm.ClusterError, LockedError, NotKeptError)  # each message is a sentence for the user
 
 
 def install(workflow: "Workflow") -> None:
@@ -69,7 +73,7 @@ def _only_own_sentence(format_error: Callable[..., str]) -> Callable[..., str]:
     def wrapper(error: BaseException, linemaps: object = None) -> str:
         found: BaseException | None = error
         while found is not None and not isinstance(found, OWN_ERRORS):
-            found = found.__cause__ or found.__context__
+            found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
         return format_error(error, linemaps) if found is None else str(found)
 
     return wrapper
@@ -120,10 +124,17 @@ def _keep_network(prepare: Callable[..., Awaitable[None]]) -> Callable[..., Awai
 
     async def wrapper(job: Job) -> None:
         if job.rule.name == "train":
-            kept.keep(Path(job.output[0]).parent)
+            _keep(Path(job.output[0]).parent)
         await prepare(job)
 
     return wrapper
+
+
+def _keep(run: Path) -> None:
+    try:
+        kept.keep(run)
+    except OSError as error:
+        raise NotKeptError(str(error)) from error
 
 
 def _explain_trainings(init: Callable[..., None]) -> Callable[..., None]:
@@ -136,7 +147,7 @@ def _explain_trainings(init: Callable[..., None]) -> Callable[..., None]:
         elif lines:
             logger.info("\n".join(["Networks that were trained before:", *lines]))
         if not workflow.dryrun and not workflow.touch:
-            plan.set_aside_forced(workflow)
+            plan.mark_forced(workflow)
         init(scheduler, workflow, *arguments)
 
     return wrapper
