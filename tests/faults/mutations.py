@@ -350,7 +350,7 @@ MUTATIONS = (
     Mutation(
         "accept B.2 without networks of the strengths to compare",
         "runs/catalogue",
-        "if item.pairs and not low & high:",
+        "if item.pairs and lacking:",
         "if False:",
         "tests/runs/test_config.py",
     ),
@@ -468,7 +468,7 @@ MUTATIONS = (
     ),
     Mutation(
         "accept a key that is given twice",
-        "runs/config",
+        "runs/yaml_file",
         "if key.value in seen:",
         "if False:",
         "tests/runs/test_config.py",
@@ -546,7 +546,7 @@ MUTATIONS = (
     Mutation(
         "say nothing of an attack that changes no unprotected network",
         "checks/run_checks",
-        "    if unprotected:\n",
+        "    if unprotected and _has_learned(tables):\n",
         "    if False:\n",
         "tests/checks/test_checks.py",
     ),
@@ -735,8 +735,8 @@ MUTATIONS = (
     Mutation(
         "record the logits of another mode",
         "networks/probe",
-        "model.eval()(to_float(images))",
-        "model.train()(to_float(images))",
+        "logits = model.eval()(to_float(images.to(device)))",
+        "logits = model.train()(to_float(images.to(device)))",
         "tests/networks/test_probe.py",
     ),
     Mutation(
@@ -791,15 +791,15 @@ MUTATIONS = (
     Mutation(
         "let a kept network count as old, so that its measures are not repeated",
         "training/kept",
-        "        os.utime(run / name)",
-        "        pass",
+        "            os.utime(temporary)\n",
+        "",
         "tests/training/test_kept.py",
     ),
     Mutation(
         "use a damaged kept network again",
         "training/loop",
-        '        load_network(kept / "checkpoint.pt")',
-        '        str(kept / "checkpoint.pt")',
+        "        _check_kept(kept, settings, data_sha256)\n",
+        "        pass\n",
         "tests/training/test_kept.py",
     ),
     Mutation(
@@ -812,15 +812,15 @@ MUTATIONS = (
     Mutation(
         "delete a network that is not kept before another one is trained",
         "workflow/driver",
-        "            kept.keep(Path(job.output[0]).parent)",
-        "            str(Path(job.output[0]).parent)",
+        "            _keep(Path(job.output[0]).parent)",
+        "            pass",
         "tests/workflow/test_kept_networks.py",
     ),
     Mutation(
         "use a kept network again although training is forced",
         "workflow/plan",
-        "if workflow.dag.reason(job).forced and folder is not None:",
-        "if False and folder is not None:",
+        "            mark.touch()",
+        "            pass",
         "tests/workflow/test_kept_networks.py",
     ),
     Mutation(
