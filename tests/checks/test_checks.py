@@ -272,6 +272,9 @@ def test_an_attack_that_leaves_an_unprotected_network_untouched_is_pointed_out(l
 def test_a_weak_attack_is_written_but_no_error(folder, monkeypatch):
     monkeypatch.setattr(run_checks, "_UNTOUCHED", -1.0)
     run_checks.record(folder, bound=BOUND, unprotected=True)
+    assert read(folder / "checks.parquet").to_pandas()["passed"].all()  # this network has hardly learned anything
+    monkeypatch.setattr(run_checks, "MIN_TRAINED", 0.0)
+    run_checks.record(folder, bound=BOUND, unprotected=True)
     rows = read(folder / "checks.parquet").to_pandas()
     assert rows.loc[~rows["passed"], "check"].tolist() == ["attack_strength"]
 
