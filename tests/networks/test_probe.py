@@ -181,6 +181,7 @@ def test_a_network_that_keeps_tensors_can_be_attacked_after_it_was_loaded(saved,
     meta = content["meta"] | {"arch": "caching", "factory": factory}
     save_file(path, {"model": model.state_dict(), "meta": meta, "probe": probe})
     loaded, _ = load_network(path, architecture=meta)
+    assert loaded.network.mask is None  # it would stay on the CPU if the network moved to another device
     x = torch.rand(2, 3, 8, 8, requires_grad=True)
     loaded(x).sum().backward()
     assert x.grad.abs().sum() > 0
