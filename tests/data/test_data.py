@@ -307,7 +307,8 @@ def test_data_prepared_with_other_settings_than_those_of_a_training_are_refused(
     for key, value in {"kind": "parquet", "max_train": 9, "max_test": 9, "subset_seed": 1, "crop": None}.items():
         with pytest.raises(DataError) as caught:
             load_dataset(tmp_path / "prepared", settings | {key: value})
-        assert f"was prepared with {key} {settings[key]}, but config.yaml has {value}; make it" in str(caught.value)
+        found, wanted = json.dumps(settings[key]), json.dumps(value)
+        assert f"was prepared with {key}: {found}, but config.yaml has {wanted}; make it" in str(caught.value)
 
 
 def test_failure_while_writing_keeps_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

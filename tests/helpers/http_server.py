@@ -58,9 +58,10 @@ class Handler(SimpleHTTPRequestHandler):
         parts = {"cut": len(content) // 3, "stall": len(content) // 3, "trickle": 0}
         self.wfile.write(content[start : start + parts.get(fault, len(content))])
         if fault == "stall":
-            self.server.stopped.wait()
-        while fault in ("endless", "trickle") and not self.server.stopped.wait(0.02 if fault == "trickle" else 0):
-            self.wfile.write(b"?" * (1 if fault == "trickle" else 2**16))
+            self.server.stopped.wait(5)
+        for _ in range({"endless": 1000, "trickle": 250}.get(fault, 0)):  # so that code without limits comes to an end
+            if not self.server.stopped.wait(0.02 if fault == "trickle" else 0):
+                self.wfile.write(b"?" * (1 if fault == "trickle" else 2**16))
 
     def log_message(self, *_: object) -> None:
         pass

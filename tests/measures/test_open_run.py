@@ -53,6 +53,15 @@ def test_another_description_of_the_same_arrays_is_refused(run: Any, prepared: P
     assert f"make the data again: snakemake -c1 --force {prepared / 'meta.json'}" in message
 
 
+@pytest.mark.parametrize("settings", ["{}", "[" * 100_000, None])
+def test_a_checkpoint_that_does_not_say_how_its_data_were_cropped_is_refused(
+    run: Any, tmp_path: Path, settings: str | None
+) -> None:
+    meta = run.meta | {"settings": settings}
+    torch.save({"model": run.model.state_dict(), "meta": meta}, tmp_path / "checkpoint.pt")
+    assert "does not say how its data were cropped" in refusal_message(tmp_path / "checkpoint.pt", run.folder)
+
+
 def test_images_of_another_shape_are_refused(run: Any, prepared: Path) -> None:
     """In another shape, the same bytes have the same SHA-256."""
     for split in ("train", "test"):

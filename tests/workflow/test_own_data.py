@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.data_sources import forge_meta
 from helpers.snakemake_copy import ROOT, SNAKEMAKE, copy_tree, planned, snakemake
 from PIL import Image
 from test_workflow import COLUMNS, reduce
@@ -122,6 +123,17 @@ def own(tmp_path_factory):
     folder = copy_tree(tmp_path_factory.mktemp("own"), edit)
     colours(folder / "data/colours")
     return folder
+
+
+def test_prepared_data_keep_to_the_memory_of_their_rule_and_to_the_settings_of_a_training(own):
+    small = snakemake(own, "-c1", "data/prepared/colours/meta.json", "--set-resources", "prepare:mem_mb=1", check=False)
+    assert "the data need more than 1 MB of memory while they are read" in small
+    assert "allow more: --set-resources prepare:mem_mb=2" in small
+    snakemake(own, "-c1", "data/prepared/colours/meta.json")
+    forge_meta(own / "data/prepared/colours", crop=8)
+    refused = snakemake(own, "-c1", "results/colours/ar8/checkpoint.pt", check=False)
+    assert "meta.json: was prepared with crop: 8, but config.yaml has null; make it again" in refused
+    snakemake(own, "-c1", "--force", "data/prepared/colours/meta.json")
 
 
 def test_a_user_defined_data_set_and_network_only_need_config(own):

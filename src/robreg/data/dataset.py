@@ -81,7 +81,8 @@ def load_dataset(folder: Path, expected: Mapping[str, Any] | None = None) -> Dat
     meta = _load_meta(folder)
     for key, value in (expected or {}).items():
         if meta.get(key) != value:
-            raise _unusable(folder / META_FILE, f"was prepared with {key} {meta.get(key)}, but config.yaml has {value}")
+            found, wanted = json.dumps(meta.get(key)), json.dumps(value)
+            raise _unusable(folder / META_FILE, f"was prepared with {key}: {found}, but config.yaml has {wanted}")
     tensors = {}
     for name in ARRAYS:
         n = meta["n_train"] if name.startswith("train") else meta["n_test"]

@@ -37,7 +37,10 @@ def _refuse_other_description(checkpoint: Path, meta: Mapping[str, Any], prepare
     The bytes of the arrays say none of this, and whoever changes meta.json can make its hash anew.
     """
     trained = {key: meta[key] for key in ("shape", "classes", "mean", "std")}
-    trained["crop"] = json.loads(meta["settings"])["data"]["crop"]
+    try:
+        trained["crop"] = json.loads(meta["settings"])["data"]["crop"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{checkpoint} does not say how its data were cropped: delete it and train again") from error
     for key, value in trained.items():
         found = getattr(prepared, key)
         if (list(found) if isinstance(found, tuple) else found) != value:
