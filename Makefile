@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slurm-test faults mutations bench bench-gpu lint lock licences
+.PHONY: demo test slurm-test faults mutations verify bench bench-gpu lint lock licences
 
 demo: .venv/run.done  ## run the demo study on real data that scikit-learn ships, and write its report
 	$(BIN)/snakemake --cores all --rerun-incomplete demo
@@ -19,6 +19,9 @@ faults: .venv/test.done  ## kill, damage and fill up what the code works with, m
 
 mutations: .venv/test.done  ## break the code on purpose, one fault at a time, and show the test that catches it; an hour
 	PYTHONPATH=tests $(BIN)/python tests/faults/mutations.py
+
+verify: .venv/run.done  ## measure RUN, such as digits/ar8, again from its checkpoint, and compare with its tables
+	@$(if $(RUN),,$(error name the run: make verify RUN=digits/ar8))$(BIN)/python -m robreg.checks.verify $(RUN)
 
 bench: .venv/test.done  ## compare the speed with other libraries; minutes, on idle cores
 	$(BIN)/python tests/bench/bench.py

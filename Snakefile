@@ -1,20 +1,17 @@
 # Train networks with growing adversarial robustness and measure how it regularises them.
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from robreg.runs.config import check_yaml_file
-from robreg.runs.settings import ConfigError
+from robreg.runs.yaml_file import check_yaml_file
+from robreg.workflow import driver
 
 min_version("9.27")
+driver.install(workflow)
 
-try:
-    for file in dict.fromkeys(["config.yaml", *workflow.configfiles]):
-        if Path(file).exists():  # otherwise Snakemake reports it
-            check_yaml_file(Path(file))
-except ConfigError as error:
-    raise WorkflowError(str(error)) from None
+for file in dict.fromkeys(["config.yaml", *workflow.configfiles]):
+    if Path(file).exists():  # otherwise Snakemake reports it
+        check_yaml_file(Path(file))
 
 
 configfile: "config.yaml"

@@ -11,6 +11,7 @@ from helpers import study_files
 
 from robreg.checks import invariants, run_checks, study_audit
 from robreg.checks.run_checks import check
+from robreg.checks.seals import seal
 from robreg.claims import verdicts
 from robreg.measures import (
     evaluation_attack,
@@ -232,7 +233,7 @@ def test_examples_with_margin_0_may_be_right_or_wrong(tables):
 
 def test_the_checks_of_a_run_are_written_and_a_failed_one_is_an_error(folder, caplog):
     caplog.set_level("INFO")
-    run_checks.record(folder, bound=BOUND)
+    run_checks.record(folder, bound=BOUND, unprotected=False)
     rows = read(folder / "checks.parquet").to_pandas()
     assert rows["passed"].all()
     assert (
@@ -248,9 +249,34 @@ def test_the_checks_of_a_run_are_written_and_a_failed_one_is_an_error(folder, ca
         r"the wrong files, ask Snakemake for each by its name .* start again; delete history\.parquet last, because "
         r"without it the network is trained again",
     ):
-        run_checks.record(folder, bound=0.1)
+        run_checks.record(folder, bound=0.1, unprotected=False)
     assert not (folder / "checks.parquet").exists()
     assert "VIOLATED bound" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("left", "eps", "passed"),
+    [(95.0, 8.0, [True]), (95.1, 8.0, [False]), (100.0, 8.0, [False]), (100.0, 0.0, []), (None, 8.0, [])],
+)
+def test_an_attack_that_leaves_an_unprotected_network_untouched_is_pointed_out(left, eps, passed, caplog):
+    others = {"attack": ["apgd", "pgd"], "split": ["test", "train"], "eps": 8.0, "acc_conditional": 100.0}
+    own = {"attack": ["pgd"], "split": ["test"], "eps": eps, "acc_conditional": left}
+    rows = run_checks.weak_attack(pd.concat([pd.DataFrame(others), pd.DataFrame(own)]))
+    assert [row["passed"] for row in rows] == passed
+    said = (
+        "attack_strength: percent of the correctly classified examples that PGD leaves correct, though nothing protects"
+    )
+    assert (said in caplog.text) == (passed == [False])
+
+
+def test_a_weak_attack_is_written_but_no_error(folder, monkeypatch):
+    monkeypatch.setattr(run_checks, "_UNTOUCHED", -1.0)
+    run_checks.record(folder, bound=BOUND, unprotected=True)
+    assert read(folder / "checks.parquet").to_pandas()["passed"].all()  # this network has hardly learned anything
+    monkeypatch.setattr(run_checks, "MIN_TRAINED", 0.0)
+    run_checks.record(folder, bound=BOUND, unprotected=True)
+    rows = read(folder / "checks.parquet").to_pandas()
+    assert rows.loc[~rows["passed"], "check"].tolist() == ["attack_strength"]
 
 
 @pytest.mark.parametrize(
@@ -261,13 +287,13 @@ def test_tables_of_two_runs_are_found(key, value, folder, tmp_path):
     own = read_metadata(folder / "lossvar.parquet") | {key: value}
     write_frame(copy / "lossvar.parquet", read(folder / "lossvar.parquet"), own)
     with pytest.raises(ValueError, match=r"ar8: lossvar\.parquet .*same_run \(tables of another run.*: 1, not 0\)"):
-        run_checks.record(copy, bound=None)
+        run_checks.record(copy, bound=None, unprotected=False)
 
 
 @pytest.mark.parametrize("place", ["digits/ar16", "c10/ar8"])
 def test_a_folder_of_another_run_s_tables_is_found(place, folder, tmp_path):
     with pytest.raises(ValueError, match=r"history\.parquet, margins\.parquet, .*same_run .*: 10, not 0"):
-        run_checks.record(copy_tables(folder, tmp_path / place), bound=None)
+        run_checks.record(copy_tables(folder, tmp_path / place), bound=None, unprotected=False)
 
 
 def copy_tables(folder, place):
@@ -310,7 +336,9 @@ def make_study():
         meta = study_files.META | {key: run[key] for key in ("dataset", "variant", "seed")}
         for path in Path(run["folder"]).glob("*.parquet"):
             write_frame(path, read(path), meta)
-        write(Path(run["folder"]) / "checks.parquet", "checks", passed, meta)
+        checked = [path.name for path in Path(run["folder"]).glob("*.parquet") if path.stem in run_checks._TABLES]
+        sealed = seal(Path(run["folder"]), checked)
+        write(Path(run["folder"]) / "checks.parquet", "checks", passed, {**meta, "sealed": sealed})
     compare = described["compare"]
     for name, members in shown.items():
         study_tables.record(name, members, compare=compare, folder=out / "tables", study="demo")

@@ -26,6 +26,7 @@ PAGES = ROOT / "workflow/report"
 META = {"dataset": "digits", "variant": "ar8", "seed": 0, "version": "0", "settings_hash": "abcdef0123456789"}
 SHAPES = {"digits": (1297, 500, [1, 8, 8], 10), "c10": (50000, 10000, [3, 32, 32], 10)}
 STD = [0.25, 0.2, 0.3]  # of the channels, in the metadata of masking.parquet
+AUDIT = {"check": ["one", "two"], "place": ["results/digits/ar0"] * 2, "found": [0.0, 0.0], "passed": [True, True]}
 SHAPES |= {"c100": (50000, 10000, [3, 32, 32], 100), "tin": (100000, 10000, [3, 64, 64], 200)}
 _EPOCHS = [
     {"epoch": 1, "lr": 0.1, "loss": 1.0, "acc": 50.0, "sigma_max": None, "seconds": 2.0, "examples_per_s": 1.0},
@@ -79,7 +80,7 @@ def make(name: str, title: str, *, seeds: Sequence[int] | None = None) -> tuple[
         ],
         data=[_write_prepared(data) for data in datasets],
         claims=write_frame(out / "claims.parquet", claims(runs)),
-        audit=write_frame(out / "audit.parquet", pd.DataFrame({"check": ["one", "two"]})),
+        audit=write_frame(out / "audit.parquet", pd.DataFrame(AUDIT)),
         comparison=write_frame(out / "comparison.parquet", comparison(runs)),
         plot=_draw_placeholder(out / "figures/comparison.svg"),
     )

@@ -89,7 +89,7 @@ def test_whole_images_of_another_shape_are_refused_although_their_crops_have_the
     data, model = load_dataset(folder), net(shape=(3, 8, 8), classes=4)
     model.normalise = Normalise(data.mean, data.std)
     own = {"shape": list(data.shape), "classes": 4, "mean": list(data.mean), "std": list(data.std)}
-    own |= {"data_sha256": data.sha256, "settings": json.dumps({"data": {"crop": 8}})}
+    own |= {"data_sha256": data.sha256, "probe_images": 8, "settings": json.dumps({"data": {"crop": 8}})}
     content = {"model": model.state_dict(), "meta": run.meta | own}
     torch.save(content | {"probe": make_probe(model, data.split("test")[0])}, checkpoint)
     assert open_run(checkpoint, folder / "meta.json", "cpu")[2].shape == (3, 8, 8)

@@ -1,13 +1,18 @@
 """Tests of the networks: the paper's numbers, initialisation, blocks against another implementation, checkpoints."""
 
+import copy
 import math
 import pickle
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchvision
+from helpers.peak_memory import peak_memory
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import wide_resnet50_2
@@ -189,6 +194,9 @@ META |= {"dataset": "digits", "variant": "ar8", "seed": 0, "threads": 1, "data_s
 META |= {"settings_hash": "abc", "version": "0.1.0", "note": "kept"}
 
 
+NORMALISE = {"normalise.mean": torch.full((3, 1, 1), 0.5), "normalise.std": torch.full((3, 1, 1), 0.2)}
+
+
 @pytest.fixture
 def content(net: Callable[..., Classifier]) -> dict[str, Any]:
     return {"model": net().train().state_dict(), "meta": dict(META)}
@@ -361,10 +369,12 @@ def test_a_user_defined_network_is_built_by_name_and_loaded_from_its_checkpoint(
     facts = {"width": 1, "shape": [3, 32, 32], "classes": 7, "mean": [0.5] * 3, "std": [0.2] * 3, "factory": factory}
     model = build_network("squeeze", **facts).eval()
     torch.save({"model": model.state_dict(), "meta": META | {"arch": "squeeze", **facts}}, tmp_path / "checkpoint.pt")
-    back, _ = load_network(tmp_path / "checkpoint.pt")
     x = torch.rand(2, 3, 32, 32)
     assert model(x).shape == (2, 7)
-    assert torch.equal(back(x), model(x))
+    network = torchvision.models.squeezenet1_1(num_classes=7, dropout=0.0)
+    for architecture in ({"arch": "squeeze", "width": 1, "factory": factory}, network):
+        back, _ = load_network(tmp_path / "checkpoint.pt", architecture=architecture)
+        assert torch.equal(back(x), model(x))
 
 
 def wrongly_annotated(num_classes: int) -> nn.Module:
@@ -399,10 +409,10 @@ def test_a_callable_that_gives_no_network_is_refused_by_name(
 
 def test_a_checkpoint_whose_architecture_is_not_installed_is_not_reported_as_damaged(tmp_path: Path) -> None:
     facts = {"width": 1, "shape": [3, 32, 32], "classes": 7, "mean": [0.5] * 3, "std": [0.2] * 3}
-    meta = {"arch": "far", **facts, "factory": {"callable": "no.such:thing", "arguments": {}}}
-    torch.save({"model": {}, "meta": meta}, tmp_path / "checkpoint.pt")
+    meta = META | {"arch": "far", **facts, "factory": {"callable": "no.such:thing", "arguments": {}}}
+    torch.save({"model": NORMALISE, "meta": meta}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"'no\.such:thing' cannot be imported .*install it") as caught:
-        load_network(tmp_path / "checkpoint.pt")
+        load_network(tmp_path / "checkpoint.pt", architecture=meta)
     assert "delete" not in str(caught.value)
 
 
@@ -420,7 +430,89 @@ def test_a_checkpoint_cannot_make_anything_but_networks_be_called(path, argument
     monkeypatch.chdir(tmp_path)
     facts = {key: value for key, value in META.items() if key not in ("arch", "factory")}
     meta = {"arch": "evil", **facts, "factory": {"callable": path, "arguments": arguments}}
-    torch.save({"model": {}, "meta": meta}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match=r"is not declared to return an nn\.Module"):
+    torch.save({"model": NORMALISE, "meta": meta | {"mean": [0.5] * 3, "std": [0.2] * 3}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="user-defined architecture 'evil', and what a file names is not imported"):
         load_network(tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"is not declared to return an nn\.Module"):
+        load_network(tmp_path / "checkpoint.pt", architecture=meta)
     assert not (tmp_path / "CALLED").exists()
+
+
+def test_code_beside_a_checkpoint_is_not_imported(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code = "from pathlib import Path\nPath('RAN').touch()\nfrom torch.nn import Identity as Net\n"
+    (tmp_path / "results/evil").mkdir(parents=True)
+    (tmp_path / "results/evil/net.py").write_text(code)
+    factory = {"callable": "results.evil.net:Net", "arguments": {}, "code": {"results.evil.net": "0"}}
+    meta = META | {"mean": [0.5] * 3, "std": [0.2] * 3, "factory": factory}
+    torch.save({"model": NORMALISE, "meta": meta}, tmp_path / "checkpoint.pt")
+    own = {"arch": "resnet8", "width": 4, "factory": None}
+    reasons = {
+        "what a file names is not imported": None,
+        "but by config.yaml": own,
+        "its architecture": nn.Linear(2, 2),
+    }
+    for reason, architecture in reasons.items():
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            load_network(tmp_path / "checkpoint.pt", architecture=architecture)
+    assert not (tmp_path / "RAN").exists()
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"arch": "resnet14"},
+        {"width": 8},
+        {"arch": "mynet", "factory": {"callable": "mynet:Net", "arguments": {}}},
+    ],
+)
+def test_a_checkpoint_of_another_architecture_than_the_run_s_is_refused_with_both(own, content, path):
+    torch.save(content, path)
+    architecture = {key: META[key] for key in ("arch", "width", "factory")}
+    assert load_network(path, architecture=architecture)[1] == META
+    both = r"is resnet8 of width 4, but by config\.yaml that of its run is (resnet14|\S+ of width 8|.* by mynet:Net)"
+    with pytest.raises(ValueError, match=both):
+        load_network(path, architecture=architecture | own)
+
+
+@pytest.mark.parametrize("change", [{"arch": "resnet6000002"}, {"width": 3000}, {"classes": 10**9}, {"width": 10**9}])
+def test_a_checkpoint_that_states_a_huge_network_is_refused_without_building_it(change, content, path):
+    torch.save({**content, "meta": content["meta"] | change}, path)
+    refused(path)
+    assert peak_memory(load_network, path)[0] < 200  # MB
+
+
+def test_weights_that_a_small_file_repeats_are_refused(content, path):
+    content["model"]["network.stem.weight"] = torch.zeros(1).expand(4, 1, 3, 3)
+    torch.save(content, path)
+    refused(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(method, content, path):
+    torch.save(content, path)
+    with zipfile.ZipFile(path) as whole:
+        parts = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(path, "w", method) as packed:
+        for name, data in parts.items():
+            packed.writestr(name, data)
+        packed.writestr("archive/data/bomb", bytes(10**8))
+    assert path.stat().st_size < 10**6
+    taken, message = peak_memory(load_network, path)
+    assert "it holds compressed data, which no checkpoint does" in message
+    assert taken < 50  # MB
+
+
+def test_a_checkpoint_whose_parts_overlap_is_refused(content, path):
+    torch.save(content, path)
+    with zipfile.ZipFile(path, "a") as whole:
+        largest = max(whole.infolist(), key=lambda one: one.file_size)
+        for number in range(200):
+            again = copy.copy(largest)
+            again.filename = f"archive/data/{1000 + number}"
+            whole.filelist.append(again)
+            whole.NameToInfo[again.filename] = again
+        whole._didModify = True
+    with pytest.raises(ValueError, match=r"its parts are larger than the file|is damaged"):
+        load_network(path)

@@ -50,7 +50,7 @@ def saved(tmp_path, images):
         model(torch.rand(16, 3, 8, 8))
     meta = {"arch": "small", **facts, "dataset": "digits", "variant": "ar8-small", "seed": 0, "threads": 1}
     meta |= {"data_sha256": "0" * 64, "settings_hash": "abc", "version": "0", "torch": str(torch.__version__)}
-    meta |= {"code_hash": code_hash(factory)}
+    meta |= {"code_hash": code_hash(factory), "probe_images": IMAGES}
     content = {"model": model.state_dict(), "meta": meta, "probe": make_probe(model, images)}
     path = tmp_path / "checkpoint.pt"
     save_file(path, content)
@@ -60,7 +60,7 @@ def saved(tmp_path, images):
 def test_the_same_network_is_loaded_and_its_logits_are_those_recorded(saved, images, caplog):
     path, content = saved
     with caplog.at_level(logging.WARNING):
-        model, _ = load_network(path)
+        model, _ = load_network(path, architecture=content["meta"])
     assert caplog.records == []
     assert content["probe"]["logits"].shape == (IMAGES, 10)
     assert torch.equal(content["probe"]["images"], images[:IMAGES])
@@ -76,11 +76,13 @@ def test_the_same_network_is_loaded_and_its_logits_are_those_recorded(saved, ima
 def test_a_network_whose_code_behaves_differently_is_refused(attribute, value, differs, saved, monkeypatch):
     monkeypatch.setattr(Small, attribute, value)
     if not differs:
-        load_network(saved[0])
+        load_network(saved[0], architecture=saved[1]["meta"])
         return
     with pytest.raises(ValueError, match=r"is not the network that was trained: its logits differ by \S+ %") as caught:
-        load_network(saved[0])
-    assert str(caught.value).endswith("Since then its weights or buffers were changed: undo that, or train again")
+        load_network(saved[0], architecture=saved[1]["meta"])
+    assert "Nothing that is recorded has changed since, so its weights have, or code or files that are not" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,10 +101,10 @@ def test_the_message_says_what_has_changed(change, reason, saved, monkeypatch):
     if "factory" in change:
         change["factory"] = content["meta"]["factory"] | change["factory"]
     save_file(path, {**content, "meta": content["meta"] | change})
-    load_network(path)  # alone, none of these changes is a reason to refuse
+    load_network(path, architecture=content["meta"])  # alone, none of these changes is a reason to refuse
     monkeypatch.setattr(Small, "pool", staticmethod(torch.amax))
     with pytest.raises(ValueError, match=f"Since then {reason}.*: undo that, or train again"):
-        load_network(path)
+        load_network(path, architecture=content["meta"])
 
 
 @pytest.mark.parametrize("name", ["network.linear.weight", "network.norm.running_var"])
@@ -111,8 +113,8 @@ def test_a_changed_weight_or_buffer_is_refused(name, saved):
     weights = copy.deepcopy(content["model"])
     weights[name] *= 1.01
     save_file(path, {**content, "model": weights})
-    with pytest.raises(ValueError, match="its weights or buffers were changed"):
-        load_network(path)
+    with pytest.raises(ValueError, match="so its weights have"):
+        load_network(path, architecture=content["meta"])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_a_damaged_probe_is_refused(key, value, saved):
     path, content = saved
     save_file(path, {**content, "probe": content["probe"] | {key: value}})
     with pytest.raises(ValueError, match=r"not the network that was trained|is damaged"):
-        load_network(path)
+        load_network(path, architecture=content["meta"])
 
 
 def test_weights_that_no_longer_fit_are_explained_by_the_edited_code(saved, monkeypatch):
@@ -132,15 +134,65 @@ def test_weights_that_no_longer_fit_are_explained_by_the_edited_code(saved, monk
     save_file(path, {**content, "meta": content["meta"] | {"factory": factory}})
     monkeypatch.setattr(Small, "__init__", lambda self, num_classes: nn.Module.__init__(self))
     with pytest.raises(ValueError, match=f"not fit its architecture, whose code has changed .* {__name__} was edited"):
-        load_network(path)
+        load_network(path, architecture=content["meta"])
 
 
 def test_an_older_checkpoint_is_read_with_a_warning(saved, caplog):
     path, content = saved
-    save_file(path, {"model": content["model"], "meta": content["meta"]})
+    meta = {key: value for key, value in content["meta"].items() if key != "probe_images"}
+    save_file(path, {"model": content["model"], "meta": meta})
     with caplog.at_level(logging.WARNING):
-        load_network(path)
+        load_network(path, architecture=content["meta"])
     assert "holds no logits to compare with, so it cannot be verified" in caplog.text
+
+
+@pytest.mark.parametrize("left", [None, 0, 3])
+def test_a_checkpoint_that_lost_its_logits_is_refused(left, saved):
+    path, content = saved
+    probe = {name: value[:left] for name, value in content["probe"].items()}
+    save_file(path, {**content, "probe": probe} if left is not None else {**content, "probe": None})
+    with pytest.raises(ValueError, match="is damaged"):
+        load_network(path, architecture=content["meta"])
+    save_file(path, {key: value for key, value in content.items() if key != "probe"})
+    with pytest.raises(ValueError, match="it has not the logits that its metadata announce"):
+        load_network(path, architecture=content["meta"])
+
+
+class Caching(Small):
+    """A network that keeps tensors: a mask from its first evaluation, and the features of its last one."""
+
+    mask = None
+
+    def forward(self, x):
+        if self.mask is None:
+            self.mask = torch.ones(8, device=x.device)
+        self.features = self.norm(self.conv(x)).relu() * self.mask[:, None, None]
+        return self.linear(self.features.mean((2, 3)))
+
+
+def test_a_network_that_keeps_tensors_can_be_attacked_after_it_was_loaded(saved, images):
+    path, content = saved
+    facts = {key: content["meta"][key] for key in ("width", "shape", "classes", "mean", "std")}
+    target = f"{__name__}:Caching"
+    factory = {"callable": target, "arguments": {}, "code": callable_code(target)}
+    model = build_network("caching", **facts, factory=factory)
+    model(torch.rand(16, 3, 8, 8)).sum().backward()
+    probe = make_probe(model.eval(), images)
+    meta = content["meta"] | {"arch": "caching", "factory": factory}
+    save_file(path, {"model": model.state_dict(), "meta": meta, "probe": probe})
+    loaded, _ = load_network(path, architecture=meta)
+    x = torch.rand(2, 3, 8, 8, requires_grad=True)
+    loaded(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("returned", "found"), [(lambda y: (y, y), "a tuple"), (lambda y: y[0], r"\(10,\)")])
+def test_a_network_that_returns_no_logits_is_refused(returned, found, saved, images, monkeypatch):
+    model, _ = load_network(saved[0], architecture=saved[1]["meta"])
+    forward = Small.forward
+    monkeypatch.setattr(Small, "forward", lambda self, x: returned(forward(self, x)))
+    with pytest.raises(ValueError, match=rf"the network returned {found} for 8 images; it must return logits"):
+        make_probe(model, images)
 
 
 def test_a_network_that_is_random_in_eval_mode_is_recognised(saved, images, monkeypatch):
@@ -177,4 +229,4 @@ def test_the_tolerance_is_above_rounding_and_below_half_precision(arch):
 def test_what_is_loaded_is_compared(saved, monkeypatch):
     monkeypatch.setattr(checkpoint, "probe_difference", lambda *_: 2 * TOLERANCE)
     with pytest.raises(ValueError, match=r"its logits differ by 0\.02 %"):
-        load_network(saved[0])
+        load_network(saved[0], architecture=saved[1]["meta"])

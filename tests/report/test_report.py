@@ -356,6 +356,19 @@ def test_failed_trainings_and_hidden_gradients_are_named(paper: Path, demo: Path
     assert "hides its gradients" not in text(demo)
 
 
+def test_an_attack_that_is_too_weak_is_named_at_the_top(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "too weak" not in text(demo)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(study_files.AUDIT, "found", [0.0, 99.8])
+    monkeypatch.setitem(study_files.AUDIT, "passed", [True, False])
+    weak = text(study_files.page("demo", "The demo"))
+    named = "even of networks that nothing protects, digits/ar0 (99.8 %). Raise eps or step under evaluation"
+    assert named in weak.partition("<nav")[0]
+    assert "All of them hold, except that the attack is too weak for the networks named at the top" in weak
+
+
 # Deviations and limits
 
 

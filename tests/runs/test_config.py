@@ -1,20 +1,26 @@
 """config.yaml: the file in the repository is valid and agrees with the paper, and wrong keys are refused by name."""
 
 import copy
+import json
+import re
 from datetime import date
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from helpers.snakemake_copy import copy_tree, snakemake
 
 from robreg.runs import settings
 from robreg.runs.catalogue import select_runs
-from robreg.runs.config import check_yaml_file, run_names, study_items, study_runs, validate
+from robreg.runs.config import run_names, study_items, study_runs, validate
 from robreg.runs.settings import ConfigError
+from robreg.runs.yaml_file import check_yaml_file
 
 ROOT = Path(__file__).parents[2]
 SELF_CONTAINING = {}
 SELF_CONTAINING["x"] = [SELF_CONTAINING]
+BOMB = "a: &a0 [1]\n" + "".join(f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(30))
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 
 
@@ -25,9 +31,9 @@ def config():
 
 def put(tree, path, value):
     """Set the value at a dotted path of nested dicts and lists."""
-    *parents, last = path.split(".")
+    *parents, last = (int(key) if key.isdigit() else key for key in path.split("."))
     for key in parents:
-        tree = tree[int(key) if key.isdigit() else key]
+        tree = tree[key]
     tree[last] = value
 
 
@@ -226,6 +232,58 @@ def test_the_message_for_a_wrong_key_names_it(config, path, value, message):
         validate(config, SCHEMA)
 
 
+def radii(tree, path=""):
+    """Yield the paths of all strengths, radii and steps of a configuration."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        where = f"{path}.{key}".lstrip(".")
+        if isinstance(value, (dict, list)):
+            yield from radii(value, where)
+        elif next(part for part in reversed(where.split(".")) if not part.isdigit()) in (
+            "ar",
+            "compare",
+            "eps",
+            "step",
+        ):
+            yield where
+
+
+@pytest.mark.parametrize(
+    ("value", "fix"),
+    [
+        (0.125, "write 32 for 32/255"),
+        (0.03, "write 8 for 8/255"),
+        (0.1, "write 26 for 26/255"),
+        (1e-4, "write 1 or more"),
+        ("8/255", "write 8 for 8/255"),
+        (" 2 / 255", "write 2 for 2/255"),
+        ("0.0314", "write 8 for 8/255"),
+        (255.5, "write at most 255"),
+        ("256/255", "write at most 255"),
+    ],
+)
+def test_a_share_of_the_range_of_pixels_is_no_strength_radius_or_step(config, value, fix):
+    config["runs"] = {"digits/ar8": {"evaluation": {"eps": 8, "step": 2}}}
+    paths = list(radii(config))
+    assert len(paths) > 150
+    for path in paths:
+        wrong = json.loads(json.dumps(config))  # unlike deepcopy, this keeps no two blocks the same object
+        put(wrong, path, value)
+        said = "no fraction of eps" if path.endswith("loss_variation.step") else fix
+        with pytest.raises(ConfigError, match=rf"^config\.yaml: {re.escape(path)}: {re.escape(repr(value))} .*{said}"):
+            validate(wrong, SCHEMA)
+
+
+@pytest.mark.parametrize("step", [1, 2.5, 255, "eps/4", "eps/1000"])
+def test_other_steps_are_allowed(config, step):
+    config["datasets"]["digits"]["evaluation"]["step"] = step
+    validate(config, SCHEMA)
+
+
+def test_an_architecture_may_have_an_eps_of_its_own(config):
+    config["architectures"] = {"net": {"callable": "a:b", "arguments": {"eps": 1e-5, "step": "1/2"}}}
+    validate(config, SCHEMA)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -243,6 +301,11 @@ def test_the_message_for_a_wrong_key_names_it(config, path, value, message):
         ("a: !!bool foo", r"own\.yaml cannot be read as YAML: 'foo'; correct it"),
         ("a: !!int", r"own\.yaml cannot be read as YAML: .*; correct it"),
         ('a: "\\UFFFFFFFF"', r"own\.yaml cannot be read as YAML: .*; correct it"),
+        (
+            "__use_yte__: true\n?print(1): 2",
+            r"own\.yaml: __use_yte__ would run the expressions in this file; remove it",
+        ),
+        (BOMB, r"own\.yaml: its aliases stand for more than 100000 values; use fewer of them"),
         ("a: !!python/name:os.system", r"own\.yaml cannot be read as YAML: could not determine a constructor"),
     ],
 )
@@ -251,6 +314,15 @@ def test_ambiguous_or_unreadable_yaml_is_refused(text, message, tmp_path):
     with pytest.raises(ConfigError, match=message) as error:
         check_yaml_file(tmp_path / "own.yaml")
     assert "\n" not in str(error.value)
+
+
+def test_expressions_in_config_yaml_are_not_run(tmp_path):
+    folder = copy_tree(tmp_path / "tree")
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(f"__use_yte__: true\n__definitions__:\n- open('RAN', 'w')\n{text}")
+    said = snakemake(folder, "-n", "demo", check=False)
+    assert "config.yaml: __use_yte__ would run the expressions in this file" in said
+    assert not (folder / "RAN").exists()
 
 
 def test_a_key_repeated_through_an_alias_is_allowed(tmp_path):
@@ -437,7 +509,8 @@ def test_a_user_defined_architecture_is_part_of_the_settings(config):
     config["architectures"] = {"vgg": {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}}
     validate(config, SCHEMA)
     found = settings.run_settings(config, "c10", "ar8-vgg")
-    assert found["factory"] == {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}
+    code = {"torchvision": metadata.version("torchvision")}
+    assert found["factory"] == {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}, "code": code}
     assert settings.run_settings(config, "c10", "ar8")["factory"] is None
     grid = {"dataset": "digits", "arch": ["vgg"], "ar": [8, 32]}
     config["studies"]["demo"] |= {"runs": [grid], "figures": ["fig3"], "tables": []}

@@ -100,6 +100,17 @@ def test_the_code_of_a_callable_is_that_of_all_modules_of_the_user(place):
     assert "mynet" not in sys.modules
 
 
+def test_a_package_without_init_is_found(place):
+    write(
+        place,
+        nets__deep__mynet="from . import parts\nfrom nets.other import thing\n",
+        nets__deep__parts="",
+        nets__other="",
+    )
+    assert set(callable_code("nets.deep.mynet:Net")) == {"nets.deep.mynet", "nets.deep.parts", "nets.other"}
+    assert "nets" not in sys.modules
+
+
 def test_an_installed_package_counts_by_its_version_and_is_not_imported(monkeypatch):
     callable_code.cache_clear()
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
@@ -119,16 +130,16 @@ def test_changes_are_named(place):
     assert describe_changes("mynet:Net", before) == "helper was removed from what it imports, mynet was edited"
     (place / "mynet.py").unlink()
     callable_code.cache_clear()
-    assert describe_changes("mynet:Net", before) == "mynet:Net cannot be read (no module named 'mynet')"
+    assert describe_changes("mynet:Net", before) == "mynet:Net cannot be read (No module named 'mynet')"
 
 
-def test_an_architecture_whose_module_does_not_exist_or_is_not_python_is_refused_by_its_key(place):
+def test_an_architecture_whose_module_does_not_exist_or_is_not_python_is_refused(place):
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config["architectures"] = {"mynet": {"callable": "mynet:Net"}}
-    with pytest.raises(ConfigError, match=r"architectures\.mynet\.callable: 'mynet:Net' cannot be used \(no module"):
+    with pytest.raises(ConfigError, match=r"architectures: callable 'mynet:Net' cannot be imported \(No module named"):
         run_settings(config, "digits", "ar8-mynet")
     write(place, mynet="class Net(:\n")
-    with pytest.raises(ConfigError, match=r"architectures\.mynet\.callable: 'mynet:Net' cannot be used \(invalid syn"):
+    with pytest.raises(ConfigError, match=r"architectures: callable 'mynet:Net' cannot be imported \(invalid syntax"):
         run_settings(config, "digits", "ar8-mynet")
     write(place, mynet="class Net: pass\n")
     assert set(run_settings(config, "digits", "ar8-mynet")["factory"]["code"]) == {"mynet"}

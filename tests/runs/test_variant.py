@@ -118,6 +118,18 @@ def test_an_impossible_run_is_refused_with_the_reason(text, reason):
         parse(text, "resnet8")
 
 
+@pytest.mark.parametrize(("text", "fix"), [("ar0.5", "128"), ("ar.03-s1", "8"), ("ar8/255", "8"), ("ar0.031-sn3", "8")])
+def test_a_strength_that_is_a_share_of_the_range_of_pixels_is_refused_with_the_right_number(text, fix):
+    with pytest.raises(VariantError, match=rf"'{text}' is not the name of a run: .* write {fix} for {fix}/255"):
+        parse(text, "resnet8")
+
+
+@pytest.mark.parametrize("part", ["vgg", "mynet", "resnt8"])
+def test_an_unknown_part_of_a_name_is_refused_with_the_known_architectures(part):
+    with pytest.raises(VariantError, match=rf"'{part}' is not part of ar.*; as an architecture, use one of .*'own'\]"):
+        parse(f"ar8-{part}", "resnet8", ["own"])
+
+
 def test_a_user_defined_architecture_is_parsed_if_it_is_known():
     variant = Variant(8, "smallvgg", bound=2.0)
     assert parse(variant.name("resnet8"), "resnet8", ["smallvgg"]) == variant

@@ -19,6 +19,7 @@ from robreg.runs.source_code import callable_code
 from robreg.spectra import layers, singular_values, zero_padding
 from robreg.tables import parquet, provenance
 from robreg.training import epoch, loop
+from robreg.training.resume import combine_codes
 from robreg.training.step import TrainingStep
 
 
@@ -109,7 +110,7 @@ SERVER.set_forkserver_preload(["robreg.training.loop"])
     [
         *[("batch", count) for count in (1, 3, 5, 8, 12)],
         *[("before write", count) for count in (1, 2, 4, 5)],
-        *[("inside write", count) for count in (1, 2, 3, 5, 6, 7, 8)],
+        *[("inside write", count) for count in (1, 2, 3, 5, 6)],
         *[("after write", count) for count in (1, 2, 4, 5, 6, 7, 8)],
     ],
 )
@@ -186,12 +187,16 @@ def test_another_version_of_torch_is_refused_by_name(source, prepared, tmp_path,
         run(make_settings(), prepared, tmp_path)
 
 
-def test_a_checkpoint_records_the_code_that_its_training_started_with(source, prepared, tmp_path, monkeypatch):
+def test_a_checkpoint_records_neither_code_if_its_training_was_continued_with_another(
+    source, prepared, tmp_path, monkeypatch
+):
     kill_at("batch", 6, make_settings(), source, tmp_path)
     at_start = provenance.code_hash()
     monkeypatch.setattr(loop, "code_hash", lambda *_: "edited since")
     run(make_settings(), prepared, tmp_path)
-    assert checkpoint.load_network(tmp_path / "checkpoint.pt")[1]["code_hash"] == at_start
+    recorded = checkpoint.load_network(tmp_path / "checkpoint.pt")[1]["code_hash"]
+    assert recorded == combine_codes(at_start, "edited since")
+    assert recorded not in (at_start, "edited since")
 
 
 def test_a_network_that_cannot_be_measured_is_refused_before_it_is_trained(prepared, tmp_path):
@@ -227,6 +232,36 @@ def test_a_state_that_does_not_fit_is_refused_by_name(lost, source, prepared, tm
     torch.save(content, tmp_path / "resume.pt")
     with pytest.raises(ValueError, match=r"resume\.pt is damaged: delete it"):
         run(make_settings(), prepared, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda saved: saved["optimizer"]["param_groups"][0].update(maximize=True), "optimiser has other settings"),
+        (lambda saved: saved["optimizer"]["param_groups"][0].update(weight_decay=0.1), "optimiser has other settings"),
+        (lambda saved: saved["optimizer"]["param_groups"][0].update(lr=0.5), "optimiser has other settings"),
+        (lambda saved: saved["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(3)), "momenta of other"),
+        (lambda saved: saved["optimizer"]["state"][0]["momentum_buffer"].fill_(torch.inf), "optimiser holds values"),
+        (lambda saved: saved["model"]["network.stem.weight"].fill_(torch.nan), "network.stem.weight holds values"),
+        (lambda saved: saved.update(history=saved["history"] * 9), "not that of at most 3 epochs"),
+        (lambda saved: saved.update(history=saved["history"] * 2), "row 2 of its history is not that of epoch 2"),
+        (lambda saved: saved["history"][0].update(lr=0.5), "row 1 of its history"),
+        (lambda saved: saved["history"][0].update(loss=torch.inf), "row 1 of its history"),
+        (lambda saved: saved["history"][0].update(sigma_max=[1.0]), "row 1 of its history"),
+        (lambda saved: saved["history"][0].update(more=1), "row 1 of its history"),
+        (lambda saved: saved.update(code_hash=3), "is not text"),
+    ],
+)
+def test_a_state_that_no_training_with_these_settings_left_is_refused(change, reason, source, prepared, tmp_path):
+    kill_at("batch", 6, make_settings(), source, tmp_path)
+    content = torch.load(tmp_path / "resume.pt", weights_only=True)
+    assert len(content["history"]) == 1
+    change(content)
+    torch.save(content, tmp_path / "resume.pt")
+    before = (tmp_path / "resume.pt").read_bytes()
+    with pytest.raises(ValueError, match=rf"resume\.pt is damaged: delete it .*{reason}"):
+        run(make_settings(), prepared, tmp_path)
+    assert (tmp_path / "resume.pt").read_bytes() == before
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(prepared, tmp_path):
@@ -281,16 +316,16 @@ def test_other_training_attacks_reach_and_respect_their_radius(variant, prepared
 
 
 def test_every_epoch_and_seed_has_its_own_permutation():
-    orders = [epoch.epoch_randomness(0, epoch, 100, CPU)[0].tolist() for epoch in (1, 2)] + [
+    orders = [epoch.epoch_randomness(0, number, 100, CPU)[0].tolist() for number in (1, 2)] + [
         epoch.epoch_randomness(1, 1, 100, CPU)[0].tolist()
     ]
     assert all(sorted(order) == list(range(100)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
-@pytest.mark.parametrize(("epoch", "lr"), [(1, 0.05), (100, 0.05), (101, 0.005), (150, 0.005), (151, 0.0005)])
-def test_the_paper_s_learning_rate(epoch, lr):
-    assert epoch.learning_rate({"lr": 0.05, "lr_factor": 10.0, "lr_drops": [100, 150]}, epoch) == pytest.approx(lr)
+@pytest.mark.parametrize(("number", "lr"), [(1, 0.05), (100, 0.05), (101, 0.005), (150, 0.005), (151, 0.0005)])
+def test_the_paper_s_learning_rate(number, lr):
+    assert epoch.learning_rate({"lr": 0.05, "lr_factor": 10.0, "lr_drops": [100, 150]}, number) == pytest.approx(lr)
 
 
 def test_a_checkpoint_and_its_history_identify_their_run(prepared, tmp_path):

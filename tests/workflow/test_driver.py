@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
+from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
+from robreg.runs.settings import ConfigError
 from robreg.training.lease import KEYS
-from robreg.workflow import driver
+from robreg.workflow import architectures, driver
 
 
 class Executor:
@@ -53,6 +56,65 @@ def test_jobs_that_slurm_does_not_report_are_checked_again(answers, kept):
     for _ in range(2):
         assert asyncio.run(poll()) == kept
     assert [number for number, _ in executor.reported] == 2 * [number for number in "123" if number not in kept]
+
+
+def test_only_the_sentence_of_an_own_error_is_printed_however_it_is_wrapped():
+    def format_error(error, linemaps):
+        return f"WRAPPED {error} {linemaps}"
+
+    def wrap(error, by):
+        try:
+            try:
+                raise error
+            except ValueError as inner:
+                if by == "cause":
+                    raise WorkflowError("x") from inner
+                raise WorkflowError("x")  # noqa: B904 - as Snakemake does for input functions
+        except WorkflowError as outer:
+            return outer
+
+    shown = driver._only_own_sentence(format_error)
+    assert shown(ConfigError("a sentence"), {}) == "a sentence"
+    assert {shown(wrap(ConfigError("a sentence"), by), {}) for by in ("cause", "context")} == {"a sentence"}
+    assert shown(wrap(ValueError("another"), "cause"), {}) == "WRAPPED x {}"
+    assert shown(driver.LockedError("is locked"), None) == "is locked"
+
+
+def planned(*factories):
+    jobs = [SimpleNamespace(rule=SimpleNamespace(name="margins"), params=SimpleNamespace())]
+    for factory in factories:
+        params = SimpleNamespace(settings={"factory": factory})
+        jobs.append(SimpleNamespace(rule=SimpleNamespace(name="train"), params=params))
+    return SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda: iter(jobs)))
+
+
+def test_each_user_defined_network_is_looked_at_once_and_others_need_no_process(monkeypatch):
+    seen = []
+    monkeypatch.setattr(architectures, "describe_mistake", lambda factory: seen.append(factory["callable"]))
+    architectures.refuse_missing(planned(None, None))
+    assert seen == []
+    mine, other = ({"callable": name, "arguments": {}} for name in ("a:B", "c:D"))
+    architectures.refuse_missing(planned(mine, None, dict(mine), other))
+    assert seen == ["a:B", "c:D"]
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("from torch import nn\nprint('loud')\nclass Net(nn.Identity): ...", None),
+        ("Net = 1", "is not declared to return an nn.Module; name a subclass"),
+        ("import nowhere", r"cannot be imported \(No module named 'nowhere'\); install it"),
+        ("undefined", r"cannot be imported \(name 'undefined' is not defined\); install it"),
+        ("import os\nos._exit(3)", r"ended Python while it was imported \(no message, exit status 3\); correct its"),
+    ],
+)
+def test_the_module_of_a_network_is_imported_in_another_process(text, mistake, tmp_path, monkeypatch):
+    (tmp_path / "userland.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = architectures.describe_mistake({"callable": "userland:Net", "arguments": {}})
+    start = "^config.yaml: architectures: callable 'userland:Net' "
+    assert found is None if mistake is None else re.search(start + mistake, found)
+    assert [path.name for path in tmp_path.iterdir()] == ["userland.py"]
 
 
 def attempts(path, *stalls, rule="train", allowed=20):

@@ -1,7 +1,6 @@
-# What all rules share: the validated configuration, and functions that look up what belongs to a run or a study.
+# What all rules share: the validated configuration, and functions that look up what belongs to a run or a study. Their
+# ConfigErrors, in one sentence each, are all that driver.py prints of a wrong name.
 from pathlib import Path
-
-from snakemake.exceptions import WorkflowError
 
 from robreg.runs import config as study_config
 from robreg.runs.catalogue import FIGURES, TABLES, select_runs
@@ -14,7 +13,6 @@ from robreg.runs.settings import (
 )
 from robreg.tables.provenance import COMPUTING, TRAINING, code_files
 from robreg.training.lease import made_progress
-from robreg.workflow import driver
 
 RULES = [
     "all",
@@ -45,34 +43,21 @@ wildcard_constraints:
     study="[^/]+",
 
 
-try:
-    study_config.validate(
-        config,
-        Path(workflow.basedir) / "workflow/schemas/config.schema.yaml",
-        reserved=RULES,
-    )
-except ConfigError as error:
-    raise WorkflowError(str(error)) from None
-
-driver.install(workflow)
-
-
-def look_up(function, *names):
-    """Look something up in the configuration; a wrong name ends the workflow with one sentence that names the fix."""
-    try:
-        return function(config, *names)
-    except ConfigError as error:
-        raise WorkflowError(str(error)) from None
+study_config.validate(
+    config,
+    Path(workflow.basedir) / "workflow/schemas/config.schema.yaml",
+    reserved=RULES,
+)
 
 
 def block(wildcards):
     """Return the data set's block of config.yaml."""
-    return look_up(dataset_block, wildcards.dataset)
+    return dataset_block(config, wildcards.dataset)
 
 
 def settings(wildcards):
     """Return the resolved settings of a run."""
-    return look_up(run_settings, wildcards.dataset, wildcards.variant)
+    return run_settings(config, wildcards.dataset, wildcards.variant)
 
 
 def training(wildcards):
@@ -81,14 +66,24 @@ def training(wildcards):
 
 
 def network(wildcards):
-    """Identify the network that a measure is made of; its settings may change while its checkpoint is missing."""
-    return {"network": hash_settings(training(wildcards))[:16]}
+    """Return the architecture of a measure's network, and the hash of its settings, which may change without it."""
+    found = training(wildcards)
+    return {
+        "network": hash_settings(found)[:16],
+        **{key: found[key] for key in ("arch", "width", "factory")},
+    }
 
 
 def enforced_bound(wildcards):
     """Return the bound that holds for a run's layers as they are applied; None if they have none or are only clipped."""
     found = settings(wildcards)
     return found["spectral_norm"] if found["clip_rounds"] == "exact" else None
+
+
+def is_unprotected(wildcards):
+    """Return whether a run's network is trained without an attack and without a bound."""
+    found = settings(wildcards)
+    return found["ar"] == 0 and found["spectral_norm"] is None
 
 
 def by_architecture(value, **exceptions):
@@ -135,7 +130,7 @@ def code_of_measure(module):
 
 def runs(study):
     """Return the runs of a study, each with its folder and the columns that identify it."""
-    return look_up(study_config.study_runs, study)
+    return study_config.study_runs(config, study)
 
 
 def data_spec(wildcards):
@@ -176,7 +171,7 @@ def runs_of_item(study, item, part):
     """Return the runs of a study that one of its figures or tables shows."""
     listed = items(study, part)
     if item not in listed:
-        raise WorkflowError(
+        raise ConfigError(
             f"config.yaml: studies.{study}.{part}: {item} is not listed; add it there, or ask for one of {list(listed)}"
         )
     return select_runs(item, runs(study), listed[item])

@@ -1,5 +1,5 @@
 # One trained network -> its measures, each a Parquet table. A rule's named inputs, outputs and params are the arguments of
-# the function that its script calls, except code and network. The modules that decide a measure's numbers are inputs, so
+# the function that its script calls, except its code. The modules that decide a measure's numbers are inputs, so
 # editing one of them repeats the measure and no training. On a cluster all measures of one run share a job.
 
 
@@ -296,5 +296,6 @@ rule checks:
         runtime="10m",
     params:
         bound=lambda wildcards: enforced_bound(wildcards),
+        unprotected=is_unprotected,
     script:
         "../scripts/checks.py"

@@ -277,8 +277,8 @@ rule report:
         runs=lambda wildcards: runs(wildcards.study),
         titles=lambda wildcards: titles(wildcards.study),
         settings=lambda wildcards: {
-            f"{run['dataset']}/{run['variant']}": look_up(
-                run_settings, run["dataset"], run["variant"]
+            f"{run['dataset']}/{run['variant']}": run_settings(
+                config, run["dataset"], run["variant"]
             )
             for run in runs(wildcards.study)
         },

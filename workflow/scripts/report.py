@@ -5,8 +5,10 @@ from pathlib import Path
 from robreg.workflow.job import logged
 
 with logged(snakemake.log[0]):
+    from robreg.checks.study_audit import refuse_changed_study
     from robreg.report.page import Files, write
 
+    refuse_changed_study(snakemake.params.runs, Path(snakemake.input.audit))
     write(
         Path(snakemake.output.report),
         {

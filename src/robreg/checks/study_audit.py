@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from robreg.checks.invariants import Row, count_violations, raise_if_violated, same_run, with_files
+from robreg.checks.seals import refuse_changed, seal
 from robreg.claims import verdicts
 from robreg.claims.claim import NOT_RUN, ONE_SEED, SEVERAL_SEEDS
 from robreg.claims.registry import CLAIMS
@@ -27,9 +28,12 @@ def record(
 
     shown: the runs of each table; compare: the two strengths (1/255); folder: the study's.
     """
+    sealed: dict[str, str] = {}
     for run in runs:
+        refuse_changed_run(run)
         kinds = {need for item, members in shown.items() if run in members for need in TABLES[item].needs}
         raise_if_violated([_check_same_run(Path(run["folder"]), kinds | _CLAIMED)], Path(run["folder"]))
+        sealed |= seal(Path(), [f"{run['folder']}/{kind}.parquet" for kind in sorted(kinds | _CLAIMED | {"checks"})])
     own = [row for table_name, members in shown.items() for row in tables(table_name, members, compare, folder)]
     own += claims(runs, compare, folder)
     raise_if_violated(own, folder)
@@ -37,7 +41,29 @@ def record(
     for run in runs:
         frames.append(parquet.read(Path(run["folder"]) / "checks.parquet").to_pandas().assign(place=run["folder"]))
     found = pd.concat(frames, ignore_index=True)[["place", *schemas.SCHEMAS["checks"].names]]
-    parquet.write_frame(folder / "audit.parquet", pa.Table.from_pandas(found, preserve_index=False), {"study": name})
+    sealed |= seal(
+        Path(), [str(folder / file) for file in ["claims.parquet", *(f"tables/{each}.parquet" for each in shown)]]
+    )
+    meta = {"study": name, "sealed": sealed}
+    parquet.write_frame(folder / "audit.parquet", pa.Table.from_pandas(found, preserve_index=False), meta)
+
+
+def refuse_changed_run(run: Run) -> None:
+    """Raise ValueError if a file of a run changed after checks.parquet was made from it, or is not sealed there."""
+    folder = Path(run["folder"])
+    sealed = parquet.read_metadata(folder / "checks.parquet").get("sealed")
+    if not sealed:
+        raise ValueError(
+            f"{folder / 'checks.parquet'} holds no SHA-256 of the files it checked; delete it to check again"
+        )
+    refuse_changed(folder, sealed, "checks.parquet")
+
+
+def refuse_changed_study(runs: Sequence[Run], audit: Path) -> None:
+    """Raise ValueError if a file of a study or of its runs changed after its audit or its checks were made from it."""
+    for run in runs:
+        refuse_changed_run(run)
+    refuse_changed(Path(), parquet.read_metadata(audit).get("sealed", {}), str(audit))
 
 
 def _check_same_run(folder: Path, kinds: set[str]) -> Row:

@@ -65,6 +65,12 @@ def check_training_images(source: Source, settings: Settings) -> None:
         )
     if missing := source.classes - len(counts):
         listed = _listing(_absent(counts, source.classes), missing)
+        if source.columns is not None and source.columns.labels.guessed:
+            raise DataError(
+                f"{where}: no image has class {listed}, so the column {source.columns.labels.name}, which was only "
+                f"taken because {source.columns.labels.reason}, hardly has the labels; name their column in "
+                f"{config_key(settings, 'label_column')}, {source.columns.labels.name} itself if it is meant"
+            )
         log.warning("%s: no image has class %s; number the classes from 0 without gaps%s", where, listed, fix)
     if single := [label for label in counts if counts[label] == 1]:
         listed = _listing(single, len(single))

@@ -20,12 +20,13 @@ def record(  # noqa: PLR0913 - one argument per file and setting
     attack: Mapping[str, Any],
     batch: int,
     device: str,
+    network: Mapping[str, Any] | None = None,
 ) -> None:
     """Write attacks.parquet of one network: the evaluation attack on the test split, then the rows of apgd.parquet.
 
     margins, apgd: the run's tables of the same names; attack: the settings of the evaluation attack.
     """
-    model, meta, prepared = open_run(checkpoint, data, device)
+    model, meta, prepared = open_run(checkpoint, data, device, network)
     images, labels = prepared.split("test")
     correct, _ = read_clean(margins, labels)
     counts = evaluate(model, images, labels, attack, batch=batch, correct=correct)

@@ -44,13 +44,14 @@ def record(  # noqa: PLR0913 - one argument per file and setting
     spec: Mapping[str, Any],
     batch: int,
     device: str,
+    network: Mapping[str, Any] | None = None,
 ) -> None:
     """Write masking.parquet of one network, with one row per check.
 
     margins, apgd: the run's tables of the same names; spec: n (the first n test examples are used) and the settings
     of masking_checks.
     """
-    model, meta, prepared = open_run(checkpoint, data, device)
+    model, meta, prepared = open_run(checkpoint, data, device, network)
     images, labels = (part[: spec["n"]] for part in prepared.split("test"))
     correct, _ = read_clean(margins, labels)
     rows = masking_checks(AttackedNetwork(model, images, labels, correct, spec, batch=batch))

@@ -23,14 +23,22 @@ from robreg.tables import parquet, provenance, schemas
 
 
 def record(  # noqa: PLR0913 - one argument per file and setting
-    *, checkpoint: Path, data: Path, margins: Path, lossvar: Path, attack: Mapping[str, Any], batch: int, device: str
+    *,
+    checkpoint: Path,
+    data: Path,
+    margins: Path,
+    lossvar: Path,
+    attack: Mapping[str, Any],
+    batch: int,
+    device: str,
+    network: Mapping[str, Any] | None = None,
 ) -> None:
     """Write lossvar.parquet of one network: every test example at each of the attack's radii.
 
     margins: the run's margins.parquet, which holds the losses of the clean examples; attack: eps, a list of radii in
     1/255; relative_step, the step in radii; steps, space, seed.
     """
-    model, meta, prepared = open_run(checkpoint, data, device)
+    model, meta, prepared = open_run(checkpoint, data, device, network)
     images, labels = prepared.split("test")
     _, losses = read_clean(margins, labels)
     columns: dict[str, list[float]] = {name: [] for name in schemas.SCHEMAS["lossvar"].names}

@@ -1,5 +1,6 @@
 """Measure margins, probabilities and losses of clean examples in one pass (paper, Definition 3 and section 4.2)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from robreg.measures.open_run import open_run
 from robreg.tables import parquet, provenance, schemas
 
 
-def record(*, checkpoint: Path, data: Path, margins: Path, batch: int, device: str) -> None:
+def record(
+    *, checkpoint: Path, data: Path, margins: Path, batch: int, device: str, network: Mapping[str, Any] | None = None
+) -> None:
     """Write margins.parquet of one network, with every example of both splits of its prepared data."""
-    model, meta, prepared = open_run(checkpoint, data, device)
+    model, meta, prepared = open_run(checkpoint, data, device, network)
     columns: dict[str, list[Any]] = {name: [] for name in schemas.SCHEMAS["margins"].names}
     for split in ("train", "test"):
         images, labels = prepared.split(split)

@@ -13,13 +13,16 @@ from robreg.networks.classifier import Classifier
 from robreg.networks.device import choose_device
 
 
-def open_run(checkpoint: Path, data: Path, device: str) -> tuple[Classifier, dict[str, Any], Dataset]:
+def open_run(
+    checkpoint: Path, data: Path, device: str, network: Mapping[str, Any] | None = None
+) -> tuple[Classifier, dict[str, Any], Dataset]:
     """Load a trained network onto its device, with its metadata and the data set that it was trained on.
 
-    data: path of the prepared data's meta.json; device: see choose_device.
+    data: path of the prepared data's meta.json; device: see choose_device; network: the settings "arch",
+    "width" and "factory" of the run (see load_network).
     Raises ValueError if the prepared data are not those that the checkpoint was trained on.
     """
-    model, meta = load_network(checkpoint)
+    model, meta = load_network(checkpoint, architecture=network)
     prepared = load_dataset(data.parent)
     if prepared.sha256 != meta["data_sha256"]:
         raise ValueError(

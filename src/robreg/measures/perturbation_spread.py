@@ -24,12 +24,21 @@ Ratios = dict[str, list[Tensor]]
 log = logging.getLogger(__name__)
 
 
-def record(*, checkpoint: Path, data: Path, spread: Path, spec: Mapping[str, Any], batch: int, device: str) -> None:
+def record(  # noqa: PLR0913 - one argument per file and setting
+    *,
+    checkpoint: Path,
+    data: Path,
+    spread: Path,
+    spec: Mapping[str, Any],
+    batch: int,
+    device: str,
+    network: Mapping[str, Any] | None = None,
+) -> None:
     """Write spread.parquet of one network: its layers and its margin under both perturbations.
 
     spec: n (the first n test examples are used) and the settings of measure.
     """
-    model, meta, prepared = open_run(checkpoint, data, device)
+    model, meta, prepared = open_run(checkpoint, data, device, network)
     images, labels = (part[: spec["n"]] for part in prepared.split("test"))
     names = [layer.name for layer in list_layers(model, tuple(meta["shape"]))]
     columns: dict[str, list[Any]] = {name: [] for name in schemas.SCHEMAS["spread"].names}

@@ -17,7 +17,15 @@ from robreg.tables import parquet, provenance, schemas
 
 
 def record(  # noqa: PLR0913 - one argument per file and setting
-    *, checkpoint: Path, sv: Path, svstd: Path, live: Path, padding: Path, dense: int, device: str
+    *,
+    checkpoint: Path,
+    sv: Path,
+    svstd: Path,
+    live: Path,
+    padding: Path,
+    dense: int,
+    device: str,
+    network: Mapping[str, Any] | None = None,
 ) -> None:
     """Write sv.parquet, svstd.parquet, live.parquet and padding.parquet of one network.
 
@@ -26,7 +34,7 @@ def record(  # noqa: PLR0913 - one argument per file and setting
     dense: the largest number of rows or columns up to which these are computed exactly (see
     robreg.spectra.zero_padding).
     """
-    model, meta = load_network(checkpoint)
+    model, meta = load_network(checkpoint, architecture=network)
     model.to(choose_device(device, meta["threads"]))
     shape = tuple(meta["shape"])
     layers = list_layers(model, shape)

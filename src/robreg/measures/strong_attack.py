@@ -14,14 +14,22 @@ log = logging.getLogger(__name__)
 
 
 def record(  # noqa: PLR0913 - one argument per file and setting
-    *, checkpoint: Path, data: Path, margins: Path, apgd: Path, attack: Mapping[str, Any], batch: int, device: str
+    *,
+    checkpoint: Path,
+    data: Path,
+    margins: Path,
+    apgd: Path,
+    attack: Mapping[str, Any],
+    batch: int,
+    device: str,
+    network: Mapping[str, Any] | None = None,
 ) -> None:
     """Write apgd.parquet of one network: one row per loss and one for their worst case, on the first n test examples.
 
     margins: the run's margins.parquet; attack: n, and the settings of evaluate. With two classes the cross entropy is
     the only loss, because dlr needs three classes.
     """
-    model, meta, prepared = open_run(checkpoint, data, device)
+    model, meta, prepared = open_run(checkpoint, data, device, network)
     images, labels = (part[: attack["n"]] for part in prepared.split("test"))
     losses = list(LOSSES) if prepared.classes > 2 else ["cross_entropy"]
     if "dlr" not in losses:

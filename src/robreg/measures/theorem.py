@@ -49,14 +49,22 @@ log = logging.getLogger(__name__)
 
 
 def record(  # noqa: PLR0913 - one argument per file and setting
-    *, checkpoint: Path, data: Path, svstd: Path, margins: Path, theory: Path, spec: Mapping[str, Any], device: str
+    *,
+    checkpoint: Path,
+    data: Path,
+    svstd: Path,
+    margins: Path,
+    theory: Path,
+    spec: Mapping[str, Any],
+    device: str,
+    network: Mapping[str, Any] | None = None,
 ) -> None:
     """Write theory.parquet of one network, with one row.
 
     svstd, margins: the run's tables of the same names; spec: n, steps, gamma, eta, c_x, k, eps (1/255), pairs, pieces,
     seed. A quantity that cannot be computed is null, and the log says why.
     """
-    model, meta, prepared = open_run(checkpoint, data, device)
+    model, meta, prepared = open_run(checkpoint, data, device, network)
     # Random examples, because the data may be sorted by class.
     chosen = _draw_indices(len(prepared.train_labels), spec["n"], spec["seed"])
     images, labels = (part[chosen] for part in prepared.split("train"))

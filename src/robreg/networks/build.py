@@ -11,6 +11,8 @@ from robreg.networks.fixup_resnet import FixupResNet
 from robreg.networks.user_defined import build_user_network
 from robreg.networks.wide_resnet import wide_resnet50
 
+MAX_DEPTH = 1202  # the deepest of He et al. (2016); a checkpoint could state any depth, and take hours to build
+
 
 def build_network(  # noqa: PLR0913 - all that is needed to rebuild a network from its checkpoint
     arch: str,
@@ -33,6 +35,8 @@ def build_network(  # noqa: PLR0913 - all that is needed to rebuild a network fr
         network = build_user_network(factory, classes)
     elif arch == "wrn50":
         network = wide_resnet50(shape[0], classes, width)
+    elif depth is not None and int(depth[1]) > MAX_DEPTH:
+        raise ValueError(f"architecture {arch!r} is deeper than resnet{MAX_DEPTH}")
     elif depth is not None:
         network = FixupResNet(int(depth[1]), shape[0], classes, width)
     else:

@@ -3,6 +3,7 @@
 A file is written completely or not at all, and a file that changed since it was written is not read.
 """
 
+import copy
 import errno
 import logging
 import zipfile
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robreg.networks.build import build_network
-from robreg.networks.classifier import Classifier
+from robreg.networks.classifier import Classifier, Normalise
 from robreg.networks.probe import TOLERANCE, probe_difference
 from robreg.networks.user_defined import ArchitectureError
 from robreg.runs.source_code import describe_changes
@@ -39,21 +40,29 @@ def save_file(path: Path, content: Mapping[str, Any]) -> None:
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load weights into a model without converting them.
 
-    load_state_dict alone would convert their data types. Raises ValueError or RuntimeError if the names, shapes or data
-    types of the weights are not exactly those of the model.
+    load_state_dict alone would convert their data types. A model on torch's device "meta" gets the tensors themselves.
+    Raises ValueError or RuntimeError if the names, shapes or data types of the weights are not exactly those of the
+    model.
     """
-    for name, own in model.state_dict().items():
+    own_weights = model.state_dict()
+    for name, own in own_weights.items():
         if name in weights and isinstance(own, Tensor) and weights[name].dtype != own.dtype:
             raise ValueError(f"{name} has type {weights[name].dtype}, but the architecture defines it as {own.dtype}")
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=any(own.is_meta for own in own_weights.values() if isinstance(own, Tensor)))
 
 
 def load_file(path: Path, device: torch.device | str) -> dict[str, Any]:
     """Load a file that save_file wrote, after verifying that no byte has changed; nothing in it is executed.
 
-    Such a file is a zip archive, whose checksums torch.load does not verify. Damaged files raise many kinds of errors.
+    Such a file is a zip archive, whose checksums torch.load does not verify. Its parts are not compressed, so that they
+    are no larger than the file. Damaged files raise many kinds of errors.
     """
     with zipfile.ZipFile(path) as file:
+        members = file.infolist()
+        if any(one.compress_type != zipfile.ZIP_STORED for one in members):
+            raise zipfile.BadZipFile("it holds compressed data, which no checkpoint does")
+        if sum(one.file_size for one in members) > path.stat().st_size:
+            raise zipfile.BadZipFile("its parts are larger than the file")
         if (bad := file.testzip()) is not None:
             raise zipfile.BadZipFile(f"{bad} does not match the CRC-32 that was stored when it was written")
     return torch.load(path, map_location=device, weights_only=True)
@@ -70,12 +79,15 @@ _META_TYPES = {  # metadata of a checkpoint in addition to what its network is b
 }
 
 
-def _check_metadata(weights: Mapping[str, Tensor], model: Classifier, meta: Mapping[str, Any]) -> None:
-    """Raise ValueError if the normalisation contradicts the metadata, or if metadata that measures need are wrong.
+def _check_content(weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Raise ValueError if weights or normalisation cannot be right, or if metadata that measures need are wrong.
 
     Raises KeyError if they are missing.
     """
-    for name, value in model.normalise.state_dict().items():
+    for name, value in weights.items():
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{name} repeats its values")  # a small file could make a network of any size
+    for name, value in Normalise(meta["mean"], meta["std"]).state_dict().items():
         if not torch.equal(weights[f"normalise.{name}"], value):
             raise ValueError(f"normalise.{name} does not match the metadata")
     for key, kind in _META_TYPES.items():
@@ -83,15 +95,22 @@ def _check_metadata(weights: Mapping[str, Tensor], model: Classifier, meta: Mapp
             raise ValueError(f"{key} is not of type {kind.__name__}")
 
 
-def load_network(checkpoint: str | Path, device: torch.device | str = "cpu") -> tuple[Classifier, dict[str, Any]]:
+def load_network(
+    checkpoint: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    architecture: Mapping[str, Any] | nn.Module | None = None,
+) -> tuple[Classifier, dict[str, Any]]:
     """Load a trained network in eval mode, and its metadata, from a checkpoint.
 
     The network maps pixels (B, C, H, W) in [0, 1] to logits (B, classes). The metadata describe how it was made:
-    "shape" (C, H, W), "classes", "arch", "dataset", "variant", "settings". Nothing in the file is executed; a
-    user-defined architecture is imported and called as build_user_network describes.
-    Raises ValueError, naming the file, if it is damaged, does not match its own metadata, holds values that are not
-    finite, or if the network that the code builds now gives other logits than it gave at the end of its training.
-    Raises ArchitectureError if a user-defined architecture cannot be imported here.
+    "shape" (C, H, W), "classes", "arch", "dataset", "variant", "settings". Nothing in the file is executed, and nothing
+    that it names is imported: for a user-defined architecture, give the network to load the weights into.
+    architecture: a network for normalised pixels; or, as the workflow does, the settings "arch", "width" and "factory"
+    of the run, which the checkpoint must agree with; or None for the package's architectures.
+    Raises ValueError, naming the file, if it is damaged, does not match its own metadata or the architecture, holds
+    values that are not finite, or if the network gives other logits than it gave at the end of its training.
+    Raises ArchitectureError if a user-defined architecture is needed and not given, or cannot be built.
 
     >>> import robreg
     >>> model, meta = robreg.load("results/digits/ar8/checkpoint.pt")
@@ -102,13 +121,12 @@ def load_network(checkpoint: str | Path, device: torch.device | str = "cpu") -> 
     meta: dict[str, Any] = {}
     try:
         content = load_file(checkpoint, "cpu")
-        meta = content["meta"]
-        keys = ("width", "shape", "classes", "mean", "std", "factory")
-        model = build_network(meta["arch"], **{key: meta[key] for key in keys})
-        _check_metadata(content["model"], model, meta)
-        load_weights(model, content["model"])
-        bad = [name for name, value in content["model"].items() if not bool(value.isfinite().all())]
-        difference = None if bad or "probe" not in content else probe_difference(model, content["probe"])
+        meta, weights = content["meta"], content["model"]
+        _check_content(weights, meta)
+        model = _build(checkpoint, meta, architecture)
+        load_weights(model, weights)
+        bad = [name for name, value in weights.items() if not bool(value.isfinite().all())]
+        difference = None if bad else _compare_logits(model, content)
     except (FileNotFoundError, ArchitectureError):
         raise
     except Exception as error:  # damaged files can raise any kind of error
@@ -118,6 +136,54 @@ def load_network(checkpoint: str | Path, device: torch.device | str = "cpu") -> 
         raise ValueError(f"{checkpoint}: {bad[0]} holds values that are not finite: delete it and train again")
     _check_behaviour(checkpoint, meta, difference)
     return model.to(device).eval(), meta
+
+
+def _build(checkpoint: Path, meta: Mapping[str, Any], architecture: Mapping[str, Any] | nn.Module | None) -> Classifier:
+    """Build the network of a checkpoint without any code or size that only the file names.
+
+    The package's own architectures are built on the device "meta": they need no memory until they get the weights.
+    """
+    if isinstance(architecture, nn.Module):
+        return Classifier(Normalise(meta["mean"], meta["std"]), architecture)
+    if architecture is None and meta["factory"] is not None:
+        raise ArchitectureError(
+            f"{checkpoint} holds a network of the user-defined architecture {meta['arch']!r}, and what a file names is "
+            "not imported: give the network, as in robreg.load(checkpoint, architecture=MyNet(num_classes=10))"
+        )
+    stated, own = ({key: one[key] for key in _ARCHITECTURE} for one in (meta, architecture or meta))
+    if _without_code(stated) != _without_code(own):
+        raise ArchitectureError(
+            f"{checkpoint} states that its network is {_without_code(stated)}, but by config.yaml that of its run is "
+            f"{_without_code(own)}; train again, or correct config.yaml"
+        )
+    options = {**{key: meta[key] for key in ("shape", "classes", "mean", "std")}, **own}
+    with torch.device("meta" if own["factory"] is None else "cpu"):
+        return build_network(**options)
+
+
+_UNKNOWN = "Nothing that is recorded has changed since, so its weights have, or code or files that are not recorded"
+_ARCHITECTURE = ("arch", "width", "factory")
+
+
+def _without_code(architecture: Mapping[str, Any]) -> str:
+    """Write down an architecture, without the hashes of its code, which the run's logits are the judge of."""
+    factory = architecture["factory"]
+    built = f" by {factory['callable']} with {dict(factory['arguments'])}" if factory else ""
+    return f"{architecture['arch']} of width {architecture['width']}{built}"
+
+
+def _compare_logits(model: Classifier, content: Mapping[str, Any]) -> float | None:
+    """Return what probe_difference does; None for a checkpoint of before logits were recorded.
+
+    A copy of the model is evaluated, because a network may keep tensors from its first evaluation. Raises ValueError if
+    the checkpoint lacks logits that its metadata announce.
+    """
+    announced, probe = content["meta"].get("probe_images"), content.get("probe")
+    if announced is None and probe is None:
+        return None
+    if not announced or probe is None or len(probe["images"]) != announced:
+        raise ValueError("it has not the logits that its metadata announce")
+    return probe_difference(copy.deepcopy(model), probe)
 
 
 def _unusable(checkpoint: Path, meta: Mapping[str, Any], why: str) -> str:
@@ -146,11 +212,12 @@ def _check_behaviour(checkpoint: Path, meta: Mapping[str, Any], difference: floa
         found = "; ".join(change for change in changes if change)
         raise ValueError(
             f"{checkpoint}: this is not the network that was trained: its logits differ by {100 * difference:.3g} % of "
-            f"the largest one. Since then {found or 'its weights or buffers were changed'}: undo that, or train again"
+            f"the largest one. {f'Since then {found}' if found else _UNKNOWN}: undo that, or train again"
         )
 
 
 def _architecture_changes(meta: Mapping[str, Any]) -> str:
     """Describe how the code of a user-defined architecture has changed since the training; "" if it has not."""
-    factory = meta.get("factory")
-    return describe_changes(factory["callable"], factory["code"]) if factory and "code" in factory else ""
+    factory = meta.get("factory") or {}
+    recorded = factory.get("code")  # missing in older checkpoints
+    return describe_changes(factory["callable"], recorded) if isinstance(recorded, dict) else ""

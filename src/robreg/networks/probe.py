@@ -3,7 +3,6 @@
 Weights alone do not: the code that builds the network around them may have been edited since.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,10 @@ from torch import Tensor
 
 from robreg.data.dataset import to_float
 from robreg.networks.classifier import Classifier
+from robreg.networks.user_defined import ArchitectureError
 
 IMAGES = 8
+MAX_PIXELS = 2**20  # of all images together: whoever wrote a checkpoint must not decide how long it takes to open it
 # Largest difference between two logits, as a fraction of the largest logit. Among CPUs with and without AVX, 1 to 4
 # threads, batches of 1 and of 8, torch 2.11 and 2.14, ResNet-56 and a wide ResNet-50 differ by 2e-6 at most. Evaluated
 # in bf16, which is a small change that matters, they differ by 4e-3 at least.
@@ -21,21 +22,26 @@ TOLERANCE = 1e-4
 
 
 def make_probe(model: Classifier, images: Tensor) -> dict[str, Tensor]:
-    """Record the logits (N, classes) that a network gives to images, uint8 (N, C, H, W), of which IMAGES are used."""
-    chosen = images[:IMAGES].cpu().clone()
-    return {"images": chosen, "logits": _logits(copy.deepcopy(model).cpu(), chosen)}
+    """Record the logits (N, classes) that a network gives to images, uint8 (N, C, H, W), of which IMAGES are used.
+
+    Fewer are used if they are larger than MAX_PIXELS together, but at least one.
+    """
+    n = max(1, min(IMAGES, MAX_PIXELS // images[0, 0].numel()))
+    chosen = images[:n].cpu().clone()
+    return {"images": chosen, "logits": evaluate(model, chosen)}
 
 
 def probe_difference(model: Classifier, probe: Mapping[str, Any]) -> float:
     """Return the largest difference between a network's logits and the recorded ones, relative to the largest of these.
 
-    It is inf or NaN if they cannot be compared. model: on the CPU; it is put into eval mode.
-    Raises KeyError, TypeError or ValueError if the probe is damaged.
+    It is inf or NaN if they cannot be compared. Raises KeyError, TypeError or ValueError if the probe is damaged.
     """
     images, recorded = probe["images"], probe["logits"]
     if images.dtype != torch.uint8 or recorded.dtype != torch.float32 or len(images) != len(recorded):
         raise ValueError("its recorded images and logits do not belong together")
-    logits = _logits(model, images)
+    if len(images) > IMAGES or (len(images) > 1 and images[:, 0].numel() > MAX_PIXELS):
+        raise ValueError("its recorded images are too many or too large")
+    logits = evaluate(model, images)
     if logits.shape != recorded.shape:
         return float("inf")
     if torch.equal(logits, recorded):
@@ -43,9 +49,23 @@ def probe_difference(model: Classifier, probe: Mapping[str, Any]) -> float:
     return float((logits - recorded).abs().max() / recorded.abs().max())
 
 
-def _logits(model: Classifier, images: Tensor) -> Tensor:
-    """Compute logits in float32 on the CPU, where they differ least between machines, in eval mode."""
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(0)  # for a network that draws random numbers in eval mode
-        logits = model.eval()(to_float(images))
-    return logits.float().clone()
+def evaluate(model: Classifier, images: Tensor) -> Tensor:
+    """Compute the logits (N, classes) of images, uint8 (N, C, H, W), in eval mode and float32, on the model's device.
+
+    The result is on the CPU. The mode of every module stays, and so does the state of torch's random numbers. Raises
+    ArchitectureError if the network does not return logits.
+    """
+    device, modes = model.normalise.mean.device, [(module, module.training) for module in model.modules()]
+    try:
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]), torch.no_grad():
+            torch.manual_seed(0)  # for a network that draws random numbers in eval mode
+            logits = model.eval()(to_float(images.to(device)))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not isinstance(logits, Tensor) or logits.shape[:1] != images.shape[:1] or logits.ndim != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ArchitectureError(
+            f"the network returned {found} for {len(images)} images; it must return logits (images, classes)"
+        )
+    return logits.float().cpu()

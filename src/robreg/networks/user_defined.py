@@ -1,7 +1,8 @@
 """User-defined architectures, which config.yaml names as importable callables."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any, get_type_hints
 
 from torch import nn
@@ -14,34 +15,56 @@ class ArchitectureError(ValueError):
 def build_user_network(factory: Mapping[str, Any], classes: int) -> nn.Module:
     """Build a user-defined network by calling factory["callable"], "module:name".
 
-    It is called with num_classes and the keyword arguments factory["arguments"]. Only a subclass of nn.Module, or a
-    function annotated as returning one, is called: checkpoints name a callable too, and a checkpoint that could name
-    any other importable callable could run commands. Raises ArchitectureError, naming the callable and the fix, if it
-    cannot be imported or called, or is neither of the two.
+    It is called with num_classes and the keyword arguments factory["arguments"]. Raises ArchitectureError, naming the
+    callable and the fix, if find_callable does, or if it cannot be called or returns no network.
     """
-    path = factory["callable"]
-    module, _, name = path.partition(":")
-    where = f"config.yaml: architectures: callable {path!r}"
+    where = _where(factory)
     try:
-        target: Any = importlib.import_module(module)
-        for part in name.split("."):
-            target = getattr(target, part)
-    except (ImportError, AttributeError) as error:
-        raise ArchitectureError(f"{where} cannot be imported ({error}); install it, or correct the path") from error
-    if not _makes_networks(target):
-        fix = "name a subclass of nn.Module, or annotate the function with -> nn.Module"
-        raise ArchitectureError(f"{where} is not declared to return an nn.Module; {fix}")
-    try:
-        network = target(num_classes=classes, **factory["arguments"])
+        network = find_callable(factory)(num_classes=classes, **factory["arguments"])
     except TypeError as error:
-        raise ArchitectureError(
-            f"{where} cannot be called ({error}); it must take num_classes and the configured arguments"
-        ) from error
+        raise ArchitectureError(_describe_bad_call(where, error)) from error
     if not isinstance(network, nn.Module):
         raise ArchitectureError(
             f"{where} returned a {type(network).__name__}, not an nn.Module; use a callable that does"
         )
     return network
+
+
+def find_callable(factory: Mapping[str, Any]) -> Callable[..., Any]:
+    """Import factory["callable"], without calling it.
+
+    Only a subclass of nn.Module, or a function annotated as returning one, is accepted: checkpoints name a callable
+    too, and a checkpoint that could name any other importable callable could run commands. Raises ArchitectureError,
+    naming the callable and the fix, if it cannot be imported, is neither of the two, or does not take its arguments.
+    """
+    module, _, name = factory["callable"].partition(":")
+    where = _where(factory)
+    try:
+        target: Any = importlib.import_module(module)
+        for part in name.split("."):
+            target = getattr(target, part)
+    except Exception as error:  # a user's module may raise anything when it is imported
+        raise ArchitectureError(
+            f"{where} cannot be imported ({error}); install it, put its file beside the Snakefile, or correct the path"
+        ) from error
+    if not _makes_networks(target):
+        fix = "name a subclass of nn.Module, or annotate the function with -> nn.Module"
+        raise ArchitectureError(f"{where} is not declared to return an nn.Module; {fix}")
+    try:
+        signature(target).bind(num_classes=2, **factory["arguments"])
+    except TypeError as error:
+        raise ArchitectureError(_describe_bad_call(where, error)) from error
+    except ValueError:
+        return target  # without a signature, only a call can tell
+    return target
+
+
+def _where(factory: Mapping[str, Any]) -> str:
+    return f"config.yaml: architectures: callable {factory['callable']!r}"
+
+
+def _describe_bad_call(where: str, error: TypeError) -> str:
+    return f"{where} cannot be called ({error}); it must take num_classes and the configured arguments"
 
 
 def _makes_networks(target: object) -> bool:

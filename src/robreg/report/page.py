@@ -25,6 +25,7 @@ from robreg.report.wording import (
     describe_attack,
     describe_data,
     describe_radii,
+    describe_weak_attacks,
     format_range,
     join_distinct,
     limits,
@@ -84,7 +85,9 @@ def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> 
     context = _study_context(study, files)
     context |= _claims_context(files.claims) | _results_context(study, files, template.parent)
     context |= _comparison_context(study, files, template.parent) | _provenance_context(study)
-    context["checks"] = parquet.read(files.audit, ["check"]).num_rows
+    audit = parquet.read(files.audit, ["place", "found", "passed"]).to_pylist()
+    weak = [row for row in audit if not row["passed"]]  # the audit raises for every other check that fails
+    context |= {"checks": len(audit), "weak_attacks": describe_weak_attacks(weak)}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         autoescape=True,

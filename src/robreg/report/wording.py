@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from robreg.checks.run_checks import MIN_TRAINED
 from robreg.runs.settings import Settings
 
 _PAPER_DATA = {  # the setting `paper`: kind of the official files, name
@@ -50,7 +51,6 @@ _WRITERS = (
     "of those"
 )
 _MIN_ROBUST = 5.0  # percent; below this adversarial accuracy, FGSM training has collapsed
-_MIN_TRAINED = 2.0  # multiple of the accuracy of guessing; below it, a network has hardly learned
 
 
 def describe_data(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict[str, str]:
@@ -245,7 +245,7 @@ def cautions(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, int]) -> l
     for row in rows:
         guess = 100 / classes[row["dataset"]]
         name = f"{row['dataset']}/{row['variant']}"
-        if row["train_acc"] < _MIN_TRAINED * guess:
+        if row["train_acc"] < MIN_TRAINED * guess:
             sentences.append(
                 f"{name} has hardly learned anything: its training accuracy is {row['train_acc']:.1f} %, and guessing "
                 f"gives {guess:.1f} %."
@@ -261,6 +261,21 @@ def cautions(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, int]) -> l
                 f"accuracies say little. Failed checks (masking.parquet): {', '.join(row['masked'])}."
             )
     return sentences
+
+
+def describe_weak_attacks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence that names unprotected networks that the evaluation attack hardly changes, in a list; or [].
+
+    rows: of the audit, with place (the folder of a run) and found (percent of correct examples that are left correct).
+    """
+    if not rows:
+        return []
+    names = ", ".join(f"{row['place'].removeprefix('results/')} ({row['found']:.1f} %)" for row in rows)
+    return [
+        "The evaluation attack is too weak to compare networks with: it leaves almost all correctly classified test "
+        f"examples correct even of networks that nothing protects, {names}. Raise eps or step under evaluation in "
+        "config.yaml; both are in 1/255."
+    ]
 
 
 def describe_radii(runs: Sequence[Mapping[str, Any]], stds: Mapping[str, Sequence[float]]) -> list[str]:

@@ -126,6 +126,10 @@ def describe_missing(name: str, shown: Sequence[Run], compare: Sequence[int]) ->
     if item.needs and not shown:
         return item.choice.missing
     low, high = ({tuple(run[key] for key in _PAIR) for run in shown if run["ar"] == ar} for ar in compare)
-    if item.pairs and not low & high:
-        return f"both strengths of compare, {compare[0]} and {compare[1]}, with the same seed"
+    paired = {pair[:2] for pair in low & high}  # data set and architecture
+    compared = {dataset for dataset, _ in paired} or {run["dataset"] for run in shown}
+    lacking = sorted({(run["dataset"], run["arch"]) for run in shown if run["dataset"] in compared} - paired)
+    if item.pairs and lacking:
+        both = f"both strengths of compare, {compare[0]} and {compare[1]}, with the same seed"
+        return both if not paired else f"{both}, of {', '.join('/'.join(one) for one in lacking)}"
     return None

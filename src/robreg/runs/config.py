@@ -1,5 +1,6 @@
 """Check config.yaml against its schema, and list the runs, figures and tables of a study."""
 
+import difflib
 import itertools
 import math
 import unicodedata
@@ -12,10 +13,12 @@ import jsonschema
 import yaml
 
 from robreg.runs.catalogue import FIGURES, TABLES, Item, describe_missing, places, select_runs
+from robreg.runs.radii import describe_mistaken_radius
+from robreg.runs.schema_errors import describe_first
 from robreg.runs.settings import ConfigError, dataset_block, describe_unknown_name, parse_run, run_settings
 from robreg.runs.variant import Variant, is_available_name
+from robreg.runs.yaml_file import RECURSIVE_OR_DEEP
 
-_RECURSIVE_OR_DEEP = "a value contains itself or is nested too deeply; write it without aliases and with less nesting"
 _PARTS: dict[str, dict[str, Item]] = {"figures": FIGURES, "tables": TABLES}
 _FORBIDDEN_CATEGORIES = ("Cc", "Cs")  # control characters and lone surrogates, which neither XML nor HTML can contain
 # Unlike JSON Schema, 20.0 does not count as an integer, because equal settings must have equal text.
@@ -36,21 +39,18 @@ def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[st
     try:
         _refuse_unsupported_values(config)
     except RecursionError as error:
-        raise ConfigError(f"config.yaml: {_RECURSIVE_OR_DEEP}") from error
-    schema = yaml.safe_load(schema_file.read_text())
-    validator = _Validator(schema)
-    errors = sorted(
-        validator.iter_errors(config), key=lambda error: (list(map(str, error.absolute_path)), error.message)
-    )
+        raise ConfigError(f"config.yaml: {RECURSIVE_OR_DEEP}") from error
+    _refuse_mistaken_radii({block: config.get(block) for block in ("datasets", "runs", "studies")})
+    errors = list(_Validator(yaml.safe_load(schema_file.read_text())).iter_errors(config))
     if errors:
-        raise ConfigError(f"config.yaml: {_describe_schema_error(jsonschema.exceptions.best_match(errors))}")
+        raise ConfigError(f"config.yaml: {describe_first(config, errors)}")
     if "studies" in config["datasets"]:
         raise ConfigError("config.yaml: datasets.studies: this name is reserved for results/studies; choose another")
     for name in config.get("architectures", {}):
         if not is_available_name(name):
             raise ConfigError(
                 f"config.yaml: architectures.{name}: this name is reserved by the grammar of run names, "
-                "or does not fit it; choose another"
+                "or does not fit it; choose another, of lower-case letters and digits"
             )
     _check_datasets(config)
     for key in config.get("runs", {}):
@@ -65,52 +65,6 @@ def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[st
         _check_study(config, name)
 
 
-def check_yaml_file(file: Path) -> None:
-    """Check that a file is YAML and gives no key twice in one mapping: YAML would silently drop the first value.
-
-    This runs before Snakemake reads config.yaml, because Snakemake's errors name neither the file nor the place. A file
-    given with --configfile has already been read by then. Raises ConfigError if the file fails a check.
-    """
-    try:
-        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        if root is not None:
-            _refuse_duplicate_keys(root, file.name)
-            loader.construct_document(root)
-    except ConfigError:
-        raise
-    except Exception as error:  # an impossible date or number, bytes that are not UTF-8: PyYAML raises many types
-        reason = (
-            _RECURSIVE_OR_DEEP if isinstance(error, RecursionError) else f"{' '.join(str(error).split())}; correct it"
-        )
-        raise ConfigError(f"{file.name} cannot be read as YAML: {reason}") from error
-
-
-def _refuse_duplicate_keys(root: yaml.Node, name: str) -> None:
-    """Raise ConfigError for the first mapping that gives a key twice; name: of the file."""
-    remaining: list[tuple[str, Any]] = [("", root)]
-    visited = set[int]()  # an alias refers to a node that was already visited, or to one that contains it
-    while remaining:
-        path, node = remaining.pop()
-        if id(node) in visited:
-            continue
-        visited.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            seen = set[str]()
-            for key, value in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    continue  # cannot be a key; construct_document reports it
-                if key.value in seen:
-                    line = key.start_mark.line + 1
-                    raise ConfigError(
-                        f"{name}: {path}{key.value} is given twice, the second time in line {line}; remove one"
-                    )
-                seen.add(key.value)
-                remaining.append((f"{path}{key.value}.", value))
-        elif isinstance(node, yaml.SequenceNode):
-            remaining += [(f"{path}{index}.", value) for index, value in enumerate(node.value)]
-
-
 def _check_datasets(config: Mapping[str, Any]) -> None:
     """Raise ConfigError for the first data set whose keys contradict each other."""
     for name, spec in config["datasets"].items():
@@ -118,7 +72,7 @@ def _check_datasets(config: Mapping[str, Any]) -> None:
         try:
             run_settings(config, name, "ar0")
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(f"{where}: {str(error).removeprefix('config.yaml: ')}") from error
         _check_source(where, spec)
         if "incomplete" in spec and spec["kind"] != "tiny-imagenet":
             raise ConfigError(f"{where}.incomplete: only kind tiny-imagenet has this key; remove it")
@@ -226,6 +180,23 @@ def _refuse_unsupported_values(tree: object, path: str = "") -> None:
         )
 
 
+def _refuse_mistaken_radii(tree: object, path: tuple[str | int, ...] = ()) -> None:
+    """Raise ConfigError for the first strength, radius or step that is not in 1/255; path: where `tree` is."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            _refuse_mistaken_radii(value, (*path, key))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            _refuse_mistaken_radii(value, (*path, index))
+    else:
+        key = next(part for part in reversed(path) if isinstance(part, str))
+        mistake = describe_mistaken_radius(key, tree)
+        if mistake and path[-2:] == ("loss_variation", "step"):
+            mistake = f"{tree!r} is no fraction of eps, which this step always is: write eps/4, for example"
+        if mistake:
+            raise ConfigError(f"config.yaml: {'.'.join(map(str, path))}: {mistake}")
+
+
 def study_items(config: Mapping[str, Any], study: str, part: str) -> dict[str, list[str] | None]:
     """List the "figures" or "tables" of a study, each with what it is restricted to (see select_runs; None: all)."""
     items: dict[str, list[str] | None] = {}
@@ -241,8 +212,10 @@ def run_names(config: Mapping[str, Any], study: str) -> list[tuple[str, str]]:
     """
     if study not in config["studies"]:
         known = ", ".join(config["studies"])
+        close = difflib.get_close_matches(study, config["studies"], n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
         raise ConfigError(
-            f"config.yaml: studies: there is no study {study!r}; add its block, or ask for one of: {known}"
+            f"config.yaml: studies: there is no study {study!r}; add its block, or ask for one of: {known}{hint}"
         )
     names: dict[tuple[str, str], None] = {}
     for grid in config["studies"][study]["runs"]:
@@ -302,17 +275,3 @@ def _expand_grid(config: Mapping[str, Any], study: str, grid: Mapping[str, Any])
             fgsm = ar > 0 and attack == "fgsm"
             run = Variant(ar, arch, fgsm=fgsm, bound=bound, normspace=space == "normalised", seed=seed)
             yield dataset, run.name(default)
-
-
-def _describe_schema_error(error: jsonschema.ValidationError) -> str:
-    """Describe a schema error in one sentence: the key's path, what is wrong, what is allowed."""
-    path = ".".join(map(str, error.absolute_path))
-    schema: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
-    if error.validator == "additionalProperties":
-        known: Mapping[str, Any] = schema.get("properties", {})
-        given: Any = error.instance
-        extra = next(key for key in given if key not in known)
-        return f"{f'{path}.' if path else ''}{extra}: {describe_unknown_name('key', extra, known)}"
-    description = schema.get("description", "")
-    hint = f" ({description})" if description else ""
-    return f"{path or 'the file'}: {error.message}{hint}"

@@ -76,7 +76,7 @@ def run_settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[
         "data": {key: spec.get(key) for key in DATA_KEYS},
         "ar": run.ar,
         "arch": run.arch,
-        "factory": own and _resolve_factory(run.arch, own),
+        "factory": own and _resolve_factory(own),
         "width": spec["width"],
         "seed": run.seed,
         "space": run.space,
@@ -164,15 +164,15 @@ def _refuse_unused_overrides(where: str, override: Mapping[str, Any], run: Varia
         raise ConfigError(f"{where}.training.clip_rounds: this run has no bound; name a run with -sn instead")
 
 
-def _resolve_factory(arch: str, own: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve_factory(own: Mapping[str, Any]) -> dict[str, Any]:
     """Resolve a user-defined architecture: its callable, its arguments, and the code of the callable."""
     target = own["callable"]
     try:
         code = callable_code(target)
-    except (ModuleNotFoundError, SyntaxError, ValueError) as error:
+    except (ImportError, OSError, RecursionError, SyntaxError, ValueError) as error:
         raise ConfigError(
-            f"config.yaml: architectures.{arch}.callable: {target!r} cannot be used ({error}); "
-            "name a module beside the Snakefile or an installed one, and a network in it, as module:name"
+            f"config.yaml: architectures: callable {target!r} cannot be imported ({error}); install it, put its file "
+            "beside the Snakefile, or correct the path"
         ) from error
     return {"callable": target, "arguments": dict(own.get("arguments", {})), "code": code}
 

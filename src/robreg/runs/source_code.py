@@ -7,7 +7,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,17 @@ def callable_code(target: str) -> dict[str, str]:
     """
     start = target.partition(":")[0]
     if _find(start) is None:
-        raise ModuleNotFoundError(f"no module named {start!r}", name=start)
+        raise ModuleNotFoundError(f"No module named {start!r}", name=start)
     code, to_visit, visited = dict[str, str](), [*_with_parents(start)], set[str]()
     while to_visit:
         name = to_visit.pop()
         top = name.partition(".")[0]
-        if name in visited or top in sys.stdlib_module_names or top in _COVERED:
+        if name in visited or top in _COVERED:
             continue
         visited.add(name)
         spec = _find(name)
-        if spec is None or spec.origin is None:
-            continue  # an attribute that is imported from a module, an optional module, or a namespace package
+        if spec is None or spec.origin is None or _is_standard(spec.origin):
+            continue  # an attribute that is imported from a module, an optional module, or a package without __init__
         file = Path(spec.origin)
         if version := _installed_version(top, file):
             code[top] = version
@@ -114,16 +114,34 @@ def _imported(tree: ast.AST, package: str) -> Iterator[str]:
 
 def _find(module: str) -> ModuleSpec | None:
     """Find a module without importing it or its parents, which importlib.util.find_spec would do."""
-    spec, places = None, None
-    for name in _with_parents(module):
-        finders: Iterable[Any] = (finder for finder in sys.meta_path if hasattr(finder, "find_spec"))
-        spec = next((found for finder in finders if (found := finder.find_spec(name, places)) is not None), None)
-        if spec is None:
+    *parents, last = module.split(".")
+    places: list[str] | None = None
+    for parent in parents:
+        spec = _find_in(parent, places)
+        if spec is None or spec.submodule_search_locations is None:
             return None
-        places = spec.submodule_search_locations
-        if places is None and name != module:
-            return None
-    return spec
+        places = list(spec.submodule_search_locations)
+    return _find_in(last, places)
+
+
+def _find_in(name: str, places: list[str] | None) -> ModuleSpec | None:
+    """Find a module by the last part of its name; places: the folders of its package, or None for a top-level module.
+
+    With its full name, a package without __init__.py would be looked up among the modules that are imported already.
+    """
+    finders: Iterable[Any] = sys.meta_path if places is None else (PathFinder,)
+    specs = (finder.find_spec(name, places) for finder in finders if hasattr(finder, "find_spec"))
+    return next((spec for spec in specs if spec is not None), None)
+
+
+def _is_standard(origin: str) -> bool:
+    """Return whether a module is part of Python; a user's module may have the name of one."""
+    if origin in ("built-in", "frozen"):
+        return True
+    paths, file = sysconfig.get_paths(), Path(origin).resolve()
+    installed = any(file.is_relative_to(Path(paths[key]).resolve()) for key in ("purelib", "platlib"))
+    standard = any(file.is_relative_to(Path(paths[key]).resolve()) for key in ("stdlib", "platstdlib"))
+    return standard and not installed and "dist-packages" not in file.parts
 
 
 def _installed_version(top: str, file: Path) -> str | None:

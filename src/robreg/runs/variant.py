@@ -5,9 +5,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
 
+from robreg.runs.radii import MAX_RADIUS, describe_mistaken_radius
+
 ARCHITECTURES = ("resnet8", "resnet56", "resnet110", "wrn50")  # those in the package; config.yaml may define more
 GRAMMAR = "ar{strength}[-{architecture}][-fgsm][-sn{bound}][-normspace][-s{seed}]"
-MAX_STRENGTH = 255  # in 1/255
 MAX_SEED = 2**32 - 1
 MIN_BOUND, MAX_BOUND = 1e-6, 1e6  # on the largest singular value of every layer
 
@@ -77,11 +78,13 @@ def parse(text: str, default_arch: str, own: Collection[str] = ()) -> Variant:
     """
     head, *parts = text.split("-")
     strength = re.fullmatch(r"ar(\d{1,30})", head)
+    if strength is None and (mistake := describe_mistaken_radius("ar", head.removeprefix("ar"))):
+        raise VariantError(f"{text!r} is not the name of a run: {mistake}")
     if strength is None:
         raise VariantError(f"{text!r} is not the name of a run: write {GRAMMAR}, for example ar16 or ar8-s1")
     values: dict[str, str] = {}
     for part in parts:
-        key, value = ("arch", part) if part in own else _parse_part(part, text)
+        key, value = ("arch", part) if part in own else _parse_part(part, text, [*ARCHITECTURES, *own])
         if key in values:
             raise VariantError(f"{text!r} gives {key} twice: write {GRAMMAR}")
         values[key] = value
@@ -103,13 +106,19 @@ def parse(text: str, default_arch: str, own: Collection[str] = ()) -> Variant:
     return variant
 
 
-def _parse_part(part: str, text: str) -> tuple[str, str]:
-    """Parse one part of the name `text` into its key and value; raises VariantError if it is not in the grammar."""
+def _parse_part(part: str, text: str, known: list[str]) -> tuple[str, str]:
+    """Parse one part of the name `text` into its key and value.
+
+    Raises VariantError, which lists the `known` architectures, if it is not in the grammar.
+    """
     for key, pattern in _PARTS.items():
         match = pattern.fullmatch(part)
         if match:
             return key, match[match.lastindex or 0]
-    raise VariantError(f"{text!r} is not the name of a run: {part!r} is not part of {GRAMMAR}")
+    raise VariantError(
+        f"{text!r} is not the name of a run: {part!r} is not part of {GRAMMAR}; "
+        f"as an architecture, use one of {known}, or define it in config.yaml"
+    )
 
 
 def _refuse_unsupported(variant: Variant, text: str, known: list[str]) -> None:
@@ -118,8 +127,8 @@ def _refuse_unsupported(variant: Variant, text: str, known: list[str]) -> None:
         raise VariantError(f"{text!r} names an unknown architecture {variant.arch!r}: use one of {known}")
     if variant.seed > MAX_SEED:
         raise VariantError(f"{text!r} has seed {variant.seed}: use at most {MAX_SEED}")
-    if variant.ar > MAX_STRENGTH:
-        raise VariantError(f"{text!r} has a strength of {variant.ar}/255: use at most {MAX_STRENGTH}")
+    if variant.ar > MAX_RADIUS:
+        raise VariantError(f"{text!r} has a strength of {variant.ar}/255: use at most {MAX_RADIUS}")
     if variant.bound is not None and not MIN_BOUND <= variant.bound <= MAX_BOUND:
         raise VariantError(
             f"{text!r} has a bound of {variant.bound!r}: use {_format_bound(MIN_BOUND)} to {_format_bound(MAX_BOUND)}"

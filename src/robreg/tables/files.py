@@ -22,6 +22,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # what a killed process left may be a link to another file
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())

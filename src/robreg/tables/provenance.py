@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -52,6 +53,12 @@ def code_hash(factory: Mapping[str, Any] | None = None) -> str:
     own = callable_code(factory["callable"]) if factory else {}
     package = {file: hash_code((PACKAGE / file).read_bytes()) for file in code_files(*TRAINING, folders=COMPUTING)}
     return _hash_texts([f"{name} {code}" for name, code in [*package.items(), *own.items()]])
+
+
+def history_hash(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Hash the rows of a training's history, without their times, which differ between two equal trainings."""
+    kept = [{key: value for key, value in row.items() if key not in ("seconds", "examples_per_s")} for row in rows]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def package_hash() -> str:

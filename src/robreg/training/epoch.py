@@ -13,7 +13,7 @@ from robreg.data.augmentation import random_crop_flip, random_resized_crop_flip
 from robreg.data.dataset import to_float
 from robreg.runs.settings import DEFAULTS
 from robreg.spectra.projection import project
-from robreg.training.resume import TrainingState
+from robreg.training.resume import TrainingState, learning_rate
 from robreg.training.step import StepAttack, TrainingStep
 
 
@@ -90,11 +90,6 @@ def prepare_batch(
     x = to_float(images)  # (B, C, H, W)
     random = attack is not None and attack["start"] == "random"
     return x, draw_noise(x, generator) if random else None
-
-
-def learning_rate(spec: Mapping[str, Any], epoch: int) -> float:
-    """Return the learning rate of an epoch (counted from 1): divided by lr_factor after each epoch in lr_drops."""
-    return float(spec["lr"] / spec["lr_factor"] ** sum(epoch > drop for drop in spec["lr_drops"]))
 
 
 def epoch_randomness(seed: int, epoch: int, n: int, device: torch.device) -> tuple[Tensor, torch.Generator]:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,18 +47,17 @@ def keep(run: Path) -> None:
     try:
         meta = parquet.read_metadata(run / "history.parquet")
         folder = run / "kept" / _key(meta["settings_hash"], meta["data_sha256"], meta.get("code_hash", ""))
-    except (KeyError, ValueError) as error:
-        log.warning("%s is not kept, because its history cannot be read (%s)", run, error)
-        return
-    if any(_holds(one, run) for one in folder.parent.glob(f"{folder.name}*")):  # it may have been set aside
+    except (KeyError, ValueError) as error:  # it is kept all the same, but not used again by itself
+        folder = run / "kept" / "unreadable"
+        log.warning("%s: its history cannot be read (%s), so it is kept in %s", run, error, folder)
+    if _holds(folder, run):
         return
     try:
-        set_aside(folder)
-        temporary = folder.with_name(f".{folder.name}")
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = folder.with_name(f".{uuid.uuid4().hex}")  # another process may keep the same network
         temporary.mkdir(parents=True)
         for name in FILES:
             _link(run / name, temporary / name)
+        set_aside(folder)
         temporary.rename(folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
@@ -65,11 +65,16 @@ def keep(run: Path) -> None:
 
 def take_up(folder: Path, run: Path) -> None:
     """Use a kept network in a run's folder again. Its files count as new, so that its measures are repeated."""
-    for name in FILES:
-        with atomic_write(run / name) as temporary:
-            temporary.unlink(missing_ok=True)
+    checkpoint, history = (run / name for name in FILES)
+    with atomic_write(checkpoint) as first, atomic_write(history) as second:
+        for name, temporary in zip(FILES, (first, second), strict=True):
             _link(folder / name, temporary)
-        os.utime(run / name)
+            os.utime(temporary)
+
+
+def wants_training(folder: Path) -> Path:
+    """Return the file that says that a run is to be trained although its network is kept in `folder`."""
+    return folder.with_name(f".train-{folder.name}")
 
 
 def set_aside(folder: Path) -> None:
@@ -82,7 +87,9 @@ def set_aside(folder: Path) -> None:
 def _holds(folder: Path, run: Path) -> bool:
     """Return whether the network in a run's folder is kept in `folder`."""
     pairs = [(folder / name, run / name) for name in FILES]
-    return all(kept.exists() and filecmp.cmp(kept, used, shallow=False) for kept, used in pairs)
+    return all(
+        kept.exists() and (kept.samefile(used) or filecmp.cmp(kept, used, shallow=False)) for kept, used in pairs
+    )
 
 
 def _link(source: Path, target: Path) -> None:
@@ -105,23 +112,25 @@ class KeptNetwork:
 
 def kept_networks(root: Path) -> list[KeptNetwork]:
     """List the networks that are kept in root, or in any folder below it."""
-    folders = {path.parent for path in root.rglob(FILES[0]) if path.parent.parent.name == "kept"}
-    return [_describe(folder) for folder in sorted(folders) if not folder.name.startswith(".")]
+    places = [Path(place) for place, _, files in os.walk(root, followlinks=True) if FILES[0] in files]
+    folders = [place for place in places if place.parent.name == "kept" and not place.name.startswith(".")]
+    return [_describe(folder) for folder in sorted(folders)]
 
 
 def _describe(folder: Path) -> KeptNetwork:
     run = folder.parent.parent
     size = sum(file.stat().st_size for file in folder.iterdir())
-    differences = (
-        describe_differences(_settings(folder), _settings(run), "{key} is {new}, not {old}")
-        if (run / FILES[1]).exists()
-        else ""
-    )
-    return KeptNetwork(folder, size, _holds(folder, run) if (run / FILES[0]).exists() else False, differences)
+    whole = all((run / name).exists() for name in FILES)
+    try:
+        phrase = "in the run, {key} is {new}, not {old}"
+        differences = describe_differences(_settings(folder), _settings(run), phrase) if whole else ""
+    except (OSError, ValueError) as error:
+        differences = f"a history cannot be read: {error}"
+    return KeptNetwork(folder, size, whole and _holds(folder, run), differences)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Return the training settings of the network in a folder; {} if they were not recorded."""
+    """Return the training settings of the network in a folder; {} if they were not recorded. Raises as parquet.read."""
     stored = parquet.read_metadata(folder / "history.parquet").get("settings", "{}")
     return dict(json.loads(stored))
 
@@ -141,7 +150,7 @@ def _main() -> Iterator[str]:
         if delete:
             shutil.rmtree(one.folder)
         state = "in use" if one.used else "deleted" if delete else "not in use"
-        detail = f" (in the run, {one.differences})" if one.differences else ""
+        detail = f" ({one.differences})" if one.differences else ""
         yield f"{one.folder}  {one.size / 1e6:.1f} MB  {state}{detail}"
     free = sum(one.size for one in networks if not one.used) / 1e6
     yield f"{len(networks)} networks; those that no run uses {'took' if given.delete else 'take'} {free:.1f} MB."

@@ -17,16 +17,16 @@ from robreg.data.dataset import Dataset
 from robreg.networks.build import build_initial_network
 from robreg.networks.checkpoint import load_network, load_weights, save_file
 from robreg.networks.classifier import Classifier
-from robreg.networks.probe import IMAGES, TOLERANCE, make_probe, probe_difference
+from robreg.networks.probe import IMAGES, TOLERANCE, evaluate, make_probe, probe_difference
 from robreg.networks.user_defined import ArchitectureError
 from robreg.runs.settings import DEFAULTS, hash_settings
 from robreg.runs.source_code import describe_changes
 from robreg.spectra.layers import list_layers
 from robreg.spectra.projection import enclosing_grid
-from robreg.tables.parquet import write
-from robreg.tables.provenance import code_hash
+from robreg.tables.parquet import read, read_metadata, write
+from robreg.tables.provenance import code_hash, history_hash
 from robreg.training.epoch import make_step, train_epoch
-from robreg.training.kept import keep, kept_folder, set_aside, take_up
+from robreg.training.kept import keep, kept_folder, set_aside, take_up, wants_training
 from robreg.training.lease import Lease
 from robreg.training.resume import ResumeFile, TrainingState, resume_identity
 from robreg.training.step import deterministic_algorithms
@@ -55,7 +55,7 @@ def _train(
     kept = kept_folder(checkpoint.parent, settings, data.sha256)
     with Lease(checkpoint.with_name("lease.json")) as lease:
         resume = ResumeFile(checkpoint.with_name("resume.pt"), resume_identity(settings, data.sha256), lease)
-        if _take_up(kept, checkpoint.parent):
+        if _take_up(kept, checkpoint.parent, settings, data.sha256):
             resume.discard()
             return
         if resume.path.exists():
@@ -66,11 +66,13 @@ def _train(
             _train_epochs(state, settings, data, resume=resume, stop=stop)
         lease.check()
         meta = {**_metadata(settings, data, device), "code_hash": state.code, "step": "; ".join(state.how)}
-        probe = make_probe(state.model, data.split("test")[0])
+        meta["history_sha256"] = history_hash(state.history)
+        probe = make_probe(_rebuild(state.model, settings, data), data.split("test")[0])
         save_file(checkpoint, {"model": state.model.state_dict(), "meta": meta, "probe": probe})
         columns = {key: [row[key] for row in state.history] for key in state.history[0]}
         write(history, "history", columns, meta)
         keep(checkpoint.parent)
+        wants_training(kept).unlink(missing_ok=True)
         resume.path.unlink()
 
 
@@ -83,19 +85,37 @@ def _check_architecture_code(settings: Mapping[str, Any]) -> None:
         )
 
 
-def _take_up(kept: Path, run: Path) -> bool:
-    """Use a network that was trained before with the same settings, data and code; return whether there is one."""
+def _take_up(kept: Path, run: Path, settings: Mapping[str, Any], data_sha256: str) -> bool:
+    """Use a network that was trained before with the same settings, data and code; return whether there is one.
+
+    One that cannot be used, or that the user wants to be trained again, is set aside.
+    """
     if not kept.exists():
         return False
     try:
-        load_network(kept / "checkpoint.pt")
+        _check_kept(kept, settings, data_sha256)
     except (OSError, ValueError) as error:
         log.warning("%s cannot be used again (%s)", kept, error)
+        set_aside(kept)
+        return False
+    if wants_training(kept).exists():
         set_aside(kept)
         return False
     take_up(kept, run)
     log.info("nothing to train: %s has a network with the same settings, data and code, which is used again", kept)
     return True
+
+
+def _check_kept(kept: Path, settings: Mapping[str, Any], data_sha256: str) -> None:
+    """Raise ValueError or OSError unless a kept checkpoint and history are whole, and of these settings and data."""
+    _, meta = load_network(kept / "checkpoint.pt", architecture=settings)
+    history = read_metadata(kept / "history.parquet")
+    wanted = {"settings_hash": hash_settings(settings), "data_sha256": data_sha256}
+    wanted["code_hash"] = code_hash(settings["factory"])
+    wanted["history_sha256"] = history_hash(read(kept / "history.parquet").to_pylist())
+    for key, value in wanted.items():
+        if meta.get(key) != value or history.get(key) != value:
+            raise ValueError(f"its {key} is not the one that is wanted")
 
 
 def _train_epochs(
@@ -118,7 +138,7 @@ def _train_epochs(
         state.how = list(dict.fromkeys([*state.how, step.how]))
         resume.save(state)
         if epoch == first:
-            _refuse_hidden_state(state.model, settings, data)
+            _rebuild(state.model, settings, data)  # raises for a network that could not be saved, before hours more
         mean = sum(past["seconds"] for past in state.history[first - 1 :]) / (epoch - first + 1)
         log.info(
             "epoch %d/%d lr %g loss %.4f acc %.2f %% %.0f examples/s, %.0f s left",
@@ -129,8 +149,8 @@ def _train_epochs(
 def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> TrainingState:
     """Build the network and its optimiser, before the first epoch."""
     model = _build(settings, data).to(device)
-    make_probe(model, data.split("test")[0])  # raises for a network that cannot run on a CPU or returns no logits
     layers = list_layers(model, data.shape)  # raises for a network that cannot be measured, before hours of training
+    make_probe(_build(settings, data), data.split("test")[0])  # raises for one that gives no logits on a CPU
     if settings["clip_rounds"] == "exact":
         for layer in layers:
             enclosing_grid(layer)  # raises for a layer that cannot be bounded
@@ -140,17 +160,22 @@ def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.dev
     return TrainingState(model, sgd, layers, [], code_hash(settings["factory"]))
 
 
-def _refuse_hidden_state(model: Classifier, settings: Mapping[str, Any], data: Dataset) -> None:
-    """Raise ArchitectureError if a network of the same weights is another network, as it will be after it is saved."""
+def _rebuild(model: Classifier, settings: Mapping[str, Any], data: Dataset) -> Classifier:
+    """Build a second network on the CPU with the weights of one that is trained, as whoever opens its checkpoint will.
+
+    Raises ArchitectureError if it is not the same network.
+    """
     rebuilt = _build(settings, data)
     load_weights(rebuilt, {name: value.cpu() for name, value in model.state_dict().items()})
-    difference = probe_difference(rebuilt, make_probe(model, data.split("test")[0]))
+    probe = make_probe(rebuilt, data.split("test")[0])
+    difference = probe_difference(rebuilt, {**probe, "logits": evaluate(model, probe["images"])})
     if not difference <= TOLERANCE:
         raise ArchitectureError(
-            f"{settings['arch']}: after an epoch, a second network with the same weights gives other logits (they "
-            f"differ by {100 * difference:.3g} % of the largest one): training changes something that is not in "
-            "state_dict(); make it a parameter or a persistent buffer"
+            f"{settings['arch']}: a second network with the same weights gives other logits (they differ by "
+            f"{100 * difference:.3g} % of the largest one): training changes something that is not in state_dict(), or "
+            "the network draws random numbers that are not torch's; make what training changes a parameter or a buffer"
         )
+    return rebuilt
 
 
 def _build(settings: Mapping[str, Any], data: Dataset) -> Classifier:

@@ -1,7 +1,9 @@
 """The state of a training run between two epochs, and resume.pt, the file that it is saved in."""
 
+import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from robreg.networks.checkpoint import load_file, load_weights, save_file
 from robreg.networks.classifier import Classifier
 from robreg.runs.settings import describe_differences
 from robreg.spectra.layers import Layer
+from robreg.tables.schemas import SCHEMAS
 from robreg.training.lease import Lease
 
 FORMAT = 2  # version of the layout of resume.pt
@@ -83,22 +86,29 @@ class ResumeFile:
                 "restore them to resume it, or delete the file to train this run from the start"
             )
         with self._report_damage():
+            _check_content(content, state, json.loads(self.identity["settings"])["training"])
             load_weights(state.model, content["model"])
             fused = [group["fused"] for group in state.optimizer.param_groups]
             state.optimizer.load_state_dict(content["optimizer"])
             for group, chosen in zip(state.optimizer.param_groups, fused, strict=True):
                 group["fused"] = chosen  # it depends on this device, not on the one that the file was written on
             state.how = content.get("how", ["eager"])  # older files lack the key, and their steps were all eager
-            state.history, state.code = list(content["history"]), str(content["code_hash"])
+            state.history = list(content["history"])
+            state.code = combine_codes(content["code_hash"], state.code)
         log.info("resuming after epoch %d from %s", len(state.history), self.path)
 
     def discard(self) -> None:
         """Delete the file if it belongs to this run; a state of other settings stays, because it is still of use."""
-        if self.path.exists():
+        if not self.path.exists():
+            return
+        try:
             with self._report_damage():
                 saved = load_file(self.path, "cpu")["identity"]
-            if saved == self.identity:
-                self.path.unlink()
+        except ValueError as error:  # nothing needs it now
+            log.warning("%s", error)
+            return
+        if saved == self.identity:
+            self.path.unlink()
 
     @contextmanager
     def _report_damage(self) -> Iterator[None]:
@@ -107,7 +117,8 @@ class ResumeFile:
             yield
         except Exception as error:
             raise ValueError(
-                f"{self.path} is damaged: delete it to train this run from the start ({type(error).__name__})"
+                f"{self.path} is damaged: delete it to train this run from the start "
+                f"({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
             ) from error
 
 
@@ -115,3 +126,59 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Describe how the identities of two runs differ."""
     before, after = ({**side, **json.loads(side["settings"]), "settings": ""} for side in (old, new))
     return describe_differences(before, after)
+
+
+def combine_codes(before: str, now: str) -> str:
+    """Return the hash of the code of a training that was started with one code and is continued with another."""
+    return now if before == now else hashlib.sha256(f"{before} {now}".encode()).hexdigest()
+
+
+def learning_rate(spec: Mapping[str, Any], epoch: int) -> float:
+    """Return the learning rate of an epoch (counted from 1): divided by lr_factor after each epoch in lr_drops."""
+    return float(spec["lr"] / spec["lr_factor"] ** sum(epoch > drop for drop in spec["lr_drops"]))
+
+
+def _check_content(content: Mapping[str, Any], state: TrainingState, spec: Mapping[str, Any]) -> None:
+    """Raise ValueError for a state that no training with these settings can have left.
+
+    state: of the same run before its first epoch; spec: its settings "training". Missing parts raise KeyError.
+    """
+    for name, value in content["model"].items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{name} holds values that are not finite")
+    _check_history(content["history"], len(state.layers), spec)
+    _check_optimizer(content["optimizer"], state, learning_rate(spec, max(1, len(content["history"]))))
+    if not all(isinstance(one, str) for one in [content["code_hash"], *content.get("how", [])]):
+        raise ValueError("the description of its code is not text")
+
+
+def _check_history(history: Any, layers: int, spec: Mapping[str, Any]) -> None:  # noqa: ANN401 - it comes from a file
+    """Raise ValueError unless the rows are those of the first epochs, with the learning rates of the settings."""
+    if type(history) is not list or len(history) > spec["epochs"]:
+        raise ValueError(f"its history is not that of at most {spec['epochs']} epochs")
+    for epoch, row in enumerate(history, 1):
+        numbers = [row[key] for key in ("loss", "acc", "seconds", "examples_per_s")] + (row["sigma_max"] or [])
+        right = (
+            set(row) == set(SCHEMAS["history"].names)
+            and (row["epoch"], row["lr"]) == (epoch, learning_rate(spec, epoch))
+            and all(type(number) is float and math.isfinite(number) for number in numbers)
+            and (row["sigma_max"] is None or len(row["sigma_max"]) == layers)
+        )
+        if not right:
+            raise ValueError(f"row {epoch} of its history is not that of epoch {epoch}")
+
+
+def _check_optimizer(saved: Mapping[str, Any], state: TrainingState, lr: float) -> None:
+    """Raise ValueError unless the optimiser has the settings of the run, and momenta of its weights."""
+    own = state.optimizer.state_dict()["param_groups"]
+    for mine, theirs in zip(own, saved["param_groups"], strict=True):
+        expected = {**mine, "lr": theirs["lr"], "fused": theirs["fused"]}
+        if theirs != expected or theirs["lr"] not in (mine["lr"], lr):
+            raise ValueError("its optimiser has other settings")
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    for index, one in saved["state"].items():
+        momentum = one.get("momentum_buffer")
+        if set(one) - {"momentum_buffer"} or (momentum is not None and momentum.shape != parameters[index].shape):
+            raise ValueError("its optimiser has momenta of other weights")
+        if momentum is not None and not bool(momentum.isfinite().all()):
+            raise ValueError("its optimiser holds values that are not finite")

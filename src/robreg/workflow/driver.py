@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from snakemake.exceptions import LockException, WorkflowError
+from snakemake import exceptions
 from snakemake.jobs import GroupJob, Job
 from snakemake.logging import logger
 from snakemake.persistence import ParamsChange
@@ -24,9 +24,10 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from snakemake_interface_executor_plugins.registry.plugin import Plugin
 from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
 
+from robreg.runs.settings import ConfigError
 from robreg.training import kept
 from robreg.training.lease import MAX_STALLED_ATTEMPTS, holder_token, stalled_attempts
-from robreg.workflow import fork_server, plan, slurm
+from robreg.workflow import architectures, fork_server, plan, slurm, targets
 from robreg.workflow.failures import Failures
 
 if TYPE_CHECKING:
@@ -37,8 +38,20 @@ Check = Callable[[Any, list[SubmittedJobInfo]], AsyncIterator[SubmittedJobInfo]]
 _attempts: dict[Path, dict[int, str | None]] = {}  # by lease file and attempt: the lease's token when it had failed
 
 
+class LockedError(RuntimeError):
+    """Raised when another Snakemake works in this folder, or was killed while it did."""
+
+
+class NotKeptError(RuntimeError):
+    """Raised when a finished network cannot be kept, and would be lost."""
+
+
+OWN_ERRORS = (ConfigError, slurm.ClusterError, LockedError, NotKeptError)  # each message is a sentence for the user
+
+
 def install(workflow: "Workflow") -> None:
-    """Change the behaviour of this Snakemake process; called once, when the Snakefile is read."""
+    """Change the behaviour of this Snakemake process; called once, before anything else in the Snakefile can fail."""
+    exceptions.format_exception_to_string = _only_own_sentence(exceptions.format_exception_to_string)
     # A property, because the settings do not exist yet; a default profile instead would override the cluster's.
     type(workflow).rerun_triggers = property(_rerun_triggers)
     Job.restart_times = property(_restart_times)
@@ -48,9 +61,35 @@ def install(workflow: "Workflow") -> None:
     if workflow.is_main_process:
         JobScheduler.__init__ = _explain_trainings(JobScheduler.__init__)
     workflow.execute = _execute(workflow, workflow.execute)
+    workflow._build_dag = _checked(workflow, workflow._build_dag)
     fork_server.install(workflow)
     if workflow.remote_exec:  # this process runs in a job on a cluster
         JobScheduler.exit_gracefully = _forward_sigterm(JobScheduler.exit_gracefully)
+
+
+def _only_own_sentence(format_error: Callable[..., str]) -> Callable[..., str]:
+    """Wrap Snakemake's way to format an error: of OWN_ERRORS, which it wraps in its own, only the sentence is left."""
+
+    def wrapper(error: BaseException, linemaps: object = None) -> str:
+        found: BaseException | None = error
+        while found is not None and not isinstance(found, OWN_ERRORS):
+            found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+        return format_error(error, linemaps) if found is None else str(found)
+
+    return wrapper
+
+
+def _checked(workflow: "Workflow", build_dag: Callable[[], None]) -> Callable[[], None]:
+    """Wrap the planning of jobs, to find wrong targets before it and architectures that cannot be built after it."""
+
+    def wrapper() -> None:
+        if workflow.is_main_process:
+            targets.refuse_unknown(workflow)
+        build_dag()
+        if workflow.is_main_process:
+            architectures.refuse_missing(workflow)
+
+    return wrapper
 
 
 def _rerun_triggers(workflow: "Workflow") -> frozenset[RerunTrigger]:
@@ -85,10 +124,17 @@ def _keep_network(prepare: Callable[..., Awaitable[None]]) -> Callable[..., Awai
 
     async def wrapper(job: Job) -> None:
         if job.rule.name == "train":
-            kept.keep(Path(job.output[0]).parent)
+            _keep(Path(job.output[0]).parent)
         await prepare(job)
 
     return wrapper
+
+
+def _keep(run: Path) -> None:
+    try:
+        kept.keep(run)
+    except OSError as error:
+        raise NotKeptError(str(error)) from error
 
 
 def _explain_trainings(init: Callable[..., None]) -> Callable[..., None]:
@@ -101,7 +147,7 @@ def _explain_trainings(init: Callable[..., None]) -> Callable[..., None]:
         elif lines:
             logger.info("\n".join(["Networks that were trained before:", *lines]))
         if not workflow.dryrun and not workflow.touch:
-            plan.set_aside_forced(workflow)
+            plan.mark_forced(workflow)
         init(scheduler, workflow, *arguments)
 
     return wrapper
@@ -143,9 +189,9 @@ def _execute(workflow: "Workflow", execute: Callable[..., None]) -> Callable[...
             executor_plugin, executor_settings = _in_one_process(workflow), None
         try:
             execute(executor_plugin=executor_plugin, executor_settings=executor_settings, **others)
-        except LockException:
+        except exceptions.LockException:
             again = shlex.join(["snakemake", *sys.argv[1:]])
-            raise WorkflowError(
+            raise LockedError(
                 "Another Snakemake is working on these files, or was killed while it did. If none is running any more, "
                 f"on any machine, this command removes its lock and continues:\n  snakemake --unlock && {again}"
             ) from None
@@ -189,15 +235,12 @@ def _wait_for_earlier_jobs(workflow: "Workflow", settings: ExecutorSettingsBase)
     """
     if any(Path(".snakemake/locks").glob("*")):
         return
-    try:
-        slurm.wait_for_jobs(
-            settings.jobname_prefix,
-            Path(workflow.workdir_init),
-            seconds=settings.init_seconds_before_status_checks,
-            say=logger.warning,
-        )
-    except slurm.ClusterError as error:
-        raise WorkflowError(str(error)) from None
+    slurm.wait_for_jobs(
+        settings.jobname_prefix,
+        Path(workflow.workdir_init),
+        seconds=settings.init_seconds_before_status_checks,
+        say=logger.warning,
+    )
 
 
 def _in_one_process(workflow: "Workflow") -> Plugin:

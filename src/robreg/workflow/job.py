@@ -81,13 +81,11 @@ def arguments(job: Any, *config: str) -> dict[str, Any]:  # noqa: ANN401 - Snake
     """Return the keyword arguments of the function that a rule's script calls.
 
     job: the object `snakemake` of the script. Its named inputs (except "code") and outputs become Paths or lists of
-    Paths; its params (except "network") are passed on unchanged. config: keys of the configuration to pass on too, such
-    as "device".
+    Paths; its params are passed on unchanged. config: keys of the configuration to pass on too, such as "device".
     """
     files = {**dict(job.input.items()), **dict(job.output.items())}
     paths = {name: _paths(value) for name, value in files.items() if name != "code"}
-    params = {name: value for name, value in job.params.items() if name != "network"}
-    return {**paths, **params, **{key: job.config[key] for key in config}}
+    return {**paths, **dict(job.params.items()), **{key: job.config[key] for key in config}}
 
 
 def _paths(value: str | list[str]) -> Path | list[Path]:

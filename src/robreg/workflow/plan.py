@@ -43,13 +43,17 @@ def _parse(params: Iterable[str]) -> list[dict[str, Any]]:
     return values
 
 
-def set_aside_forced(workflow: "Workflow") -> None:
-    """Set aside the kept networks of trainings that the user forces, so that these are really trained again."""
+def mark_forced(workflow: "Workflow") -> None:
+    """Leave a mark for the trainings that the user forces, so that they really train, and remove those of others."""
     for job in _trainings(workflow):
-        folder = _kept_folder(job)
-        if workflow.dag.reason(job).forced and folder is not None:
-            kept.keep(folder.parent.parent)
-            kept.set_aside(folder)
+        if (folder := _kept_folder(job)) is None:
+            continue
+        mark = kept.wants_training(folder)
+        if workflow.dag.reason(job).forced:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        else:
+            mark.unlink(missing_ok=True)
 
 
 def describe_trainings(workflow: "Workflow") -> list[str]:
