@@ -1,5 +1,6 @@
 """Fixtures that several tests share: one torch thread, networks with random weights, and a run on real data."""
 
+import json
 import os
 import runpy
 import shutil
@@ -29,6 +30,7 @@ META = {
     "threads": 1,
     "shape": [1, 8, 8],
     "classes": 10,
+    "settings": json.dumps({"data": {"crop": None}}),
 }
 
 

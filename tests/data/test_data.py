@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 import tarfile
@@ -23,6 +24,7 @@ from helpers.data_sources import (
     cifar_members,
     declare_official,
     encode,
+    forge_meta,
     set_official_counts,
     write_archive,
     write_folder,
@@ -287,6 +289,26 @@ def test_loading_names_the_damaged_file_and_the_fix(
         load_dataset(folder)
     assert str(caught.value).startswith(f"{folder / file_name}: ")
     assert f"snakemake -c1 --force {folder / 'meta.json'}" in str(caught.value)
+
+
+def test_training_labels_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
+    """Whoever sends prepared data can make their hashes anew."""
+    prepare_and_load(tmp_path, kind="digits")
+    np.save(tmp_path / "prepared/train_labels.npy", np.zeros(1297, np.int64))
+    forge_meta(tmp_path / "prepared")
+    with pytest.raises(DataError, match=r"train_labels\.npy: gives all training images the label 0.*make it again"):
+        load_dataset(tmp_path / "prepared")
+
+
+def test_data_prepared_with_other_settings_than_those_of_a_training_are_refused(tmp_path: Path) -> None:
+    prepare_and_load(tmp_path, kind="digits", crop=7)
+    settings = {"kind": "digits", "max_train": None, "max_test": None, "subset_seed": 0, "crop": 7}
+    assert load_dataset(tmp_path / "prepared", settings).crop == 7
+    for key, value in {"kind": "parquet", "max_train": 9, "max_test": 9, "subset_seed": 1, "crop": None}.items():
+        with pytest.raises(DataError) as caught:
+            load_dataset(tmp_path / "prepared", settings | {key: value})
+        found, wanted = json.dumps(settings[key]), json.dumps(value)
+        assert f"was prepared with {key}: {found}, but config.yaml has {wanted}; make it" in str(caught.value)
 
 
 def test_failure_while_writing_keeps_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -709,10 +731,19 @@ def test_a_single_class_is_refused(tmp_path: Path) -> None:
     assert "two classes or more" in refusal_message(tmp_path, kind="parquet", source="set")
 
 
+def test_a_subset_of_a_single_class_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set", colours(4), np.array([0, 0, 0, 1]))
+    message = refusal_message(tmp_path, kind="parquet", source="set", max_train=2)
+    assert "datasets.d.max_train: all 2 training images have class 0" in message
+    assert "give a larger number, or null" in message
+
+
 def test_the_column_of_labels_is_inferred_or_given(tmp_path: Path) -> None:
     images = [encode(image) for image in colours(4)]
     for split in ("train", "test"):
-        write_parquet(tmp_path / f"set/{split}.parquet", images, [0, 1, 0, 1], fine_label=[3, 2, 1, 0], other=[1] * 4)
+        write_parquet(
+            tmp_path / f"set/{split}.parquet", images, [0, 1, 0, 1], fine_label=[3, 2, 1, 0], other=[1, 1, 0, 1]
+        )
     message = refusal_message(tmp_path, kind="parquet", source="set")
     assert "fine_label (int64), other (int64)" in message
     assert "datasets.d.label_column" in message
@@ -728,7 +759,7 @@ def test_the_column_of_labels_is_inferred_or_given(tmp_path: Path) -> None:
     for split in ("train", "test"):
         path = tmp_path / f"set/{split}.parquet"
         pq.write_table(pq.read_table(path).drop_columns("fine_label"), path)
-    assert prepare_and_load(tmp_path, kind="parquet", source="set").train_labels.tolist() == [1] * 4
+    assert prepare_and_load(tmp_path, kind="parquet", source="set").train_labels.tolist() == [1, 1, 0, 1]
 
 
 GOOD = [encode(image) for image in colours(4)]
@@ -812,6 +843,35 @@ def test_a_source_that_does_not_fit_its_kind_is_refused(
 ) -> None:
     (tmp_path / "here.txt").touch()
     assert expected in refusal_message(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("path", ["../set", "inner/../../set", "inner/../set"])
+def test_a_source_cannot_leave_data_root_by_dots(root: Path, path: str) -> None:
+    write_folder(root.parent / "set", colours(6), np.arange(6) % 2)
+    (root / "inner").mkdir()
+    message = refusal_message(root, kind="parquet", source=path)
+    assert message.startswith(f"datasets.d.source: {path} may lead out of data_root, {root}, because of its '..'")
+    assert "give an absolute path" in message
+
+
+def test_an_absolute_source_is_read_and_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(root.parent / "set", colours(6), np.arange(6) % 2)
+    (root / "link").symlink_to(root.parent / "set")
+    caplog.set_level(logging.INFO)
+    linked = prepare_and_load(root, kind="parquet", source="link")
+    assert "is an absolute path" not in caplog.text
+    assert prepare_and_load(root, kind="parquet", source=str(root.parent / "set")).sha256 == linked.sha256
+    assert f"datasets.d.source: {root.parent / 'set'} is an absolute path" in caplog.text
+
+
+def test_only_folders_and_regular_files_are_read(root: Path) -> None:
+    os.mkfifo(root / "pipe")
+    assert "pipe is neither a folder nor a regular file" in refusal_message(root, kind="cifar10", source="pipe")
+    write_folder(root / "set", colours(6), np.arange(6) % 2)
+    (root / "set/train.parquet").unlink()
+    (root / "set/train.parquet").symlink_to("/dev/zero")
+    message = refusal_message(root, kind="parquet", source="set")
+    assert message.startswith(f"{root / 'set/train.parquet'}: not a regular file")
 
 
 def test_the_message_for_a_missing_source_says_where_to_put_it(tmp_path: Path) -> None:

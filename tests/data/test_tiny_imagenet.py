@@ -101,6 +101,7 @@ def test_address_and_size_of_the_official_archive(monkeypatch: pytest.MonkeyPatc
         "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
         "tiny-imagenet-200.zip",
         "90528d7ca1a48142e341f4ef8d21d0de",
+        248_100_043,
     )
     assert source.OFFICIAL["tiny-imagenet"] == (200, 100_000, 10_000, (3, 64, 64))
 

@@ -348,8 +348,13 @@ def test_a_repeated_long_image_does_not_fill_the_memory(tmp_path: Path, monkeypa
 
 def test_a_file_with_too_many_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "set", np.zeros((20, 6, 6, 3), np.uint8), np.arange(20) % 4)
-    monkeypatch.setattr("robreg.data.parquet_folder.MAX_ROWS", 9)
-    with pytest.raises(DataError, match=r"train\S*\.parquet: it has more than 9 rows; split it into several files"):
+    shutil.copy(tmp_path / "set/train.parquet", tmp_path / "set/train-2.parquet")
+    for limit, last in ((9, "train-2"), (39, "train")):
+        monkeypatch.setattr("robreg.data.parquet_folder.MAX_ROWS", limit)
+        with pytest.raises(DataError, match=rf"/{last}\.parquet: with it, its split has more than {limit} rows; leave"):
+            prepare(PARQUET | {"source": "set"}, data_root=tmp_path, out=tmp_path / "out")
+    monkeypatch.setattr("robreg.data.parquet_folder.MAX_ROWS", 40)
+    with pytest.raises(DataError, match="is constant"):
         prepare(PARQUET | {"source": "set"}, data_root=tmp_path, out=tmp_path / "out")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import pickle
 import tarfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import torchvision
 from PIL import Image
 
 from robreg.data import source
+from robreg.data.dataset import ARRAYS, META_FILE, hash_meta
 
 RNG = np.random.default_rng(0)
 
@@ -100,6 +102,31 @@ def write_parquet(path: Path, images: list[bytes | None], labels: list[int | Non
     encoded = [{"bytes": image, "path": None} for image in images]
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     pq.write_table(pa.table({"image": pa.array(encoded, kind), "label": labels, **columns}), path, row_group_size=7)
+
+
+def understate_sizes(path: Path) -> None:
+    """Let the footer of a Parquet file state that columns of a megabyte or more have none when unpacked."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[-8:-4], "little")
+    body, footer = content[: -8 - size], content[-8 - size : -8]
+    with pq.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    sizes = {group.column(index).total_uncompressed_size for group in groups for index in range(group.num_columns)}
+    for total in filter(lambda size: size >= 2**20, sizes):  # the bytes of a smaller one might stand for something else
+        code = b"".join(bytes([2 * total >> shift & 127 | 128]) for shift in range(0, (2 * total).bit_length(), 7))
+        written = code[:-1] + bytes([code[-1] & 127])  # a whole number in Thrift's compact protocol
+        assert written in footer
+        footer = footer.replace(written, b"\x80" * (len(written) - 1) + b"\0")
+    path.write_bytes(body + footer + content[-8:])
+
+
+def forge_meta(folder: Path, **changes: Any) -> None:
+    """Change entries of the meta.json of prepared data, and make the hashes anew, as whoever sent them can."""
+    digest = hashlib.sha256()
+    for name in ARRAYS:
+        digest.update(np.load(folder / f"{name}.npy").tobytes())
+    meta = json.loads((folder / META_FILE).read_text()) | changes | {"sha256": digest.hexdigest()}
+    (folder / META_FILE).write_text(json.dumps(meta | {"meta_sha256": hash_meta(meta)}))
 
 
 def write_folder(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.data_sources import forge_meta
 from helpers.snakemake_copy import ROOT, SNAKEMAKE, copy_tree, planned, snakemake
 from PIL import Image
 from test_workflow import COLUMNS, reduce
@@ -117,11 +118,26 @@ def own(tmp_path_factory):
         block |= {"max_train": None, "max_test": None, "dense_spectrum": 64}
         block["theory"] = {**block["theory"], "n": 3, "steps": 5}
         block["training"] = {**block["training"], "epochs": 2, "lr_drops": [1], "lr": 0.01}
-        config["datasets"]["colours"] = block
+        config["datasets"] |= {"colours": block, "long": {**block, "title": "long", "source": "long"}}
 
     folder = copy_tree(tmp_path_factory.mktemp("own"), edit)
     colours(folder / "data/colours")
     return folder
+
+
+def test_prepared_data_keep_to_the_memory_of_their_rule_and_to_the_settings_of_a_training(own):
+    image = {"bytes": bytes(100 * 2**20), "path": None}
+    for split in ("train", "test"):
+        (own / "data/long").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": [image] * 2, "label": [0, 1]}), own / f"data/long/{split}.parquet")
+    long = snakemake(own, "-c1", "data/prepared/long/meta.json", "--set-resources", "prepare:mem_mb=200", check=False)
+    assert "the data need more than 200 MB of memory while they are read" in long
+    assert "allow more: --set-resources prepare:mem_mb=400" in long
+    snakemake(own, "-c1", "data/prepared/colours/meta.json")
+    forge_meta(own / "data/prepared/colours", crop=8)
+    refused = snakemake(own, "-c1", "results/colours/ar8/checkpoint.pt", check=False)
+    assert "meta.json: was prepared with crop: 8, but config.yaml has null; make it again" in refused
+    snakemake(own, "-c1", "--force", "data/prepared/colours/meta.json")
 
 
 def test_a_user_defined_data_set_and_network_only_need_config(own):

@@ -11,7 +11,7 @@ with logged(snakemake.log[0]):
 
     train(
         snakemake.params.settings,
-        load_dataset(Path(snakemake.input.data).parent),
+        load_dataset(Path(snakemake.input.data).parent, snakemake.params.settings["data"]),
         checkpoint=Path(snakemake.output.checkpoint),
         history=Path(snakemake.output.history),
         device=choose_device(snakemake.config["device"], snakemake.params.settings["threads"]),

@@ -14,6 +14,7 @@ from robreg.data.download import DOWNLOAD_AGAIN, RemoteFile, check_md5
 from robreg.data.errors import DataError
 from robreg.data.source import OFFICIAL, Images, Labels, Source, source_from_arrays
 
+SIZES = {"cifar10": 170_498_071, "cifar100": 169_001_437}  # bytes of the official archives
 MAX_UNPACKED = 256 * 2**20  # bytes of a whole unpacked archive; the official ones have 178 MiB
 
 
@@ -23,9 +24,9 @@ def torchvision_class(kind: str) -> Any:  # noqa: ANN401  torchvision is untyped
 
 
 def remote_archive(kind: str) -> RemoteFile:
-    """Return the address, file name and MD5 of the official archive of cifar10 or cifar100."""
+    """Return the address, file name, MD5 and size of the official archive of cifar10 or cifar100."""
     archive = torchvision_class(kind)
-    return RemoteFile(archive.url, archive.filename, archive.tgz_md5)
+    return RemoteFile(archive.url, archive.filename, archive.tgz_md5, SIZES[kind])
 
 
 class _DtypeStub:
@@ -120,7 +121,7 @@ def _unpickle_members(path: Path, names: set[str]) -> dict[str, dict[str, Any]]:
             for member in tar:
                 if member.name in names:
                     contents[member.name] = _unpickle(tar, member, path)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged header may raise anything
         raise DataError(f"{path}: not a readable .tar.gz ({error}); {DOWNLOAD_AGAIN}") from error
@@ -136,6 +137,8 @@ def _unpickle(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> dict
         raise DataError(f"{path}: {member.name} is not a plain file of at most {MAX_UNPACKED} bytes; {DOWNLOAD_AGAIN}")
     try:
         batch = _load_pickle(file)
+    except MemoryError:
+        raise
     except Exception as error:  # a broken pickle may raise anything
         reason = f"{member.name} cannot be unpickled ({type(error).__name__}: {error})"
         raise DataError(f"{path}: {reason}; {DOWNLOAD_AGAIN}") from error

@@ -77,10 +77,18 @@ def check_training_images(source: Source, settings: Settings) -> None:
         log.warning("%s: only one training image has class %s; add images of it%s", where, listed, fix)
 
 
-def warn_of_lost_classes(source: Source, chosen: Labels, settings: Settings) -> None:
-    """Warn of classes of which a subset of the training images has none; chosen: the labels (N,) of the subset."""
-    if lost := sorted(_count(source.train_labels).keys() - _count(chosen).keys()):
-        key, listed = config_key(settings, "max_train"), _listing(lost, len(lost))
+def check_subset(source: Source, chosen: Labels, settings: Settings) -> None:
+    """Warn of classes of which a subset of the training images has none; chosen: the labels (N,) of the subset.
+
+    Raises DataError if it has only one class.
+    """
+    key, present = config_key(settings, "max_train"), _count(chosen).keys()
+    if len(present) == 1:
+        what = f"all {len(chosen)} training images have class {chosen[0]}, of which no network can learn anything"
+        fix = f"give a larger number, or null, and a source with two classes or more{other_column(source, settings)}"
+        raise DataError(f"{key}: {what}; {fix}")
+    if lost := sorted(_count(source.train_labels).keys() - present):
+        listed = _listing(lost, len(lost))
         log.warning("%s: none of the %d images has class %s; give a larger number, or null", key, len(chosen), listed)
 
 

@@ -72,9 +72,17 @@ class Dataset:
         return images[:, :, top : top + height, left : left + width], labels
 
 
-def load_dataset(folder: Path) -> Dataset:
-    """Map the arrays that `prepare` wrote to `folder`. Raises DataError if a byte is not as meta.json states."""
+def load_dataset(folder: Path, expected: Mapping[str, Any] | None = None) -> Dataset:
+    """Map the arrays that `prepare` wrote to `folder`.
+
+    expected: settings, such as kind and crop, with which they must have been prepared. Raises DataError if they were
+    not, or if a byte is not as meta.json states.
+    """
     meta = _load_meta(folder)
+    for key, value in (expected or {}).items():
+        if meta.get(key) != value:
+            found, wanted = json.dumps(meta.get(key)), json.dumps(value)
+            raise _unusable(folder / META_FILE, f"was prepared with {key}: {found}, but config.yaml has {wanted}")
     tensors = {}
     for name in ARRAYS:
         n = meta["n_train"] if name.startswith("train") else meta["n_test"]
@@ -160,10 +168,12 @@ def _load_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Ten
 
 
 def _check_range(labels: Tensor, classes: int, path: Path) -> None:
-    """Raise DataError if a label (N,) is outside 0..classes-1."""
+    """Raise DataError if a label (N,) is outside 0..classes-1, or if all training images have the same."""
     low, high = (int(label) for label in labels.aminmax())
     if low < 0 or high >= classes:
         raise _unusable(path, f"contains labels {low}..{high}, but meta.json states {classes} classes")
+    if low == high and path.name == "train_labels.npy":
+        raise _unusable(path, f"gives all training images the label {low}, of which no network can learn anything")
 
 
 def _unusable(path: Path, reason: str) -> DataError:

@@ -1,9 +1,19 @@
-"""The error for data that cannot be used."""
+"""The error for data that cannot be used, and text from files that is safe to print."""
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal may obey or cannot show: control and bidirectional characters, halves of surrogate pairs.
+
+    Names in archives and texts of errors come from files, which others may have written. Other text stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 class DataError(ValueError):
     """Raised for data that cannot be used, with one sentence that names the file or key and how to fix it."""
 
     def __init__(self, said: str) -> None:
-        """Join the lines of the message into one, because errors that it quotes may have several lines."""
-        super().__init__(" ".join(line.strip() for line in said.splitlines()))
+        """Join the lines of the message into one, because errors that it quotes may have several, and make it safe."""
+        super().__init__(printable(" ".join(line.strip() for line in said.splitlines())))

@@ -15,11 +15,13 @@ from PIL import Image
 
 from robreg.data.columns import check_same_columns, choose_columns
 from robreg.data.errors import DataError
+from robreg.data.parquet_pages import largest_page
 from robreg.data.source import OFFICIAL, Columns, Images, Labels, Settings, Source, Stream, config_key, stream_images
 
-BATCH_ROWS, BATCH_BYTES = 256, 2**30  # limits on the encoded images that are in memory at a time
+BATCH_ROWS, BATCH_BYTES = 256, 2**26  # limits on the encoded images that are in memory at a time
+_BUFFER = 2**16  # bytes of a file that pyarrow reads at a time, beyond which a page counts
 LOSSLESS = ("cifar10", "cifar100")  # kinds whose official images never had lossy compression
-MAX_ROWS = 2**24  # of a file, because a few bytes can claim any number of equal rows
+MAX_ROWS = 2**24  # of a split, because a few bytes can claim any number of equal rows
 MAX_PIXELS = 2**22  # of an image, because a small file can claim thousands of times as many
 GRAY = ("1", "L", "LA")  # Pillow's modes of images without colour
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # without EPS, for which Pillow would run Ghostscript
@@ -75,13 +77,17 @@ def _find_files(folder: Path, prefixes: Sequence[str], where: str) -> list[Path]
 
 @contextmanager
 def _open_file(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file. Raises DataError, which names the file, for anything in it that pyarrow cannot read."""
+    """Open a Parquet file, whose pages are then read one by one.
+
+    Raises DataError, which names the file, for anything in it that pyarrow cannot read, and for a file that is none,
+    such as a pipe, which could be read for ever.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: not a regular file; put the file itself there")
     try:
-        with pq.ParquetFile(path) as file:
-            if sum(group.num_rows for group in _row_groups(file.metadata)) > MAX_ROWS:
-                raise DataError(f"{path}: it has more than {MAX_ROWS} rows; split it into several files")
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
             yield file
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged file may raise anything
         raise DataError(f"{path}: not a readable Parquet file ({error}); copy it again") from error
@@ -89,10 +95,14 @@ def _open_file(path: Path) -> Iterator[pq.ParquetFile]:
 
 def _read_labels(files: Sequence[Path], settings: Settings, columns: Columns) -> Labels:
     """Read the labels (N,) of a split. Raises DataError for other columns, or if a label is null or negative."""
-    parts = []
+    parts, rows = [], 0
     for path in files:
         with _open_file(path) as file:
             check_same_columns(choose_columns(file.schema_arrow, settings, path), columns)
+            rows += _count_rows(file.metadata)
+            if rows > MAX_ROWS:
+                raise DataError(f"{path}: with it, its split has more than {MAX_ROWS} rows; leave some of them out")
+            largest_page(path, file.metadata, columns.labels.path)  # raises for pages that could fill the memory
             column = file.read(columns=[columns.labels.path]).column(columns.labels.path)
             labels = column.cast(pa.int64()).fill_null(-1).to_numpy()
         wrong = np.flatnonzero(labels < 0)
@@ -110,9 +120,10 @@ def _class_names(columns: Columns, classes: int) -> list[str] | None:
         metadata = file.schema_arrow.metadata or {}
     try:
         names = json.loads(metadata[b"huggingface"])["info"]["features"][columns.labels.name]["names"][:classes]
-    except (KeyError, TypeError, ValueError):
+        names = [name for name in names if isinstance(name, str)]
+    except (KeyError, TypeError, ValueError, RecursionError):  # of metadata in another layout, or nested without end
         return None
-    return [str(name) for name in names] if len(names) == classes else None
+    return names if len(names) == classes else None
 
 
 def _read_headers(split: _Split, rows: Labels) -> tuple[tuple[int, int], bool]:
@@ -147,30 +158,27 @@ def _encoded_images(split: _Split, rows: Labels) -> Iterator[tuple[Path, int, by
     for path in split.files:
         start = first
         with _open_file(path) as file:
-            for batch in file.iter_batches(_rows_per_batch(file.metadata, split.column), columns=[split.column]):
+            for batch in file.iter_batches(_rows_per_batch(path, file.metadata, split.column), columns=[split.column]):
                 low, high = np.searchsorted(rows, [first, first + len(batch)])
                 column = batch.column(0)
                 values = column.field("bytes") if pa.types.is_struct(column.type) else column
-                encoded = values.take(pa.array(rows[low:high] - first))
-                for row, image in zip(rows[low:high], encoded.to_pylist(), strict=True):
-                    yield path, int(row) - start, image
+                for row in rows[low:high]:  # one copy at a time
+                    yield path, int(row) - start, values[int(row) - first].as_py()
                 first += len(batch)
 
 
-def _row_groups(metadata: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
-    """List the row groups of a file."""
-    return [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+def _count_rows(metadata: pq.FileMetaData) -> int:
+    """Count the rows of a file, as pyarrow does: by row group, and not by the total in the footer."""
+    return sum(abs(metadata.row_group(index).num_rows) for index in range(metadata.num_row_groups))
 
 
-def _rows_per_batch(metadata: pq.FileMetaData, column: str) -> int:
+def _rows_per_batch(path: Path, metadata: pq.FileMetaData, column: str) -> int:
     """Compute how many rows to read at a time, so that a long image repeated in every row does not fill the memory.
 
-    A small file can contain such rows, because it stores equal values once. The sizes come from the file's footer,
-    which cannot be verified before the images are read.
+    A small file can contain such rows, because it stores equal values once; no value is longer than its page. Raises
+    DataError for pages that could fill the memory.
     """
-    parts = [group.column(index) for group in _row_groups(metadata) for index in range(group.num_columns)]
-    longest = max((part.total_uncompressed_size for part in parts if part.path_in_schema == column), default=1)
-    return min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, longest)))
+    return min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, largest_page(path, metadata, column))))
 
 
 def _refuse_lossy(split: _Split, kind: str, where: str) -> None:
@@ -189,6 +197,8 @@ def _open_image(encoded: bytes | None, path: Path, row: int) -> Iterator[Image.I
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             yield image
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise many types of errors for a damaged image
         fix = "copy the file again, or write encoded images such as PNG, not pixels"
         raise DataError(f"{path}: the image in row {row} cannot be decoded ({error}); {fix}") from error

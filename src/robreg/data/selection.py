@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from robreg.data import cifar, parquet_folder, tiny_imagenet
-from robreg.data.classes import check_guess, check_training_images, describe_classes, other_column, warn_of_lost_classes
+from robreg.data.classes import check_guess, check_subset, check_training_images, describe_classes, other_column
 from robreg.data.digits import open_digits
 from robreg.data.download import fetch
 from robreg.data.errors import DataError
@@ -28,7 +28,7 @@ def read_selection(settings: Settings, *, data_root: Path) -> Selection:
     train_rows = _choose(source.train_labels, settings, "max_train")
     test_rows = _choose(source.test_labels, settings, "max_test")
     labels = source.train_labels[train_rows], source.test_labels[test_rows]
-    warn_of_lost_classes(source, labels[0], settings)
+    check_subset(source, labels[0], settings)
     for split, chosen in zip(("training", "test"), labels, strict=True):
         log.info("%s: the %s split has %s", config_key(settings, "source"), split, describe_classes(chosen, source))
     train, test = source.read(train_rows, test_rows)
@@ -122,11 +122,28 @@ def _open_source(settings: Settings, data_root: Path) -> Source:
         raise DataError(f"{where}: {source!r} is not a source for kind {kind}; give a path relative to data_root")
     if source == "download":
         return _open_download(settings, data_root / "download")
+    path = _locate(source, data_root, where)
+    return _open_folder(path, settings) if path.is_dir() else _open_file(path, settings)
+
+
+def _locate(source: str, data_root: Path, where: str) -> Path:
+    """Return the path of a source below data_root, or of one that is absolute. Raises DataError if there is none.
+
+    A relative source cannot leave data_root by dots. It can by links, which only the user puts into data_root, as the
+    cache of Hugging Face does; of what a link leads to, only folders and regular files are read.
+    """
     path = data_root / source
+    if Path(source).is_absolute():
+        log.info("%s: %s is an absolute path: it is read although it need not be in data_root", where, source)
+    elif ".." in path.relative_to(data_root).parts:
+        fix = "put the data below data_root, or give an absolute path"
+        raise DataError(f"{where}: {source} may lead out of data_root, {data_root}, because of its '..'; {fix}")
     if not path.exists():
         fix = f"put it there or pass --config data_root=<folder that holds {source}>"
         raise DataError(f"{where}: no folder or file {path}; {fix}")
-    return _open_folder(path, settings) if path.is_dir() else _open_file(path, settings)
+    if not path.is_dir() and not path.is_file():
+        raise DataError(f"{where}: {path} is neither a folder nor a regular file; give one of them")
+    return path
 
 
 def _open_download(settings: Settings, folder: Path) -> Source:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,32 +17,38 @@ from robreg.data.errors import DataError
 from robreg.data.source import OFFICIAL, Images, Labels, Settings, Source, Stream, config_key, stream_images
 
 ARCHIVE = RemoteFile(
-    "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
+    "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    "tiny-imagenet-200.zip",
+    "90528d7ca1a48142e341f4ef8d21d0de",
+    248_100_043,
 )
 BASE = "tiny-imagenet-200/"  # the folder inside the zip
 SUFFIX = ".JPEG"
-MAX_FILE = 16 * 2**20  # bytes; the largest official file, words.txt, has 2.6 MB
+MAX_FILE = 4 * 2**20  # bytes; the largest official file, words.txt, has 2.6 MB
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of compression: others unpack all of a file at once
 COPY_AGAIN = "copy it again"
 
 log = logging.getLogger(__name__)
 
 
 class _Tree(NamedTuple):
-    """A zip or a folder: functions that list its files (relative, with slashes), and give size in bytes and content."""
+    """A zip or a folder: functions that list its files (relative, with slashes), and open one."""
 
     path: Path
     names: Callable[[], Iterable[str]]
-    size: Callable[[str], int]
-    content: Callable[[str], bytes]
+    open: Callable[[str], IO[bytes]]
 
     def read(self, name: str) -> bytes:
-        """Read a file. Raises DataError if it cannot be read or has more than MAX_FILE bytes."""
+        """Read a file, whatever size is stated for it. Raises DataError if it cannot be read or is too large."""
         try:
-            content = self.content(name) if self.size(name) <= MAX_FILE else None
+            with self.open(name) as file:
+                content = file.read(MAX_FILE + 1)
+        except (DataError, MemoryError):
+            raise
         except Exception as error:  # zipfile raises many types of errors for damaged members
             reason = f"{name} cannot be read ({type(error).__name__}: {error})"
             raise DataError(f"{self.path}: {reason}; {COPY_AGAIN}") from error
-        if content is None:
+        if len(content) > MAX_FILE:
             raise DataError(f"{self.path}: {name} has more than {MAX_FILE} bytes; {COPY_AGAIN}")
         return content
 
@@ -107,16 +113,32 @@ def _open_tree(path: Path) -> Iterator[_Tree]:
         yield _Tree(
             path,
             lambda: [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()],
-            lambda name: (path / name).stat().st_size,
-            lambda name: (path / name).read_bytes(),
+            lambda name: _open_regular(path / name),
         )
         return
     try:
         archive = zipfile.ZipFile(path)
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged central directory may raise anything
         raise DataError(f"{path}: not a readable zip ({error}); {DOWNLOAD_AGAIN}") from error
     with archive:
-        yield _Tree(path, archive.namelist, lambda name: archive.getinfo(name).file_size, archive.read)
+        yield _Tree(path, archive.namelist, lambda name: _open_member(archive, name))
+
+
+def _open_regular(path: Path) -> IO[bytes]:
+    """Open a file of a folder. Raises OSError if it is not a regular file, such as a pipe or a device without end."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is not a regular file")
+    return path.open("rb")
+
+
+def _open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Open a member of a zip. Raises DataError if it has another compression than the official zip."""
+    info = archive.getinfo(name)
+    if info.compress_type not in METHODS:
+        raise DataError(f"{archive.filename}: {name} is neither stored nor deflated; write the zip again with deflate")
+    return archive.open(info)
 
 
 def _find_layout(path: Path, tree: _Tree, settings: Settings) -> _Layout:
@@ -224,6 +246,8 @@ def _decode(encoded: bytes, where: str) -> Images:
         with Image.open(io.BytesIO(encoded), formats=["JPEG"]) as image:
             size = image.size
             pixels = np.asarray(image.convert("RGB")) if size == (width, height) else None
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise many types of errors for a damaged image
         raise DataError(f"{where} cannot be decoded ({error}); {COPY_AGAIN}") from error
     if pixels is None:

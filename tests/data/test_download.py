@@ -1,0 +1,111 @@
+"""Downloads that break off, stall, or do not end."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.data_sources import RNG
+from helpers.http_server import Server, serving
+
+from robreg.data import cifar, download, tiny_imagenet
+from robreg.data.errors import DataError
+
+CONTENT = RNG.bytes(300_000)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path / "served") as http:
+        (tmp_path / "served/file").write_bytes(CONTENT)
+        yield http
+
+
+def fetch(server: Server, tmp_path: Path, size: int = len(CONTENT)) -> Path:
+    """Download the file into tmp_path/data."""
+    remote = download.RemoteFile(server.url("file"), "file", hashlib.md5(CONTENT).hexdigest(), size)
+    return download.fetch(remote, tmp_path / "data", "datasets.d.source")
+
+
+def refusal_message(server: Server, tmp_path: Path, size: int = len(CONTENT)) -> str:
+    """Return the message of a download that fails, and check that nothing is left of it."""
+    with pytest.raises(DataError) as caught:
+        fetch(server, tmp_path, size)
+    assert os.listdir(tmp_path / "data") == []
+    return str(caught.value)
+
+
+def test_sizes_of_the_official_archives() -> None:
+    assert cifar.remote_archive("cifar10").size == 170_498_071
+    assert cifar.remote_archive("cifar100").size == 169_001_437
+    assert tiny_imagenet.ARCHIVE.size == 248_100_043
+
+
+@pytest.mark.parametrize("fault", ["cut", "stall"])
+def test_a_download_that_breaks_off_goes_on_where_it_ended(
+    fault: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(download, "STALLED", 0.3)
+    server.faults = [fault, fault]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.sent == [0, 100_000, 200_000]
+    assert "datasets.d.source: the download broke off after 100000 bytes" in caplog.text
+
+
+def test_a_download_begins_again_if_the_server_cannot_send_a_part(server: Server, tmp_path: Path) -> None:
+    server.sends_parts = False
+    server.faults = ["cut"]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.sent == [0, 0]
+
+
+def test_another_part_than_the_one_asked_for_is_not_appended(server: Server, tmp_path: Path) -> None:
+    server.faults = ["cut", *["wrong part"] * 4]
+    assert "the server sent another part than it was asked for" in refusal_message(server, tmp_path)
+    assert server.requests == download.ATTEMPTS
+
+
+@pytest.mark.parametrize("fault", ["stall", "trickle"])
+def test_a_server_that_sends_next_to_nothing_ends_with_a_sentence(
+    fault: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "STALLED", 0.2)
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    server.faults = [fault] * 2
+    message = refusal_message(server, tmp_path)
+    assert message.startswith(f"datasets.d.source: cannot download {server.url('file')} (")
+    assert ("timed out" if fault == "stall" else "fewer than 65536 bytes came in 0.2 seconds") in message
+    assert f"try again, or put the archive at {tmp_path / 'data/file'} yourself" in message
+
+
+def test_a_download_without_end_is_stopped_at_its_size(server: Server, tmp_path: Path) -> None:
+    server.faults = ["endless"]
+    message = refusal_message(server, tmp_path, size=400_000)
+    assert message.startswith(f"datasets.d.source: {server.url('file')} has more than the 400000 bytes of the archive")
+    assert server.requests == 1
+
+
+def test_an_announced_size_that_is_too_large_is_refused_at_once(server: Server, tmp_path: Path) -> None:
+    assert "has more than the 299999 bytes of the archive" in refusal_message(server, tmp_path, size=299_999)
+    assert server.requests == 1
+
+
+def test_a_resumed_download_is_judged_by_its_checksum(server: Server, tmp_path: Path) -> None:
+    def change(_: logging.LogRecord) -> bool:
+        (tmp_path / "served/file").write_bytes(CONTENT[::-1])
+        return True
+
+    server.faults = ["cut"]
+    download.log.addFilter(change)  # changes the file where the download breaks off
+    try:
+        assert "has MD5" in refusal_message(server, tmp_path)
+    finally:
+        download.log.removeFilter(change)
+
+
+def test_a_refused_request_is_not_repeated(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "served/file").unlink()
+    assert "HTTP Error 404" in refusal_message(server, tmp_path)
+    assert server.requests == 1
