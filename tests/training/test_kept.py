@@ -280,3 +280,52 @@ def test_the_checkpoint_records_the_code_of_its_architecture(prepared, tmp_path,
     plain = tmp_path / "plain"
     run(A, prepared, plain)
     assert meta["code_hash"] != torch.load(plain / "checkpoint.pt", weights_only=True)["meta"]["code_hash"]
+
+
+def test_a_network_is_copied_where_the_file_system_has_no_links(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    source, planted, victim = tmp_path / "source", tmp_path / "planted", tmp_path / "victim"
+    source.write_text("network")
+    victim.write_text("precious")
+    planted.symlink_to(victim)
+    kept._link(source, tmp_path / "target")
+    assert (tmp_path / "target").read_text() == "network"
+    with pytest.raises(FileExistsError):
+        kept._link(source, planted)
+    with pytest.raises(OSError, match="symbolic links"):
+        kept._link(planted, tmp_path / "new")
+    assert victim.read_text() == "precious"
+
+
+def test_taking_up_a_link_does_not_change_what_it_points_to(tmp_path):
+    (tmp_path / "kept").mkdir()
+    for name in kept.FILES:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+        (tmp_path / "kept" / name).symlink_to(tmp_path / name)
+    (tmp_path / "run").mkdir()
+    kept.take_up(tmp_path / "kept", tmp_path / "run")
+    assert [(tmp_path / name).stat().st_mtime for name in kept.FILES] == [0, 0]
+
+
+def test_links_in_place_of_files_are_not_followed_when_a_network_is_kept_or_taken_up(prepared, tmp_path):
+    run(A, prepared, tmp_path / "run")
+    (folder,) = (tmp_path / "run" / "kept").iterdir()
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    os.utime(victim, (0, 0))
+    (folder.parent / f".{folder.name}").symlink_to(tmp_path)
+    for name in kept.FILES:
+        (tmp_path / "run" / name).unlink()
+        (tmp_path / "run" / name).symlink_to(victim)
+    kept.take_up(folder, tmp_path / "run")
+    assert content(folder) == content(tmp_path / "run")
+    assert not any((tmp_path / "run" / name).is_symlink() for name in kept.FILES)
+    shutil.rmtree(folder)
+    kept.keep(tmp_path / "run")
+    assert content(folder) == content(tmp_path / "run")
+    assert (victim.read_text(), victim.stat().st_mtime) == ("precious", 0)
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["run", "victim"]

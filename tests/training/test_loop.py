@@ -103,15 +103,15 @@ def test_training_does_not_change_the_global_random_state(prepared, tmp_path):
 SERVER.set_forkserver_preload(["robreg.training.loop"])
 
 
-# An epoch has 4 batches. torch.save is called at the start, after each of 3 epochs and for the checkpoint; fsync and
-# rename are also called for the history.
+# An epoch has 4 batches. torch.save is called at the start, after each of 3 epochs and for the checkpoint; fsync
+# is also called for the history, and rename also for the lease, after each epoch.
 @pytest.mark.parametrize(
     ("event", "count"),
     [
         *[("batch", count) for count in (1, 3, 5, 8, 12)],
         *[("before write", count) for count in (1, 2, 4, 5)],
         *[("inside write", count) for count in (1, 2, 3, 5, 6)],
-        *[("after write", count) for count in (1, 2, 4, 5, 6, 7, 8)],
+        *[("after write", count) for count in (1, 2, 4, 5, 6, 7, 8, 9)],
     ],
 )
 def test_a_killed_run_resumes_bit_identically(event, count, source, prepared, undisturbed, tmp_path):

@@ -75,9 +75,9 @@ def record(runs: Sequence[Run], *, compare: Sequence[int], study: str, parquet: 
     low, high = compare
     table = pa.Table.from_pylist(judge_all(claim_settings(runs), low, high), SCHEMA)
     write_frame(parquet, table, {"study": study})
-    with files.atomic_write(csv) as temporary:
+    with files.atomic_write(csv) as file:
         frame = table.to_pandas(types_mapper={_INTEGER: pd.Int64Dtype()}.get)
-        frame.to_csv(temporary, index=False)
+        frame.to_csv(file, index=False)
 
 
 def claim_settings(runs: Sequence[Run]) -> list[ClaimSetting]:

@@ -117,7 +117,7 @@ def record(runs: Sequence[Run], *, study: str, parquet: Path, csv: Path, svg: Pa
     table = pa.Table.from_pylist(compare(runs), SCHEMA)
     write_frame(parquet, table, {"study": study})
     frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    with files.atomic_write(csv) as temporary:
-        frame.to_csv(temporary, index=False)
+    with files.atomic_write(csv) as file:
+        frame.to_csv(file, index=False)
     with mpl.rc_context(style.THEME):
         style.save(draw_comparison(table.to_pandas()), svg, png)

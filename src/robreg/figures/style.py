@@ -1,5 +1,6 @@
 """The look of figures: sizes, colours and markers; and reproducible files, bit-identical when drawn again."""
 
+import io
 import re
 import textwrap
 from collections.abc import Sequence
@@ -138,11 +139,12 @@ def save(figure: Figure, svg: Path, png: Path) -> None:
     """Write a figure as SVG (with text as text) and PNG (200 dpi), both without dates."""
     with mpl.rc_context(THEME):
         figure.draw_without_rendering()  # with axes of a fixed shape, the layout is final only in the second drawing
-        with atomic_write(svg) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
-            temporary.write_text(_number_clip_paths(temporary.read_text(encoding="utf-8")), encoding="utf-8")
-        with atomic_write(png) as temporary:
-            figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+        with atomic_write(svg) as file:
+            file.write(_number_clip_paths(drawn.getvalue()).encode())
+        with atomic_write(png) as file:
+            figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def _number_clip_paths(svg: str) -> str:

@@ -30,9 +30,9 @@ def save_file(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises OSError, naming the file, if it cannot be written.
     """
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as file:
         try:
-            torch.save(dict(content), temporary)
+            torch.save(dict(content), file)
         except RuntimeError as error:  # torch raises this when the disk is full
             raise OSError(errno.ENOSPC, "torch could not write the whole file") from error
 

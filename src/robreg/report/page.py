@@ -105,8 +105,8 @@ def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> 
         raise ValueError(
             f"{out} would have {len(page):,} bytes, but the limit is {LIMIT:,}; list fewer figures in the study"
         )
-    with atomic_write(out) as temporary:
-        temporary.write_bytes(page)
+    with atomic_write(out) as file:
+        file.write(page)
 
 
 def caption(path: Path, variables: Mapping[str, Any]) -> list[str]:

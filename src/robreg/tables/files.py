@@ -1,9 +1,22 @@
-"""Write files atomically: either the whole file appears, or nothing."""
+"""Write files atomically: either the whole file appears, or nothing. No link that stands in the way is followed."""
 
+import hashlib
+import logging
 import os
+import re
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from robreg.tables.processes import is_running, start_time, this_machine
+
+# Seconds after which a temporary file counts as left behind if its process cannot be looked up from this machine.
+ABANDONED = 3600.0
+
+log = logging.getLogger(__name__)
 
 
 def cannot_write(path: Path, error: OSError) -> OSError:
@@ -14,21 +27,68 @@ def cannot_write(path: Path, error: OSError) -> OSError:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; rename it to path if the block succeeds, and remove it otherwise.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Yield a temporary file in the same folder; it replaces path if the block succeeds, and is removed otherwise.
 
-    Raises an OSError that names path if it cannot be written.
+    Raises an OSError that names path if it cannot be written, or if the block writes nothing.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # what a killed process left may be a link to another file
-        yield temporary
-        with temporary.open("rb") as file:
+        with temporary_file(path) as (temporary, file):
+            yield file
+            file.flush()
+            if not os.fstat(file.fileno()).st_size:
+                raise OSError("nothing was written to it")
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Yield a new file in the folder of path, and its path, which is removed after the block if it still exists.
+
+    It has the permissions that the umask gives, so that a group can read what it shares.
+    """
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("xb") as file:  # x: fails if anything stands there, even a link
+            remove_leftovers(path, temporary)
+            yield temporary, file
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a path in the folder of path that nobody can foresee, and that tells which process uses it."""
+    born = start_time(os.getpid()) or "0"
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{born}-{secrets.token_hex(8)}.tmp")
+
+
+def remove_leftovers(path: Path, temporary: Path) -> None:
+    """Remove what processes that were killed left in place of path; temporary: what this process just made for path.
+
+    What a process of this machine uses stays as long as the process lives; what cannot be looked up is removed if it is
+    ABANDONED seconds older than temporary, by the clock of the file server.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})-(\d{{1,9}})-(\d{{1,20}})-[0-9a-f]{{16}}\.tmp")
+    machine = _machine()
+    for entry in list(os.scandir(path.parent)):
+        if not (found := pattern.fullmatch(entry.name)) or entry.name == temporary.name:
+            continue
+        here = found[1] == machine and found[3] != "0"
+        alive = is_running(int(found[2]), found[3]) if here else None
+        try:
+            if alive is None:
+                alive = temporary.lstat().st_ctime - entry.stat(follow_symlinks=False).st_ctime < ABANDONED
+            if not alive:
+                shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
+        except FileNotFoundError:  # another process removed it
+            continue
+        except OSError as error:
+            log.info("%s was left by a process that was killed, and cannot be removed: %s", entry.path, error)
+
+
+def _machine() -> str:
+    return hashlib.sha256("\0".join(this_machine()).encode()).hexdigest()[:8]

@@ -40,8 +40,8 @@ def write(path: Path, kind: str, columns: Mapping[str, Any], metadata: Mapping[s
 def write_frame(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
     """Write any Arrow table atomically, with metadata (plain values) added to its schema."""
     own = {_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
-    with atomic_write(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **own}), temporary)
+    with atomic_write(path) as file:
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **own}), file)
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

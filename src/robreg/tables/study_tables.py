@@ -152,8 +152,8 @@ def record(name: str, runs: Sequence[Run], *, compare: Sequence[int], folder: Pa
         parquet.write_frame(
             folder / f"{stem}.parquet", pa.Table.from_pandas(content, preserve_index=False), {"study": study}
         )
-        with files.atomic_write(folder / f"{stem}.csv") as temporary:
-            content.to_csv(temporary, index=False)
+        with files.atomic_write(folder / f"{stem}.csv") as file:
+            content.to_csv(file, index=False)
 
 
 def _read(run: Run, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:

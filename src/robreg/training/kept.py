@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 from robreg.runs.settings import describe_differences, hash_settings
 from robreg.tables import parquet
-from robreg.tables.files import atomic_write, cannot_write
+from robreg.tables.files import cannot_write, remove_leftovers, temporary_path
 from robreg.tables.provenance import code_hash
 
 FILES = ("checkpoint.pt", "history.parquet")
@@ -53,8 +52,10 @@ def keep(run: Path) -> None:
     if _holds(folder, run):
         return
     try:
-        temporary = folder.with_name(f".{uuid.uuid4().hex}")  # another process may keep the same network
-        temporary.mkdir(parents=True)
+        folder.parent.mkdir(exist_ok=True)
+        temporary = temporary_path(folder)
+        temporary.mkdir()
+        remove_leftovers(folder, temporary)
         for name in FILES:
             _link(run / name, temporary / name)
         set_aside(folder)
@@ -65,11 +66,21 @@ def keep(run: Path) -> None:
 
 def take_up(folder: Path, run: Path) -> None:
     """Use a kept network in a run's folder again. Its files count as new, so that its measures are repeated."""
-    checkpoint, history = (run / name for name in FILES)
-    with atomic_write(checkpoint) as first, atomic_write(history) as second:
-        for name, temporary in zip(FILES, (first, second), strict=True):
-            _link(folder / name, temporary)
-            os.utime(temporary)
+    temporary = {name: temporary_path(run / name) for name in FILES}
+    try:
+        for name in FILES:
+            _link(folder / name, temporary[name])
+            remove_leftovers(run / name, temporary[name])
+            os.utime(temporary[name], follow_symlinks=False)
+        for name in reversed(FILES):
+            with temporary[name].open("rb") as file:
+                os.fsync(file.fileno())
+            temporary[name].replace(run / name)
+    except OSError as error:
+        raise cannot_write(run / FILES[0], error) from error
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
 
 
 def wants_training(folder: Path) -> Path:
@@ -93,11 +104,12 @@ def _holds(folder: Path, run: Path) -> bool:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Make a hard link, or a copy where the file system has no hard links."""
+    """Make a hard link, or a copy where the file system has no hard links; neither follows a link at either path."""
     try:
-        os.link(source, target)
+        os.link(source, target, follow_symlinks=False)
     except OSError:
-        shutil.copyfile(source, target)
+        with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file, target.open("xb") as copy:
+            shutil.copyfileobj(file, copy)
 
 
 @dataclass(frozen=True)

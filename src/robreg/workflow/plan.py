@@ -49,11 +49,10 @@ def mark_forced(workflow: "Workflow") -> None:
         if (folder := _kept_folder(job)) is None:
             continue
         mark = kept.wants_training(folder)
+        mark.unlink(missing_ok=True)
         if workflow.dag.reason(job).forced:
             mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-        else:
-            mark.unlink(missing_ok=True)
+            mark.touch(exist_ok=False)  # a link that stands there would be followed
 
 
 def describe_trainings(workflow: "Workflow") -> list[str]:
