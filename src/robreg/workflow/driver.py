@@ -4,6 +4,7 @@ Only the Snakefile's rules import this module: the rest of the package runs with
 """
 
 import atexit
+import io
 import shlex
 import signal
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from snakemake import exceptions
+from snakemake import benchmark, exceptions
 from snakemake.jobs import GroupJob, Job
 from snakemake.logging import logger
 from snakemake.persistence import ParamsChange
@@ -25,6 +26,7 @@ from snakemake_interface_executor_plugins.registry.plugin import Plugin
 from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
 
 from robreg.runs.settings import ConfigError
+from robreg.tables.files import atomic_write
 from robreg.training import kept
 from robreg.training.lease import MAX_STALLED_ATTEMPTS, holder_token, stalled_attempts
 from robreg.workflow import architectures, fork_server, plan, slurm, targets
@@ -56,6 +58,7 @@ def install(workflow: "Workflow") -> None:
     type(workflow).rerun_triggers = property(_rerun_triggers)
     Job.restart_times = property(_restart_times)
     Job.prepare = _keep_network(Job.prepare)
+    benchmark.write_benchmark_records = _write_benchmark
     ParamsChange.__str__ = plan.describe_params
     GroupJob.log_error = _keep_message(GroupJob.log_error)
     if workflow.is_main_process:
@@ -135,6 +138,14 @@ def _keep(run: Path) -> None:
         kept.keep(run)
     except OSError as error:
         raise NotKeptError(str(error)) from error
+
+
+def _write_benchmark(records: list[benchmark.BenchmarkRecord], path: str, extended: bool) -> None:
+    """Write a benchmark file with Snakemake's content; Snakemake would write through a link that stands there."""
+    text = io.StringIO()
+    benchmark.print_benchmark_tsv(records, text, extended)
+    with atomic_write(Path(path)) as file:
+        file.write(text.getvalue().encode())
 
 
 def _explain_trainings(init: Callable[..., None]) -> Callable[..., None]:

@@ -15,12 +15,13 @@ _STATUS = Path("/proc/self/status")  # of this process, on Linux
 
 @contextmanager
 def logged(path: str, *, shown: bool = False) -> Iterator[None]:
-    """Log the block to a file. On an error, log the traceback, print one sentence to stderr and exit with status 1.
+    """Log the block to a new file. On an error, log the traceback, print one sentence to stderr and exit with status 1.
 
     shown: whether what this package logs is printed to stderr too, for a job whose user should read it.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, mode="w")
+    Path(path).unlink(missing_ok=True)
+    handler = logging.FileHandler(path, mode="x")  # x: fails if anything stands there, even a link
     handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler, _terminal()] if shown else [handler], force=True)
     logging.captureWarnings(capture=True)
