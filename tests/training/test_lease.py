@@ -67,7 +67,7 @@ def holder(process, path, settings=""):
 
 def far(beat):
     """Return code that makes a process appear to be on another machine."""
-    return f"lease._pid_namespace = lambda: ['far', '', '']; lease.RENEWAL_SECONDS = {beat}; "
+    return f"lease.this_machine = lambda: ['far', '', '']; lease.RENEWAL_SECONDS = {beat}; "
 
 
 def read(path):

@@ -1,16 +1,15 @@
 """The changes that driver.py makes to Snakemake; the workflow itself and the tests on SLURM cover the others."""
 
 import asyncio
-import json
 import re
 from types import SimpleNamespace
 
 import pytest
+from helpers.leases import lease_text
 from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from robreg.runs.settings import ConfigError
-from robreg.training.lease import KEYS
 from robreg.workflow import architectures, driver
 
 
@@ -125,7 +124,7 @@ def attempts(path, *stalls, rule="train", allowed=20):
     restarted = []
     for attempt, stalled in enumerate(stalls, start=1):
         if stalled is not None:
-            path.write_text(json.dumps(dict.fromkeys(KEYS) | {"stalls": stalled, "token": str(attempt)}))
+            path.write_text(lease_text(stalls=stalled, token=str(attempt)))
         job = SimpleNamespace(rule=SimpleNamespace(name=rule, restart_times=allowed), attempt=attempt)
         job.output = [str(path.with_name("checkpoint.pt"))]
         restarted.append(driver._restart_times(job) > attempt - 1)
@@ -151,3 +150,10 @@ def test_other_jobs_are_tried_twice_and_all_jobs_at_most_as_often_as_allowed(tmp
     assert attempts(tmp_path / "lease.json", 0, 0, 0, rule="sv") == [True, False, False]
     assert attempts(tmp_path / "lease.json", 0, 0, 0, allowed=1) == [True, False, False]
     assert attempts(tmp_path / "lease.json", 0, rule="sv", allowed=0) == [False]
+
+
+@pytest.mark.parametrize("content", ['{"stalls": "x"}', lease_text(stalls="x"), lease_text(token=[]), "[" * 4000, None])
+def test_what_others_put_in_place_of_a_lease_does_not_stop_the_driver(content, tmp_path):
+    path = tmp_path / "lease.json"
+    path.mkdir() if content is None else path.write_text(content)
+    assert attempts(path, None, None, None) == [True, False, False]  # as if the lease had not been taken

@@ -1,18 +1,17 @@
 """Why jobs failed: the last lines that the driver prints, made from the records that Snakemake logs."""
 
 import atexit
-import json
 import logging
 import os
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from helpers.leases import lease_text
 from snakemake.jobs import GroupJob, Job
 from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from robreg.training.lease import KEYS
 from robreg.workflow.failures import Failures
 
 STATUS = "SLURM-job '7' failed, SLURM status is: '{}'. Detailed reason unavailable.For further error details see"
@@ -178,7 +177,7 @@ def test_a_failure_is_not_printed_after_a_later_success(number, printed):
 
 @pytest.mark.parametrize("stalls", [1, 2])
 def test_a_training_without_progress_in_two_attempts_is_reported_as_not_tried_again(stalls, printed, tmp_path):
-    write("results/c10/ar8/lease.json", json.dumps(dict.fromkeys(KEYS) | {"stalls": stalls}), tmp_path)
+    write("results/c10/ar8/lease.json", lease_text(stalls=stalls), tmp_path)
     make_job("train", 3).log_error(STATUS.format("TIMEOUT"))
     make_job("sv", 4).log_error()
     train, sv = (line for line in printed() if line.startswith(("train", "sv")))
@@ -187,8 +186,9 @@ def test_a_training_without_progress_in_two_attempts_is_reported_as_not_tried_ag
     assert sv == "sv c10/ar8: it ended without an error message"
 
 
-def test_a_damaged_lease_does_not_stop_the_driver(printed, tmp_path):
-    write("results/c10/ar8/lease.json", "", tmp_path)
+@pytest.mark.parametrize("content", ["", lease_text(stalls="x"), "[" * 4000])
+def test_a_damaged_lease_does_not_stop_the_driver(content, printed, tmp_path):
+    write("results/c10/ar8/lease.json", content, tmp_path)
     make_job("train", 3).log_error()
     assert printed()[2].startswith("train c10/ar8: it ended without an error message")
 

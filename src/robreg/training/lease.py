@@ -1,17 +1,20 @@
 """A lease on a run's folder: only one process trains a run at a time, and attempts without progress are counted."""
 
+import errno
 import json
 import logging
 import os
-import socket
+import stat
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from robreg.tables.files import cannot_write
+from robreg.tables.files import cannot_write, temporary_file
+from robreg.tables.processes import is_python_of, is_running, start_time, this_machine
 
 RENEWAL_SECONDS = 20.0  # seconds between two renewals of the file
 # Seconds after which a holder on another machine that renews nothing counts as dead; changes may show a minute late.
@@ -19,7 +22,27 @@ HOLDER_TIMEOUT = 5 * RENEWAL_SECONDS
 # Consecutive attempts without a finished epoch, after which another one is not worth its wait in the queue.
 MAX_STALLED_ATTEMPTS = 2
 
-KEYS = {"token", "held", "job", "pid", "beat", "place", "born", "stalls"}  # that every lease file has
+LIMIT = 4096  # bytes of a lease file; ten times what it needs
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 255 and value.isprintable()  # it is printed on the terminal
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+_IS_VALID: dict[str, Callable[[Any], bool]] = {  # keys that every lease file has
+    "token": _is_text,
+    "held": lambda value: type(value) is bool,
+    "job": lambda value: value is None or _is_text(value),
+    "pid": lambda value: _is_count(value) and value > 0,
+    "beat": _is_count,
+    "place": lambda value: isinstance(value, list) and len(value) == 3 and all(map(_is_text, value)),
+    "born": lambda value: value is None or _is_text(value),
+    "stalls": _is_count,
+}
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +62,12 @@ class StalledError(RuntimeError):
 class Lease:
     """The right to train one run: a context manager around a JSON file, which it renews every RENEWAL_SECONDS seconds.
 
-    A holder on this machine is alive if its process is. A holder on another machine is alive if the file changes within
-    HOLDER_TIMEOUT: the clocks of two machines are never compared, and no file is locked, because not every network file
-    system supports locks. The file is removed if the block succeeds, and kept as a record of attempts if it fails.
-    Entering the block raises HeldError, StalledError, or ValueError if the file is damaged.
+    A holder on this machine is alive if its process is, and dead if it is not. Any other holder is alive if the file
+    changes within HOLDER_TIMEOUT: one on another machine, and one whose process cannot be a training of the user whose
+    file this is, so that no made-up holder blocks a run for ever. The clocks of two machines are never compared, and no
+    file is locked, because not every network file system supports locks. The file is removed if the block succeeds, and
+    kept as a record of attempts if it fails.
+    Entering the block raises HeldError, StalledError, or ValueError if the file is damaged or not a lease.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,7 +97,7 @@ class Lease:
                 f"last {stalls} attempts: give it more time (runtime), and read the SLURM log"
             )
         self._content = {"token": self._token, "held": True, "job": job, "pid": os.getpid(), "beat": 0}
-        self._content |= {"place": _pid_namespace(), "born": _start_time(os.getpid()), "stalls": stalls + 1}
+        self._content |= {"place": this_machine(), "born": start_time(os.getpid()), "stalls": stalls + 1}
         self._write(new=old is None)
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
         return self
@@ -115,13 +140,17 @@ class Lease:
                         return
                     self._content["beat"] += 1
                     self._write()
-                except OSError as error:
+                except (OSError, ValueError) as error:
                     log.warning("%s could not be renewed: %s", self._path, error)
 
     def _is_alive(self, holder: dict[str, Any]) -> bool:
-        """Return whether the holder that a lease names is alive; watch the file if its process cannot be looked up."""
-        if holder["place"] == _pid_namespace() and holder["born"] is not None:
-            return bool(_start_time(holder["pid"]) == holder["born"])
+        """Return whether the holder that a lease names is alive; watch the file if its process is no proof of that."""
+        if holder["place"] == this_machine() and holder["born"] is not None:
+            running = is_running(holder["pid"], holder["born"])
+            if running is False:
+                return False
+            if running and is_python_of(holder["pid"], holder["owner"]):
+                return True
         log.info("%s is held by a process on %s: watching it for %g s", self._path, holder["place"][0], HOLDER_TIMEOUT)
         end = time.monotonic() + HOLDER_TIMEOUT
         while time.monotonic() < end:
@@ -139,21 +168,19 @@ class Lease:
 
     def _write(self, *, new: bool = False) -> None:
         """Replace the file atomically, from a temporary file that no other process uses; new: only if none exists."""
-        temporary = self._path.with_name(f".{self._path.name}.{self._token}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self._content))
-            if new:
-                os.link(temporary, self._path)
-            else:
-                temporary.replace(self._path)
+            with temporary_file(self._path) as (temporary, file):
+                file.write(json.dumps(self._content).encode())
+                file.close()  # so that other machines see the content as soon as the name
+                if new:
+                    os.link(temporary, self._path)
+                else:
+                    temporary.replace(self._path)
         except FileExistsError as error:
             raise HeldError(f"{self._path.parent}: another process started training this run just now") from error
         except OSError as error:
             raise cannot_write(self._path, error) from error
-        finally:
-            if temporary.exists():
-                temporary.unlink()
 
 
 def stalled_attempts(path: Path) -> int:
@@ -174,41 +201,45 @@ def holder_token(path: Path) -> str | None:
 
 
 def _read_if_valid(path: Path) -> dict[str, Any] | None:
-    """Return the content of a lease file, or None if it is missing or damaged."""
+    """Return the content of a lease file, or None if it is missing, damaged or not readable.
+
+    The training itself says so: it refuses such a file.
+    """
     try:
         return _read(path)
-    except ValueError:
+    except (OSError, ValueError):
         return None
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return the content of a lease file, or None if it is missing; raise ValueError if it is damaged."""
+    """Return the content of a lease file and its "owner", a user id; None if the file is missing.
+
+    Raises ValueError if it is damaged, or is not a small file: anybody who shares the folder can put anything there.
+    """
     try:
-        content = json.loads(path.read_text())
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or not set(content) >= KEYS:
-        raise ValueError(f"{path} is damaged: delete it if no other process is training this run")
-    return content
-
-
-def _pid_namespace() -> list[str]:
-    """Return the host, its boot and its container, within which a process id names one process at a time."""
-    boot, container = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    has_proc = boot.exists()  # without /proc, a holder is watched instead of looked up
-    return [
-        socket.gethostname(),
-        boot.read_text().strip() if has_proc else "",
-        os.readlink(container) if has_proc else "",
-    ]
-
-
-def _start_time(pid: int) -> str | None:
-    """Return when a process of this machine started, or None if it is dead; a process id may be used again later."""
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link, or a socket
+            raise _refusal(path, "not a regular file") from error
+        why = os.strerror(error.errno or 0)
+        raise OSError(error.errno, f"{path} cannot be read ({why}); make it readable, or delete it") from error
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]  # Z: dead, but its parent has not waited for it
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode):
+            raise _refusal(path, "not a regular file")
+        text = os.read(descriptor, LIMIT + 1)
+    finally:
+        os.close(descriptor)
+    try:
+        content = json.loads(text) if len(text) <= LIMIT else None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not all(key in content and _IS_VALID[key](content[key]) for key in _IS_VALID):
+        raise _refusal(path, "damaged")
+    return content | {"owner": info.st_uid}
+
+
+def _refusal(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} is {why}: delete it if no other process is training this run")
