@@ -25,6 +25,7 @@ from robreg.spectra.layers import list_layers
 from robreg.spectra.projection import enclosing_grid
 from robreg.tables.parquet import read, read_metadata, write
 from robreg.tables.provenance import code_hash, history_hash
+from robreg.training.compile_cache import private_cache
 from robreg.training.epoch import make_step, train_epoch
 from robreg.training.kept import keep, kept_folder, set_aside, take_up, wants_training
 from robreg.training.lease import Lease
@@ -43,7 +44,8 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
     Raises ValueError if resume.pt is damaged or belongs to other settings, DivergedError if the loss or a weight is no
     longer finite, StoppedError on SIGTERM, and the errors of Lease.
     """
-    with deterministic_algorithms(device, wanted=settings["training"].get("deterministic", DEFAULTS["deterministic"])):
+    chosen = {**DEFAULTS, **settings["training"]}
+    with deterministic_algorithms(device, wanted=chosen["deterministic"]), private_cache(wanted=chosen["compile"]):
         _train(settings, data, checkpoint=checkpoint, history=history, device=device)
 
 
