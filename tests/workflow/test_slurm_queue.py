@@ -33,13 +33,15 @@ def fake(tmp_path, monkeypatch):
         command.write_text(FAKE)
         command.chmod(0o755)
         monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
-        return lambda: (folder / "calls").read_text().splitlines()
+        return lambda: (folder / "calls").read_text().removesuffix("\n").split("\n")
 
     return make
 
 
 def queue(*lines):
-    return "cat <<'END'\n" + "\n".join(lines) + "\nEND\n" if lines else "true"
+    """Return a script that prints jobs; their fields are separated by |, except in the last one."""
+    records = [slurm._RECORD + slurm._FIELD.join(line.split("|", 4)) for line in lines]
+    return "cat <<'END'\n" + "\n".join(records) + "\nEND\n" if lines else "true"
 
 
 def test_only_jobs_of_drivers_in_this_folder_are_found(fake, tmp_path):
@@ -56,6 +58,7 @@ def test_only_jobs_of_drivers_in_this_folder_are_found(fake, tmp_path):
             f"15|RUNNING|robreg_77|{tmp_path}/elsewhere|another checkout's",
             f"16|COMPLETING|robreg_77|{folder}|",
             "a word of SLURM's own",
+            f"17|RUNNING|robreg_78|{folder}|lines\n18|RUNNING|robreg_79|{folder}|and signs \x1b[2J\x1f\x07",
         ),
     )
     found = slurm.unfinished_jobs("robreg", link)
@@ -63,8 +66,18 @@ def test_only_jobs_of_drivers_in_this_folder_are_found(fake, tmp_path):
         ("11", "RUNNING", "rule_train_wildcards_digits_ar8"),
         ("12_[1-3]", "PENDING", "a|b"),
         ("16", "COMPLETING", ""),
+        ("17", "RUNNING", f"lines?18|RUNNING|robreg_79|{folder}|and signs ?[2J??"),
     ]
-    assert calls() == [f"--noheader --user={os.geteuid()} --format=%i|%T|%j|%Z|%k"]
+    assert calls() == [f"--noheader --user={os.geteuid()} --format=\x1e%i\x1f%T\x1f%j\x1f%Z\x1f%k"]
+
+
+def test_names_and_folders_with_any_text_are_read_as_they_are(fake, tmp_path):
+    folder = tmp_path / "a|b\nc"
+    folder.mkdir()
+    jobs = [("11", "RUNNING", "robreg_5b1c", folder, ""), ("12", "RUNNING", f"x|robreg_1|{folder}\n13|", folder, "")]
+    records = "\n".join(slurm._RECORD + slurm._FIELD.join(map(str, job)) for job in jobs)
+    fake("squeue", f"cat <<'END'\n{records}\nEND\n")
+    assert [job.id for job in slurm.unfinished_jobs("robreg", folder)] == ["11"]
 
 
 def test_an_error_quotes_slurm_s_message(fake, tmp_path, monkeypatch):

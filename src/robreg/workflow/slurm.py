@@ -8,6 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+# Names, folders and comments may hold any text, even lines, but hardly these characters, which exist to separate
+# records and fields.
+_RECORD, _FIELD = "\x1e", "\x1f"
+_COLUMNS = ("%i", "%T", "%j", "%Z", "%k")
+
 
 class ClusterError(RuntimeError):
     """SLURM did not answer, or its jobs cannot be identified."""
@@ -28,11 +33,11 @@ def unfinished_jobs(prefix: str, folder: Path) -> list[Job]:
     """
     if not prefix:
         raise ClusterError("slurm/profile.yaml: slurm-jobname-prefix: set a prefix, or jobs cannot be found again")
-    output = _run("squeue", "--noheader", f"--user={os.geteuid()}", "--format=%i|%T|%j|%Z|%k")
-    fields = [line.split("|", 4) for line in output.splitlines() if line.count("|") >= 4]
+    output = _run("squeue", "--noheader", f"--user={os.geteuid()}", f"--format={_RECORD}{_FIELD.join(_COLUMNS)}")
+    records = [record.removesuffix("\n").split(_FIELD, len(_COLUMNS) - 1) for record in output.split(_RECORD)[1:]]
     return [
-        Job(number, state, comment)
-        for number, state, name, submitted_from, comment in fields
+        Job(number, state, "".join(sign if sign.isprintable() else "?" for sign in comment))
+        for number, state, name, submitted_from, comment in (one for one in records if len(one) == len(_COLUMNS))
         if name.startswith(f"{prefix}_") and os.path.realpath(submitted_from) == os.path.realpath(folder)
     ]
 
