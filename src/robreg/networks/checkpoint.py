@@ -6,6 +6,7 @@ A file is written completely or not at all, and a file that changed since it was
 import copy
 import errno
 import logging
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,7 +142,7 @@ def load_network(
 def _build(checkpoint: Path, meta: Mapping[str, Any], architecture: Mapping[str, Any] | nn.Module | None) -> Classifier:
     """Build the network of a checkpoint without any code or size that only the file names.
 
-    The package's own architectures are built on the device "meta": they need no memory until they get the weights.
+    The package's large architectures are built on the device "meta": they need no memory until they get the weights.
     """
     if isinstance(architecture, nn.Module):
         return Classifier(Normalise(meta["mean"], meta["std"]), architecture)
@@ -157,8 +158,17 @@ def _build(checkpoint: Path, meta: Mapping[str, Any], architecture: Mapping[str,
             f"{_without_code(own)}; train again, or correct config.yaml"
         )
     options = {**{key: meta[key] for key in ("shape", "classes", "mean", "std")}, **own}
-    with torch.device("meta" if own["factory"] is None else "cpu"):
+    if own["factory"] is not None or _is_small(meta):
         return build_network(**options)
+    with torch.device("meta"):
+        return build_network(**options)
+
+
+def _is_small(meta: Mapping[str, Any]) -> bool:
+    """Return whether any network that the metadata can state takes less than 200 MB; building it directly is faster."""
+    depth = re.fullmatch(r"resnet(\d{1,3})", meta["arch"])
+    sizes = (meta["width"], *meta["shape"][:1], meta["classes"] / 16)
+    return depth is not None and int(depth[1]) <= 110 and all(size <= 64 for size in sizes)
 
 
 _UNKNOWN = "Nothing that is recorded has changed since, so its weights have, or code or files that are not recorded"
