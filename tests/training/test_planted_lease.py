@@ -22,7 +22,7 @@ from robreg.training.lease import HeldError, Lease, holder_token, made_progress,
 def alarm():
     """End a test that hangs."""
     before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("the test hangs"))
-    signal.alarm(30)
+    signal.alarm(120)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
