@@ -770,7 +770,7 @@ MUTATIONS = (
     Mutation(
         "leave a user's code out of the hash of the code",
         "tables/provenance",
-        'own = callable_code(factory["callable"]) if factory else {}',
+        'own = factory.get("code", {}) if factory else {}',
         "own = {}",
         "tests/training/test_kept.py",
     ),

@@ -5,11 +5,9 @@ from pathlib import Path
 from robreg.workflow.job import logged
 
 with logged(snakemake.log[0]):
-    from robreg.checks.study_audit import refuse_changed_study
-    from robreg.report.page import Files, write
+    from robreg.report.page import Files, record
 
-    refuse_changed_study(snakemake.params.runs, Path(snakemake.input.audit))
-    write(
+    record(
         Path(snakemake.output.report),
         {
             "name": snakemake.wildcards.study,

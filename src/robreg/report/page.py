@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from robreg.checks.study_audit import refuse_changed_study
 from robreg.paper.agreement import describe_closer_space
 from robreg.paper.deviations import deviations
 from robreg.report import claims_section, comparison_section
@@ -72,6 +73,15 @@ class Files:
     comparison: Path
     audit: Path
     plot: Path
+
+
+def record(out: Path, study: Mapping[str, Any], files: Files, *, template: Path) -> None:
+    """Write the report of a study as write does, if none of its files changed after they were checked.
+
+    Raises ValueError, naming the files, if one did.
+    """
+    refuse_changed_study(study["runs"], files.audit)
+    write(out, study, files, template=template)
 
 
 def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> None:

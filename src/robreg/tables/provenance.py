@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from robreg.runs.source_code import callable_code, hash_code
+from robreg.runs.source_code import hash_code
 
 PACKAGE = Path(__file__).parents[1]
 COMPUTING = ("data", "networks", "attacks", "spectra", "training", "measures")  # folders that affect a run's numbers
@@ -48,9 +48,10 @@ def _computes(module: str, folders: Collection[str]) -> bool:
 def code_hash(factory: Mapping[str, Any] | None = None) -> str:
     """Hash the code that affects a network's weights, so that it can be told later whether it has changed.
 
-    Comments, docstrings and formatting do not count. factory: of a user-defined architecture, whose code counts too.
+    Comments, docstrings and formatting do not count. factory: the settings of a user-defined architecture, whose "code"
+    (see callable_code) counts too.
     """
-    own = callable_code(factory["callable"]) if factory else {}
+    own = factory.get("code", {}) if factory else {}
     package = {file: hash_code((PACKAGE / file).read_bytes()) for file in code_files(*TRAINING, folders=COMPUTING)}
     return _hash_texts([f"{name} {code}" for name, code in [*package.items(), *own.items()]])
 
