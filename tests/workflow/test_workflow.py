@@ -24,6 +24,7 @@ from robreg.data.dataset import _fingerprint, hash_meta
 from robreg.runs import settings
 from robreg.runs.config import validate
 from robreg.tables import parquet
+from robreg.training.kept import FILES
 
 REPORT = "results/studies/demo/report.html"
 FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "fig9", "fig10", "fig11", "fig12", "spread")
@@ -417,7 +418,8 @@ def test_a_run_made_in_another_folder_with_another_number_of_cores_has_the_same_
     folder = copy_tree(tmp_path / "elsewhere", reduce)
     runs = [file for variant in ("ar8-s1", "ar8-sn1") for file in (demo / "results/digits" / variant).glob("*.*")]
     snakemake(folder, "--cores", "1", *(str(file.relative_to(demo)) for file in runs))
-    assert assert_same_results(folder, demo) == len(runs) + len(files(demo / "data"))
+    kept = 2 * len(FILES)  # the networks of both runs
+    assert assert_same_results(folder, demo) == len(runs) + kept + len(files(demo / "data"))
 
 
 @pytest.mark.long
