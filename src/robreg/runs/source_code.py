@@ -136,19 +136,25 @@ def _find_in(name: str, places: list[str] | None) -> ModuleSpec | None:
 
 def _is_standard(origin: str) -> bool:
     """Return whether a module is part of Python; a user's module may have the name of one."""
-    if origin in ("built-in", "frozen"):
-        return True
-    paths, file = sysconfig.get_paths(), Path(origin).resolve()
-    installed = any(file.is_relative_to(Path(paths[key]).resolve()) for key in ("purelib", "platlib"))
-    standard = any(file.is_relative_to(Path(paths[key]).resolve()) for key in ("stdlib", "platstdlib"))
-    return standard and not installed and "dist-packages" not in file.parts
+    file = Path(origin).resolve()
+    return origin in ("built-in", "frozen") or (
+        _is_in(file, "stdlib", "platstdlib") and not _is_installed(file) and "dist-packages" not in file.parts
+    )
+
+
+def _is_installed(file: Path) -> bool:
+    return _is_in(file, "purelib", "platlib")
+
+
+def _is_in(file: Path, *kinds: str) -> bool:
+    """Return whether a file is in one of this Python's folders, which sysconfig names."""
+    paths = sysconfig.get_paths()
+    return any(file.resolve().is_relative_to(Path(paths[kind]).resolve()) for kind in kinds)
 
 
 def _installed_version(top: str, file: Path) -> str | None:
     """Return the version of the installed package that a file belongs to; None if the file is the user's own."""
-    paths = sysconfig.get_paths()
-    places = {Path(paths[key]).resolve() for key in ("purelib", "platlib")}
-    if not any(file.resolve().is_relative_to(place) for place in places):
+    if not _is_installed(file):
         return None
     try:
         return metadata.version(top)
