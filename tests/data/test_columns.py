@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.data_sources import RNG, cifar_members, declare_official, encode, write_archive
+from helpers.data_sources import (
+    RNG,
+    cifar_members,
+    declare_official,
+    encode,
+    prepare_and_load_with,
+    refusal_message_with,
+    write_archive,
+)
 
-from robreg.data.dataset import Dataset, hash_meta, load_dataset
-from robreg.data.errors import DataError
-from robreg.data.preparation import prepare
+from robreg.data.dataset import hash_meta, load_dataset
 from robreg.workflow.job import logged
 
 SETTINGS = {"name": "mine", "kind": "parquet", "source": "set", "max_train": None, "max_test": None, "subset_seed": 0}
@@ -42,18 +49,8 @@ def forget_pandas(folder: Path) -> None:
         pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
 
 
-def prepare_and_load(folder: Path, **settings: object) -> Dataset:
-    """Prepare the data set in `folder`, which is also its data_root, and load it."""
-    prepare(SETTINGS | settings, data_root=folder, out=folder / "prepared")
-    return load_dataset(folder / "prepared")
-
-
-def refusal_message(folder: Path, **settings: object) -> str:
-    """Return the message of the DataError that preparing the data set raises."""
-    with pytest.raises(DataError) as caught:
-        prepare(SETTINGS | settings, data_root=folder, out=folder / "refused")
-    assert not list((folder / "refused").glob("*"))
-    return str(caught.value)
+prepare_and_load = partial(prepare_and_load_with, SETTINGS)
+refusal_message = partial(refusal_message_with, SETTINGS)
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:

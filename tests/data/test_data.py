@@ -9,6 +9,7 @@ import tarfile
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from helpers.data_sources import (
     declare_official,
     encode,
     forge_meta,
+    prepare_and_load_with,
+    refusal_message_with,
     set_official_counts,
     write_archive,
     write_folder,
@@ -35,7 +38,7 @@ from sklearn.datasets import load_digits
 from torchvision.transforms.functional import center_crop
 
 from robreg.data import parquet_folder, source
-from robreg.data.dataset import Dataset, load_dataset, to_float
+from robreg.data.dataset import load_dataset, to_float
 from robreg.data.errors import DataError
 from robreg.data.preparation import prepare
 from robreg.data.subset import stratified_subset
@@ -44,18 +47,8 @@ C10_JPEG = Path(__file__).parents[3] / "shared/data/c10-jpeg"
 SETTINGS = {"name": "d", "source": None, "max_train": None, "max_test": None, "subset_seed": 0}
 
 
-def prepare_and_load(folder: Path, **settings: object) -> Dataset:
-    """Prepare a data set in `folder`, which is also its data_root, and load it."""
-    prepare(SETTINGS | settings, data_root=folder, out=folder / "prepared")
-    return load_dataset(folder / "prepared")
-
-
-def refusal_message(folder: Path, **settings: object) -> str:
-    """Return the message of the DataError that preparing a data set raises, and check that no file is left behind."""
-    with pytest.raises(DataError) as caught:
-        prepare(SETTINGS | settings, data_root=folder, out=folder / "refused")
-    assert not list((folder / "refused").glob("*"))
-    return str(caught.value)
+prepare_and_load = partial(prepare_and_load_with, SETTINGS)
+refusal_message = partial(refusal_message_with, SETTINGS)
 
 
 # Digits and subsets

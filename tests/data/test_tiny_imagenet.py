@@ -7,6 +7,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.data_sources import prepare_and_load_with, refusal_message_with
 from helpers.http_server import Server, serving
 from helpers.tiny_imagenet_source import BASE, NUMBERS, WNIDS, Files, jpeg, layout, write_zip
 from PIL import Image
 
 from robreg.data import source, tiny_imagenet
 from robreg.data.dataset import Dataset, load_dataset
-from robreg.data.errors import DataError
 from robreg.data.preparation import prepare
 
 SUBSET = Path(__file__).parents[3] / "shared/data/tiny-imagenet-200-subset.zip"
@@ -61,18 +62,8 @@ def declare_official(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     return make_official
 
 
-def prepare_and_load(root: Path, **settings: object) -> Dataset:
-    """Prepare a data set in `root`, which is also its data_root, and load it."""
-    prepare(SETTINGS | settings, data_root=root, out=root / "prepared")
-    return load_dataset(root / "prepared")
-
-
-def refusal_message(root: Path, **settings: object) -> str:
-    """Return the message of the DataError that preparing a data set raises, and check that no file is left behind."""
-    with pytest.raises(DataError) as caught:
-        prepare(SETTINGS | settings, data_root=root, out=root / "refused")
-    assert not list((root / "refused").glob("*"))
-    return str(caught.value)
+prepare_and_load = partial(prepare_and_load_with, SETTINGS)
+refusal_message = partial(refusal_message_with, SETTINGS)
 
 
 def decoded(content: bytes) -> torch.Tensor:

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,9 @@ import torchvision
 from PIL import Image
 
 from robreg.data import source
-from robreg.data.dataset import ARRAYS, META_FILE, hash_meta
+from robreg.data.dataset import ARRAYS, META_FILE, Dataset, hash_meta, load_dataset
+from robreg.data.errors import DataError
+from robreg.data.preparation import prepare
 
 RNG = np.random.default_rng(0)
 
@@ -133,3 +136,17 @@ def write_folder(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Write images (N, H, W[, C]), encoded as PNG, as both splits of a folder."""
     for split in ("train", "test"):
         write_parquet(folder / f"{split}.parquet", [encode(image) for image in images], labels.tolist())
+
+
+def prepare_and_load_with(defaults: Mapping[str, Any], folder: Path, **settings: object) -> Dataset:
+    """Prepare a data set in `folder`, which is also its data_root, and load it; settings: other than the defaults."""
+    prepare({**defaults, **settings}, data_root=folder, out=folder / "prepared")
+    return load_dataset(folder / "prepared")
+
+
+def refusal_message_with(defaults: Mapping[str, Any], folder: Path, **settings: object) -> str:
+    """Return the message of the DataError that preparing a data set raises, and check that no file is left behind."""
+    with pytest.raises(DataError) as caught:
+        prepare({**defaults, **settings}, data_root=folder, out=folder / "refused")
+    assert not list((folder / "refused").glob("*"))
+    return str(caught.value)
