@@ -194,6 +194,7 @@ META |= {"dataset": "digits", "variant": "ar8", "seed": 0, "threads": 1, "data_s
 META |= {"settings_hash": "abc", "version": "0.1.0", "note": "kept"}
 
 
+COLOURED = {"shape": [3, 8, 8], "mean": [0.5] * 3, "std": [0.2] * 3}
 NORMALISE = {"normalise.mean": torch.full((3, 1, 1), 0.5), "normalise.std": torch.full((3, 1, 1), 0.2)}
 
 
@@ -262,6 +263,30 @@ def test_weights_that_do_not_match_the_metadata_are_refused_by_the_files_name(
     content["meta"] |= change
     torch.save(content, path)
     refused(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arch": "x" * 10**4},
+        {"width": True},
+        {"width": 0},
+        {"classes": 1.0},
+        {"classes": [10]},
+        {"shape": [1, 8]},
+        {"shape": [1, 8.0, 8]},
+        {"shape": "188"},
+        {"mean": [[0.3]]},
+        {"mean": ["0.3"]},
+        {"std": {"0": 0.2}},
+        {"factory": "os:mkdir"},
+        {"factory": {"callable": "os:mkdir", "arguments": [1]}},
+    ],
+)
+def test_a_description_of_another_form_is_refused_before_anything_is_made_of_it(change, content, path):
+    torch.save({**content, "meta": META | change}, path)
+    with pytest.raises(ValueError, match=rf"{next(iter(change))} is not what a checkpoint of this project has"):
+        load_network(path)
 
 
 @pytest.mark.parametrize("lost", ["arch", "width", "std", "threads", "data_sha256", "settings_hash", "dataset"])
@@ -430,7 +455,7 @@ def test_a_checkpoint_cannot_make_anything_but_networks_be_called(path, argument
     monkeypatch.chdir(tmp_path)
     facts = {key: value for key, value in META.items() if key not in ("arch", "factory")}
     meta = {"arch": "evil", **facts, "factory": {"callable": path, "arguments": arguments}}
-    torch.save({"model": NORMALISE, "meta": meta | {"mean": [0.5] * 3, "std": [0.2] * 3}}, tmp_path / "checkpoint.pt")
+    torch.save({"model": NORMALISE, "meta": meta | COLOURED}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="user-defined architecture 'evil', and what a file names is not imported"):
         load_network(tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"is not declared to return an nn\.Module"):
@@ -445,7 +470,7 @@ def test_code_beside_a_checkpoint_is_not_imported(tmp_path, monkeypatch):
     (tmp_path / "results/evil").mkdir(parents=True)
     (tmp_path / "results/evil/net.py").write_text(code)
     factory = {"callable": "results.evil.net:Net", "arguments": {}, "code": {"results.evil.net": "0"}}
-    meta = META | {"mean": [0.5] * 3, "std": [0.2] * 3, "factory": factory}
+    meta = META | COLOURED | {"factory": factory}
     torch.save({"model": NORMALISE, "meta": meta}, tmp_path / "checkpoint.pt")
     own = {"arch": "resnet8", "width": 4, "factory": None}
     reasons = {
@@ -474,6 +499,27 @@ def test_a_checkpoint_of_another_architecture_than_the_run_s_is_refused_with_bot
     both = r"is resnet8 of width 4, but by config\.yaml that of its run is (resnet14|\S+ of width 8|.* by mynet:Net)"
     with pytest.raises(ValueError, match=both):
         load_network(path, architecture=architecture | own)
+
+
+def test_the_order_of_an_architecture_s_arguments_does_not_matter(content, path):
+    arguments = {"num_layers": 2, "nested": {"a": 1, "b": 2}}
+    factory = {"callable": "mynet:Net", "arguments": arguments, "code": {"mynet": "0"}}
+    torch.save({**content, "meta": META | {"arch": "mynet", "factory": factory}}, path)
+    other = {"nested": {"b": 2, "a": 1}, "num_layers": 2}
+    own = {"arch": "mynet", "width": 4, "factory": {"callable": "mynet:Net", "arguments": other}}
+    with pytest.raises(ValueError, match="No module named 'mynet'"):  # it is built: what is stated agrees
+        load_network(path, architecture=own)
+    own["factory"]["arguments"] = other | {"num_layers": 3}
+    with pytest.raises(ValueError, match=r"but by config\.yaml that of its run is mynet"):
+        load_network(path, architecture=own)
+
+
+def test_text_of_a_checkpoint_is_printed_shortened_and_without_what_a_terminal_obeys(content, path):
+    meta = META | {"factory": {"callable": "mynet:Net\x1b[2J", "arguments": {"a": "x" * 10**5}}}
+    torch.save({**content, "meta": meta}, path)
+    with pytest.raises(ValueError, match=r"mynet:Net\\x1b") as caught:
+        load_network(path, architecture={key: META[key] for key in ("arch", "width", "factory")})
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("change", [{"arch": "resnet6000002"}, {"width": 3000}, {"classes": 10**9}, {"width": 10**9}])

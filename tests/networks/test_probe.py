@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch import nn
 
 from robreg.networks import checkpoint
 from robreg.networks.build import build_network
-from robreg.networks.checkpoint import load_network, save_file
-from robreg.networks.probe import IMAGES, TOLERANCE, make_probe, probe_difference
+from robreg.networks.checkpoint import load_network, load_with_images
+from robreg.networks.probe import IMAGES, MAX_PIXELS, TOLERANCE, make_probe, probe_difference
+from robreg.networks.tensor_file import save_file
 from robreg.runs.source_code import callable_code
 from robreg.tables.provenance import code_hash
 
@@ -119,7 +121,12 @@ def test_a_changed_weight_or_buffer_is_refused(name, saved):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("logits", torch.full((IMAGES, 10), torch.nan)), ("logits", torch.zeros(IMAGES, 3)), ("images", torch.rand(8, 3))],
+    [
+        ("logits", torch.full((IMAGES, 10), torch.nan)),
+        ("logits", torch.zeros(IMAGES, 3)),
+        ("images", torch.rand(8, 3)),
+        ("images", torch.zeros(IMAGES, 3, 16, 16, dtype=torch.uint8)),
+    ],
 )
 def test_a_damaged_probe_is_refused(key, value, saved):
     path, content = saved
@@ -156,6 +163,31 @@ def test_a_checkpoint_that_lost_its_logits_is_refused(left, saved):
     save_file(path, {key: value for key, value in content.items() if key != "probe"})
     with pytest.raises(ValueError, match="it has not the logits that its metadata announce"):
         load_network(path, architecture=content["meta"])
+
+
+@pytest.mark.parametrize("n", [1, IMAGES])
+def test_recorded_images_that_are_too_large_are_refused_before_they_are_evaluated(n, saved):
+    path, content = saved
+    side = math.isqrt(MAX_PIXELS // n) + 1
+    probe = {"images": torch.zeros(n, 3, side, side, dtype=torch.uint8), "logits": torch.zeros(n, 10)}
+    meta = content["meta"] | {"shape": [3, side, side], "probe_images": n}
+    save_file(path, {**content, "meta": meta, "probe": probe})
+    with pytest.raises(ValueError, match="its recorded images are too many or too large"):
+        load_network(path, architecture=content["meta"])
+
+
+@pytest.mark.parametrize(("side", "n"), [(8, IMAGES), (200, 6), (512, 1), (513, 0)])
+def test_fewer_images_are_recorded_if_they_are_large(side, n, saved, caplog):
+    path, content = saved
+    model, _ = load_network(path, architecture=content["meta"])
+    probe = make_probe(model, torch.randint(0, 256, (9, 3, side, side), dtype=torch.uint8))
+    assert (probe["images"].shape, probe["logits"].shape) == ((n, 3, side, side), (n, 10))
+    meta = content["meta"] | {"shape": [3, side, side], "probe_images": n}
+    save_file(path, {**content, "meta": meta, "probe": probe})
+    with caplog.at_level(logging.WARNING):
+        _, _, images = load_with_images(path, architecture=content["meta"])
+    assert torch.equal(images, probe["images"])
+    assert ("holds no logits to compare with" in caplog.text) == (n == 0)
 
 
 class Caching(Small):

@@ -234,6 +234,10 @@ def test_a_state_that_does_not_fit_is_refused_by_name(lost, source, prepared, tm
         run(make_settings(), prepared, tmp_path)
 
 
+def half(saved):
+    return saved["optimizer"]["state"][0]["momentum_buffer"].half()
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -242,7 +246,11 @@ def test_a_state_that_does_not_fit_is_refused_by_name(lost, source, prepared, tm
         (lambda saved: saved["optimizer"]["param_groups"][0].update(lr=0.5), "optimiser has other settings"),
         (lambda saved: saved["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(3)), "momenta of other"),
         (lambda saved: saved["optimizer"]["state"][0]["momentum_buffer"].fill_(torch.inf), "optimiser holds values"),
+        (lambda saved: saved["optimizer"]["state"][0].update(momentum_buffer=half(saved)), "momenta of other"),
         (lambda saved: saved["model"]["network.stem.weight"].fill_(torch.nan), "network.stem.weight holds values"),
+        (lambda saved: saved["model"].update({"more": torch.zeros(3)}), "its weights have other names"),
+        (lambda saved: saved["model"].update({"network.linear.bias": torch.zeros(3)}), "bias has another shape"),
+        (lambda saved: saved.update(more=torch.zeros(1).expand(10**5, 10**5)), "repeats its values"),
         (lambda saved: saved.update(history=saved["history"] * 9), "not that of at most 3 epochs"),
         (lambda saved: saved.update(history=saved["history"] * 2), "row 2 of its history is not that of epoch 2"),
         (lambda saved: saved["history"][0].update(lr=0.5), "row 1 of its history"),

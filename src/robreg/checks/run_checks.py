@@ -22,7 +22,7 @@ from robreg.checks.invariants import (
     with_files,
 )
 from robreg.checks.seals import seal
-from robreg.networks.checkpoint import load_file
+from robreg.networks.tensor_file import load_file
 from robreg.tables import parquet, schemas
 from robreg.tables.provenance import history_hash
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robreg.data.dataset import Dataset, load_dataset
-from robreg.networks.checkpoint import load_network
+from robreg.networks.checkpoint import load_with_images
 from robreg.networks.classifier import Classifier
 from robreg.networks.device import choose_device
 
@@ -22,7 +23,7 @@ def open_run(
     "width" and "factory" of the run (see load_network).
     Raises ValueError if the prepared data are not those that the checkpoint was trained on.
     """
-    model, meta = load_network(checkpoint, architecture=network)
+    model, meta, images = load_with_images(checkpoint, architecture=network)
     prepared = load_dataset(data.parent)
     if prepared.sha256 != meta["data_sha256"]:
         raise ValueError(
@@ -30,7 +31,7 @@ def open_run(
             "delete the checkpoint to train again"
         )
     _refuse_other_description(checkpoint, meta, prepared, data)
-    _refuse_other_images(checkpoint, prepared, data)
+    _refuse_other_images(checkpoint, images, prepared, data)
     return model.to(choose_device(device, meta["threads"])), meta, prepared
 
 
@@ -53,14 +54,13 @@ def _refuse_other_description(checkpoint: Path, meta: Mapping[str, Any], prepare
             )
 
 
-def _refuse_other_images(checkpoint: Path, prepared: Dataset, data: Path) -> None:
+def _refuse_other_images(checkpoint: Path, images: Tensor, prepared: Dataset, data: Path) -> None:
     """Raise ValueError if the first test images are not those that the checkpoint holds, as it holds some.
 
     Where they are cropped, the checkpoint does not say how large the whole images are: in another shape, the same
     bytes are other images.
     """
-    probe = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("probe")
-    if probe is not None and not torch.equal(prepared.split("test")[0][: len(probe["images"])], probe["images"]):
+    if not torch.equal(prepared.split("test")[0][: len(images)], images):
         raise ValueError(
             f"{checkpoint}: its test images are not the first ones that {data.parent} gives in the shape "
             f"{list(prepared.train_images.shape[1:])} that {data} states; "

@@ -1,13 +1,8 @@
-"""Read and write checkpoints and training states.
-
-A file is written completely or not at all, and a file that changed since it was written is not read.
-"""
+"""Read checkpoints: build the network that one holds, and refuse one that is not what it states."""
 
 import copy
-import errno
 import logging
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,27 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robreg.data.errors import printable
 from robreg.networks.build import build_network
 from robreg.networks.classifier import Classifier, Normalise
-from robreg.networks.probe import TOLERANCE, probe_difference
+from robreg.networks.probe import TOLERANCE, check_probe, probe_difference
+from robreg.networks.tensor_file import load_file
 from robreg.networks.user_defined import ArchitectureError
 from robreg.runs.source_code import describe_changes
-from robreg.tables.files import atomic_write
 from robreg.tables.provenance import code_hash
 
 log = logging.getLogger(__name__)
-
-
-def save_file(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values to a file that torch.load reads.
-
-    Raises OSError, naming the file, if it cannot be written.
-    """
-    with atomic_write(path) as file:
-        try:
-            torch.save(dict(content), file)
-        except RuntimeError as error:  # torch raises this when the disk is full
-            raise OSError(errno.ENOSPC, "torch could not write the whole file") from error
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -52,23 +36,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     model.load_state_dict(weights, assign=any(own.is_meta for own in own_weights.values() if isinstance(own, Tensor)))
 
 
-def load_file(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """Load a file that save_file wrote, after verifying that no byte has changed; nothing in it is executed.
-
-    Such a file is a zip archive, whose checksums torch.load does not verify. Its parts are not compressed, so that they
-    are no larger than the file. Damaged files raise many kinds of errors.
-    """
-    with zipfile.ZipFile(path) as file:
-        members = file.infolist()
-        if any(one.compress_type != zipfile.ZIP_STORED for one in members):
-            raise zipfile.BadZipFile("it holds compressed data, which no checkpoint does")
-        if sum(one.file_size for one in members) > path.stat().st_size:
-            raise zipfile.BadZipFile("its parts are larger than the file")
-        if (bad := file.testzip()) is not None:
-            raise zipfile.BadZipFile(f"{bad} does not match the CRC-32 that was stored when it was written")
-    return torch.load(path, map_location=device, weights_only=True)
-
-
 _META_TYPES = {  # metadata of a checkpoint in addition to what its network is built from
     "dataset": str,
     "variant": str,
@@ -78,22 +45,37 @@ _META_TYPES = {  # metadata of a checkpoint in addition to what its network is b
     "settings_hash": str,
     "version": str,
 }
+_SIZES = {"width": 2**16, "classes": 2**20}  # the largest that a checkpoint may state
+_LONGEST = 200  # letters of a file's text in a message
 
 
-def _check_content(weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Raise ValueError if weights or normalisation cannot be right, or if metadata that measures need are wrong.
+def _check_description(meta: Mapping[str, Any]) -> None:
+    """Raise ValueError if what a network is built from, or what measures need, has another form than it must have.
 
-    Raises KeyError if they are missing.
+    Raises KeyError if something is missing.
     """
-    for name, value in weights.items():
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError(f"{name} repeats its values")  # a small file could make a network of any size
-    for name, value in Normalise(meta["mean"], meta["std"]).state_dict().items():
-        if not torch.equal(weights[f"normalise.{name}"], value):
-            raise ValueError(f"normalise.{name} does not match the metadata")
     for key, kind in _META_TYPES.items():
         if type(meta[key]) is not kind:
             raise ValueError(f"{key} is not of type {kind.__name__}")
+    shape, factory = meta["shape"], meta["factory"]
+    right = {key: type(meta[key]) is int and 0 < meta[key] <= most for key, most in _SIZES.items()}
+    right["arch"] = type(meta["arch"]) is str and len(meta["arch"]) <= _LONGEST
+    right["shape"] = type(shape) is list and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
+    for key in ("mean", "std"):
+        right[key] = type(meta[key]) is list and all(type(one) in (int, float) for one in meta[key])
+        right[key] = right[key] and right["shape"] and len(meta[key]) == shape[0]
+    right["factory"] = factory is None or (
+        isinstance(factory, dict) and type(factory["callable"]) is str and isinstance(factory["arguments"], dict)
+    )
+    if wrong := [key for key, is_right in right.items() if not is_right]:
+        raise ValueError(f"{wrong[0]} is not what a checkpoint of this project has")
+
+
+def _check_normalisation(weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Raise ValueError if the normalisation is not that of the metadata; KeyError if it is missing."""
+    for name, value in Normalise(meta["mean"], meta["std"]).state_dict().items():
+        if not torch.equal(weights[f"normalise.{name}"], value):
+            raise ValueError(f"normalise.{name} does not match the metadata")
 
 
 def load_network(
@@ -118,12 +100,23 @@ def load_network(
     >>> meta["arch"], meta["classes"]
     ('resnet8', 10)
     """
-    checkpoint = Path(checkpoint)
+    model, meta, _ = load_with_images(Path(checkpoint), architecture=architecture)
+    return model.to(device), meta
+
+
+def load_with_images(
+    checkpoint: Path, *, architecture: Mapping[str, Any] | nn.Module | None = None
+) -> tuple[Classifier, dict[str, Any], Tensor]:
+    """Load a network onto the CPU and its metadata, as load_network does, and the test images that are kept with them.
+
+    The images are uint8 (N, C, H, W): the first N of the test set, where N is 0 for a checkpoint that holds none.
+    """
     meta: dict[str, Any] = {}
     try:
         content = load_file(checkpoint, "cpu")
+        _check_description(content["meta"])
         meta, weights = content["meta"], content["model"]
-        _check_content(weights, meta)
+        _check_normalisation(weights, meta)
         model = _build(checkpoint, meta, architecture)
         load_weights(model, weights)
         bad = [name for name, value in weights.items() if not bool(value.isfinite().all())]
@@ -131,12 +124,15 @@ def load_network(
     except (FileNotFoundError, ArchitectureError):
         raise
     except Exception as error:  # damaged files can raise any kind of error
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        why = printable(" ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST])
         raise ValueError(_unusable(checkpoint, meta, why)) from error
     if bad:
-        raise ValueError(f"{checkpoint}: {bad[0]} holds values that are not finite: delete it and train again")
+        raise ValueError(
+            f"{checkpoint}: {printable(bad[0])} holds values that are not finite: delete it and train again"
+        )
     _check_behaviour(checkpoint, meta, difference)
-    return model.to(device).eval(), meta
+    images = torch.empty(0, *meta["shape"], dtype=torch.uint8) if difference is None else content["probe"]["images"]
+    return model.eval(), meta, images
 
 
 def _build(checkpoint: Path, meta: Mapping[str, Any], architecture: Mapping[str, Any] | nn.Module | None) -> Classifier:
@@ -151,11 +147,11 @@ def _build(checkpoint: Path, meta: Mapping[str, Any], architecture: Mapping[str,
             f"{checkpoint} holds a network of the user-defined architecture {meta['arch']!r}, and what a file names is "
             "not imported: give the network, as in robreg.load(checkpoint, architecture=MyNet(num_classes=10))"
         )
-    stated, own = ({key: one[key] for key in _ARCHITECTURE} for one in (meta, architecture or meta))
+    stated, own = ({key: one[key] for key in ("arch", "width", "factory")} for one in (meta, architecture or meta))
     if _without_code(stated) != _without_code(own):
         raise ArchitectureError(
-            f"{checkpoint} states that its network is {_without_code(stated)}, but by config.yaml that of its run is "
-            f"{_without_code(own)}; train again, or correct config.yaml"
+            f"{checkpoint} states that its network is {_describe(stated)}, but by config.yaml that of its run is "
+            f"{_describe(own)}; train again, or correct config.yaml"
         )
     options = {**{key: meta[key] for key in ("shape", "classes", "mean", "std")}, **own}
     if own["factory"] is not None or _is_small(meta):
@@ -172,27 +168,33 @@ def _is_small(meta: Mapping[str, Any]) -> bool:
 
 
 _UNKNOWN = "Nothing that is recorded has changed since, so its weights have, or code or files that are not recorded"
-_ARCHITECTURE = ("arch", "width", "factory")
 
 
-def _without_code(architecture: Mapping[str, Any]) -> str:
-    """Write down an architecture, without the hashes of its code, which the run's logits are the judge of."""
+def _without_code(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the hashes of an architecture's code, which the run's logits are the judge of."""
+    factory = architecture["factory"]
+    return {**architecture, "factory": factory and {key: factory[key] for key in ("callable", "arguments")}}
+
+
+def _describe(architecture: Mapping[str, Any]) -> str:
+    """Describe an architecture in a few words, of which some may come from a file."""
     factory = architecture["factory"]
     built = f" by {factory['callable']} with {dict(factory['arguments'])}" if factory else ""
-    return f"{architecture['arch']} of width {architecture['width']}{built}"
+    return printable(f"{architecture['arch']} of width {architecture['width']}{built}"[: 2 * _LONGEST])
 
 
 def _compare_logits(model: Classifier, content: Mapping[str, Any]) -> float | None:
-    """Return what probe_difference does; None for a checkpoint of before logits were recorded.
+    """Return what probe_difference does; None for a checkpoint that holds no logits.
 
     A copy of the model is evaluated, because a network may keep tensors from its first evaluation. Raises ValueError if
     the checkpoint lacks logits that its metadata announce.
     """
     announced, probe = content["meta"].get("probe_images"), content.get("probe")
-    if announced is None and probe is None:
+    if not announced and (probe is None or not len(probe["images"])):
         return None
     if not announced or probe is None or len(probe["images"]) != announced:
         raise ValueError("it has not the logits that its metadata announce")
+    check_probe(probe, content["meta"]["shape"])
     return probe_difference(copy.deepcopy(model), probe)
 
 

@@ -76,7 +76,7 @@ def describe_changes(target: str, recorded: Mapping[str, str]) -> str:
     """Describe how the code behind a callable differs from what callable_code recorded; "" if it does not."""
     try:
         code = callable_code(target)
-    except (ModuleNotFoundError, SyntaxError, ValueError) as error:
+    except (ModuleNotFoundError, SyntaxError, ValueError, RecursionError, MemoryError) as error:  # deeply nested code
         return f"{target} cannot be read ({error})"
     changed = [name for name in sorted({*recorded, *code}) if recorded.get(name) != code.get(name)]
     return ", ".join(_describe_change(name, recorded.get(name), code.get(name)) for name in changed)

@@ -81,7 +81,7 @@ def temporary_file(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """
     temporary = temporary_path(path)
     try:
-        with temporary.open("xb") as file:  # x: fails if anything stands there, even a link
+        with temporary.open("x+b") as file:  # x: fails if anything stands there, even a link
             remove_leftovers(path, temporary)
             yield temporary, file
     finally:

@@ -15,9 +15,10 @@ import torch
 import robreg
 from robreg.data.dataset import Dataset
 from robreg.networks.build import build_initial_network
-from robreg.networks.checkpoint import load_network, load_weights, save_file
+from robreg.networks.checkpoint import load_network, load_weights
 from robreg.networks.classifier import Classifier
-from robreg.networks.probe import IMAGES, TOLERANCE, evaluate, make_probe, probe_difference
+from robreg.networks.probe import TOLERANCE, evaluate, first_images, make_probe, probe_difference
+from robreg.networks.tensor_file import save_file
 from robreg.networks.user_defined import ArchitectureError
 from robreg.runs.settings import DEFAULTS, hash_settings
 from robreg.runs.source_code import describe_changes
@@ -70,6 +71,7 @@ def _train(
         meta = {**_metadata(settings, data, device), "code_hash": state.code, "step": "; ".join(state.how)}
         meta["history_sha256"] = history_hash(state.history)
         probe = make_probe(_rebuild(state.model, settings, data), data.split("test")[0])
+        meta["probe_images"] = len(probe["images"])
         save_file(checkpoint, {"model": state.model.state_dict(), "meta": meta, "probe": probe})
         columns = {key: [row[key] for row in state.history] for key in state.history[0]}
         write(history, "history", columns, meta)
@@ -169,8 +171,8 @@ def _rebuild(model: Classifier, settings: Mapping[str, Any], data: Dataset) -> C
     """
     rebuilt = _build(settings, data)
     load_weights(rebuilt, {name: value.cpu() for name, value in model.state_dict().items()})
-    probe = make_probe(rebuilt, data.split("test")[0])
-    difference = probe_difference(rebuilt, {**probe, "logits": evaluate(model, probe["images"])})
+    images = first_images(data.split("test")[0])
+    difference = probe_difference(rebuilt, {"images": images, "logits": evaluate(model, images)})
     if not difference <= TOLERANCE:
         raise ArchitectureError(
             f"{settings['arch']}: a second network with the same weights gives other logits (they differ by "
@@ -200,7 +202,6 @@ def _metadata(settings: Mapping[str, Any], data: Dataset, device: torch.device) 
         **{key: settings[key] for key in ("dataset", "variant", "seed", "arch", "factory", "width", "threads")},
         **_data_metadata(data),
         "data_sha256": data.sha256,
-        "probe_images": min(IMAGES, len(data.test_labels)),
         **{key: settings["training"].get(key, default) for key, default in DEFAULTS.items()},
         "settings": json.dumps(settings, sort_keys=True),
         "settings_hash": hash_settings(settings),

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from robreg.networks.checkpoint import load_file, load_weights, save_file
+from robreg.data.errors import printable
+from robreg.networks.checkpoint import load_weights
 from robreg.networks.classifier import Classifier
+from robreg.networks.tensor_file import load_file, save_file
 from robreg.runs.settings import describe_differences
 from robreg.spectra.layers import Layer
 from robreg.tables.schemas import SCHEMAS
@@ -80,9 +82,10 @@ class ResumeFile:
         with self._report_damage():
             content = load_file(self.path, device)
             saved = content["identity"]
+            differences = "" if saved == self.identity else _differences(saved, self.identity)
         if saved != self.identity:
             raise ValueError(
-                f"{self.path} belongs to other settings ({_differences(saved, self.identity)}): "
+                f"{self.path} belongs to other settings ({differences}): "
                 "restore them to resume it, or delete the file to train this run from the start"
             )
         with self._report_damage():
@@ -118,14 +121,14 @@ class ResumeFile:
         except Exception as error:
             raise ValueError(
                 f"{self.path} is damaged: delete it to train this run from the start "
-                f"({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
+                f"({printable(' '.join(f'{type(error).__name__}: {error}'.split())[:200])})"
             ) from error
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Describe how the identities of two runs differ."""
     before, after = ({**side, **json.loads(side["settings"]), "settings": ""} for side in (old, new))
-    return describe_differences(before, after)
+    return printable(describe_differences(before, after)[:500])
 
 
 def combine_codes(before: str, now: str) -> str:
@@ -143,7 +146,12 @@ def _check_content(content: Mapping[str, Any], state: TrainingState, spec: Mappi
 
     state: of the same run before its first epoch; spec: its settings "training". Missing parts raise KeyError.
     """
+    own = state.model.state_dict()
+    if content["model"].keys() != own.keys():
+        raise ValueError("its weights have other names than those of the network")
     for name, value in content["model"].items():
+        if value.shape != own[name].shape:
+            raise ValueError(f"{name} has another shape than in the network")
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} holds values that are not finite")
     _check_history(content["history"], len(state.layers), spec)
@@ -178,7 +186,8 @@ def _check_optimizer(saved: Mapping[str, Any], state: TrainingState, lr: float) 
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     for index, one in saved["state"].items():
         momentum = one.get("momentum_buffer")
-        if set(one) - {"momentum_buffer"} or (momentum is not None and momentum.shape != parameters[index].shape):
+        kind = None if momentum is None else (momentum.shape, momentum.dtype)
+        if set(one) - {"momentum_buffer"} or kind not in (None, (parameters[index].shape, parameters[index].dtype)):
             raise ValueError("its optimiser has momenta of other weights")
         if momentum is not None and not bool(momentum.isfinite().all()):
             raise ValueError("its optimiser holds values that are not finite")
