@@ -125,7 +125,6 @@ def test_a_changed_weight_or_buffer_is_refused(name, saved):
         ("logits", torch.full((IMAGES, 10), torch.nan)),
         ("logits", torch.zeros(IMAGES, 3)),
         ("images", torch.rand(8, 3)),
-        ("images", torch.zeros(IMAGES, 3, 16, 16, dtype=torch.uint8)),
     ],
 )
 def test_a_damaged_probe_is_refused(key, value, saved):
@@ -162,6 +161,14 @@ def test_a_checkpoint_that_lost_its_logits_is_refused(left, saved):
         load_network(path, architecture=content["meta"])
     save_file(path, {key: value for key, value in content.items() if key != "probe"})
     with pytest.raises(ValueError, match="it has not the logits that its metadata announce"):
+        load_network(path, architecture=content["meta"])
+
+
+def test_recorded_images_of_another_shape_are_refused_before_they_are_evaluated(saved):
+    path, content = saved
+    images = torch.zeros(IMAGES, 3, 16, 16, dtype=torch.uint8)
+    save_file(path, {**content, "probe": content["probe"] | {"images": images}})
+    with pytest.raises(ValueError, match="its recorded images have another shape than its metadata state"):
         load_network(path, architecture=content["meta"])
 
 
