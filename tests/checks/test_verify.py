@@ -162,6 +162,13 @@ def test_a_damaged_table_is_refused_before_the_run_is_measured_again(folder, mon
     assert re.search(r"received-\w+/sv\.parquet is damaged", capsys.readouterr().err)
 
 
+def test_an_error_is_printed_without_control_characters(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["verify", "digits/\x1b[2J"])
+    with pytest.raises(SystemExit, match="2"):
+        _main()
+    assert r"results/digits/\x1b[2J has no checkpoint.pt" in capsys.readouterr().err
+
+
 def test_only_the_tables_of_a_run_are_measured_again(folder, monkeypatch, capsys):
     (folder / "\x1b[2J.parquet").write_text("no table")
     os.mkfifo(folder / "checks.parquet")

@@ -999,13 +999,6 @@ MUTATIONS = (
         "tests/workflow/test_received_results.py::test_seals_of_other_files_are_refused",
     ),
     Mutation(
-        "open the files that seals name besides those that were checked",
-        "checks/seals",
-        "for name in sorted(expected - optional) if",
-        "for name in sorted(expected.union(seals) - optional) if",
-        "tests/workflow/test_received_results.py::test_seals_of_other_files_are_refused",
-    ),
-    Mutation(
         "seal what is not a file",
         "checks/seals",
         "with open_regular(path) as file:",
@@ -1018,6 +1011,13 @@ MUTATIONS = (
         "set() if (folder / CHECKPOINT).exists() else {CHECKPOINT}",
         "{CHECKPOINT}",
         "tests/workflow/test_received_results.py::test_a_checkpoint_must_be_sealed_if_it_is_there",
+    ),
+    Mutation(
+        "read figures of any size into a report",
+        "report/pictures",
+        "if (size := _encoded(figures, raster)) > _ALL:",
+        "if (size := _encoded(figures, raster)) < 0:",
+        "tests/report/test_report.py::test_figures_that_are_too_large_as_png_are_not_read",
     ),
     Mutation(
         "seal no figures",
