@@ -11,7 +11,7 @@ from helpers import study_files
 
 from robreg.checks import invariants, run_checks, study_audit
 from robreg.checks.run_checks import check
-from robreg.checks.seals import seal
+from robreg.checks.seals import CHECKED, seal
 from robreg.claims import verdicts
 from robreg.measures import (
     evaluation_attack,
@@ -61,7 +61,7 @@ def folder(run, tmp_path_factory):
 
 @pytest.fixture
 def tables(folder):
-    return {kind: read(folder / f"{kind}.parquet").to_pandas() for kind in run_checks._TABLES}
+    return {kind: read(folder / f"{kind}.parquet").to_pandas() for kind in CHECKED}
 
 
 def change_value(kind, column, change, where=0):
@@ -197,7 +197,7 @@ def test_a_false_value_is_found(name, tables):
     assert name in failed_checks(tables)
 
 
-@pytest.mark.parametrize("kind", run_checks._TABLES)
+@pytest.mark.parametrize("kind", CHECKED)
 def test_an_empty_table_is_found(kind, tables):
     tables[kind] = tables[kind].iloc[:0]
     assert f"{kind}_rows" in failed_checks(tables)
@@ -238,8 +238,7 @@ def test_the_checks_of_a_run_are_written_and_a_failed_one_is_an_error(folder, ca
     assert rows["passed"].all()
     assert (
         len(rows)
-        == len(check({kind: read(folder / f"{kind}.parquet").to_pandas() for kind in run_checks._TABLES}, bound=BOUND))
-        + 1
+        == len(check({kind: read(folder / f"{kind}.parquet").to_pandas() for kind in CHECKED}, bound=BOUND)) + 1
     )
     assert read_metadata(folder / "checks.parquet")["variant"] == "ar8"
     (folder / "checks.parquet").unlink()
@@ -327,7 +326,7 @@ def make_study():
     described, _ = study_files.make("demo", "The demo")
     out = Path("results/studies/demo")
     names = ["table3", "table6", "b2", "attacks", "padding", "theory", "table1"]
-    shown = {name: select_runs(name, described["runs"]) for name in names}
+    shown = dict.fromkeys([*names, "fig3"])
     assert set(names) <= TABLES.keys()
     for run in described["runs"]:
         write_claimed(Path(run["folder"]), run)
@@ -336,11 +335,13 @@ def make_study():
         meta = study_files.META | {key: run[key] for key in ("dataset", "variant", "seed")}
         for path in Path(run["folder"]).glob("*.parquet"):
             write_frame(path, read(path), meta)
-        checked = [path.name for path in Path(run["folder"]).glob("*.parquet") if path.stem in run_checks._TABLES]
-        sealed = seal(Path(run["folder"]), checked)
+        spectrum = {"layer": [1], "name": ["conv1"], "sigma": [1.0], "multiplicity": [1]}
+        write(Path(run["folder"]) / "sv.parquet", "sv", spectrum, meta)
+        sealed = seal(Path(run["folder"]), [f"{kind}.parquet" for kind in CHECKED])
         write(Path(run["folder"]) / "checks.parquet", "checks", passed, {**meta, "sealed": sealed})
     compare = described["compare"]
-    for name, members in shown.items():
+    for name in names:
+        members = select_runs(name, described["runs"])
         study_tables.record(name, members, compare=compare, folder=out / "tables", study="demo")
     verdicts.record(
         described["runs"], compare=compare, study="demo", parquet=out / "claims.parquet", csv=out / "claims.csv"
@@ -380,7 +381,10 @@ def test_the_checks_of_a_correct_study_pass(study_copy):
     assert rows["passed"].all()
     own = rows[rows["place"] == str(out)]["check"].tolist()
     assert own == [
-        f"{name}_{part}" for name in shown for part in ("cells", "files", "summary", "csv", "summary_csv")
+        f"{name}_{part}"
+        for name in shown
+        if name in TABLES
+        for part in ("cells", "files", "summary", "csv", "summary_csv")
     ] + [
         "claims_cells",
         "claims_verdict",
@@ -499,16 +503,15 @@ def test_a_run_s_table_with_other_settings_is_found(study_copy):
 
 
 def test_rows_of_a_run_that_is_not_in_the_study_are_found(study_copy):
-    runs, shown, compare, out = study_copy
-    shown["table3"] = shown["table3"][:-1]
-    with pytest.raises(ValueError, match="table3_cells"):
-        run_audit(runs, shown, compare, out)
+    runs, _, compare, out = study_copy
+    rows = study_audit.tables("table3", runs[:-1], compare, out)
+    assert {row["check"] for row in rows if not row["passed"]} == {"table3_cells", "table3_files"}
 
 
 def test_the_error_for_a_missing_table_names_it(study_copy):
     runs, *_ = study_copy
     (Path(runs[0]["folder"]) / "metrics.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match=r"metrics\.parquet"):
+    with pytest.raises(ValueError, match=r"metrics\.parquet .*are missing"):
         run_audit(*study_copy)
 
 

@@ -205,6 +205,16 @@ def test_too_large_svg_is_replaced_by_its_png(
     assert found["wide"].uri == "data:image/png;base64,cG5n"
 
 
+def test_figures_that_are_too_large_as_png_are_not_read(tmp_path: Path) -> None:
+    for end in (".svg", ".png"):
+        with (tmp_path / f"a{end}").open("wb") as file:
+            file.truncate(2**40)  # without content, so it takes no space
+    with pytest.raises(
+        ValueError, match=r"a\.svg need 1,\d+.* bytes even as PNG, but the limit is 13,000,000; list fewer"
+    ):
+        pictures.embed_figures([tmp_path / "a.svg"])
+
+
 # Claims
 
 

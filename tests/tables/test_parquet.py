@@ -100,6 +100,14 @@ def test_a_file_from_another_program_has_no_metadata(tmp_path: Path) -> None:
     assert parquet.read_metadata(tmp_path / "x.parquet") == {}
 
 
+@pytest.mark.parametrize("stored", ["[]", "1", "null", "[" * 100_000, "{"])
+def test_metadata_that_are_no_object_are_refused(path: Path, stored: str) -> None:
+    path.parent.mkdir()
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({"robreg": stored}), path)
+    with pytest.raises(ValueError, match=f"{path} is damaged or lacks a column .*; delete it and make it again"):
+        parquet.read_metadata(path)
+
+
 def test_missing_extra_and_misplaced_columns_are_refused(path: Path) -> None:
     missing = columns()
     del missing["sigma"]

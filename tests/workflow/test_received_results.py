@@ -37,8 +37,16 @@ def made(tmp_path_factory):
 def received(made, tmp_path):
     """A copy of the results as `cp -a`, rsync and tar make it, with all times."""
     subprocess.run(["cp", "-a", str(made), str(tmp_path / "received")], check=True)
-    assert planned(tmp_path / "received", "mine") == {}
     return tmp_path / "received"
+
+
+@pytest.fixture
+def inside(received, monkeypatch):
+    monkeypatch.chdir(received)
+
+
+def test_received_results_are_finished(received):
+    assert planned(received, "mine") == {}
 
 
 def alter(path: Path, column):
@@ -62,20 +70,124 @@ ALTERED = {
 }
 
 
+STUDY = "results/studies/mine"
+SHOWN = [
+    *(f"{STUDY}/{stem}{end}" for stem in ("claims", "comparison") for end in (".parquet", ".csv")),
+    *(f"{STUDY}/tables/table3{end}" for end in (".parquet", ".csv", "_summary.parquet", "_summary.csv")),
+    *(f"{STUDY}/figures/{name}{end}" for name in ("fig3", "comparison") for end in (".svg", ".png")),
+    "data/prepared/digits/meta.json",
+    f"{RUN}/checks.parquet",
+]
+
+
+def refuse():
+    runs = [{"folder": f"results/digits/ar{ar}", "dataset": "digits", "train_attack": "pgd"} for ar in (0, 8)]
+    runs = [{**run, "spectral_norm": None} for run in runs]
+    refuse_changed_study(runs, {"fig3": None, "table3": None}, Path(STUDY, "audit.parquet"))
+
+
 @pytest.mark.parametrize("kind", ALTERED)
-def test_an_altered_table_of_a_run_is_named(kind, received, monkeypatch):
-    monkeypatch.chdir(received)
-    runs, audit = [{"folder": "results/digits/ar0"}, {"folder": RUN}], Path("results/studies/mine/audit.parquet")
-    refuse_changed_study(runs, audit)
+def test_an_altered_table_of_a_run_is_named(kind, inside):
+    refuse()
     alter(Path(RUN, f"{kind}.parquet"), ALTERED[kind])
     with pytest.raises(ValueError, match=rf"{kind}\.parquet changed after .* have them made again"):
-        refuse_changed_study(runs, audit)
+        refuse()
+
+
+@pytest.mark.parametrize("file", SHOWN)
+def test_all_that_a_report_shows_is_sealed(file, inside):
+    path = Path(file)
+    if path.name == "checks.parquet":  # its rows are shown; its seals are right
+        alter(path, "expected")
+    else:
+        path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=f"^{file} changed after {STUDY}/audit.parquet was made from them"):
+        refuse()
+    path.unlink()
+    if path.name != "checks.parquet":
+        with pytest.raises(ValueError, match=f"^{file} changed after .*, or are missing; delete .* made again$"):
+            refuse()
+
+
+PLANTED = {"a link": lambda path: path.symlink_to("/dev/zero"), "a pipe": os.mkfifo, "a folder": Path.mkdir}
+
+
+@pytest.mark.usefixtures("alarm")
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
+@pytest.mark.parametrize("file", [f"{STUDY}/figures/fig3.svg", f"{RUN}/spread.parquet", f"{RUN}/history.parquet"])
+def test_what_is_no_file_is_not_read(plant, file, inside):
+    Path(file).unlink()
+    plant(Path(file))
+    with pytest.raises(ValueError, match=f"^{file} is a link, or no file: put a copy"):
+        refuse()
+
+
+def reseal(path, change):
+    metadata = parquet.read_metadata(path)
+    metadata["sealed"] = change(metadata["sealed"])
+    parquet.write_frame(path, parquet.read(path), metadata)
+
+
+RESEALED = {
+    "none": lambda _: None,
+    "an empty list": lambda _: [],
+    "a list": list,
+    "text": str,
+    "without one": lambda seals: dict(list(seals.items())[1:]),
+    "without any": lambda _: {},
+    "a file elsewhere": lambda seals: {**seals, "/dev/zero": "0"},
+    "a file above": lambda seals: {**seals, "../../../victim": "0"},
+    "a file elsewhere in place of one": lambda seals: {**dict(list(seals.items())[1:]), "/dev/zero": "0"},
+}
+
+
+@pytest.mark.parametrize("change", RESEALED.values(), ids=RESEALED)
+@pytest.mark.parametrize("file", [f"{RUN}/checks.parquet", f"{STUDY}/audit.parquet"])
+def test_seals_of_other_files_are_refused(change, file, inside):
+    reseal(Path(file), change)
+    with pytest.raises(ValueError, match=f"^{file} does not hold the SHA-256 of exactly .*; delete it to check them"):
+        refuse()
+
+
+def test_a_checkpoint_must_be_sealed_if_it_is_there(inside):
+    reseal(Path(RUN, "checks.parquet"), lambda seals: {key: seals[key] for key in seals if key != "checkpoint.pt"})
+    with pytest.raises(ValueError, match=f"^{RUN}/checks.parquet does not hold"):
+        refuse()
+
+
+def test_a_seal_that_is_no_text_is_that_of_no_file(inside):
+    reseal(Path(STUDY, "audit.parquet"), lambda seals: {**seals, f"{STUDY}/claims.csv": [1]})
+    with pytest.raises(ValueError, match=f"^{STUDY}/claims.csv changed after"):
+        refuse()
+
+
+def test_an_altered_figure_reaches_no_report_until_it_is_drawn_again(received):
+    figure = received / STUDY / "figures/fig3.svg"
+    stat, before = figure.stat(), figure.read_bytes()
+    figure.write_bytes(before + b" ")
+    os.utime(figure, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    said = snakemake(received, "-c1", "--forcerun", "report", "--", "mine", check=False)
+    assert f"Error: {STUDY}/figures/fig3.svg changed after {STUDY}/audit.parquet was made from them" in said
+    figure.unlink()
+    snakemake(received, "-c1", f"{STUDY}/figures/fig3.svg")
+    assert figure.read_bytes() == before
+    assert planned(received, "mine") == {"report": 1, "mine": 1}  # Snakemake sees that the content is the same
+
+
+def test_a_figure_that_is_drawn_differently_is_sealed_again(received):
+    figure = received / STUDY / "figures/fig3.svg"
+    figure.write_bytes(figure.read_bytes() + b" ")
+    assert planned(received, "mine") == {"audit": 1, "report": 1, "mine": 1}
+    snakemake(received, "-c1", "mine")
+    assert planned(received, "mine") == {}
 
 
 def test_an_altered_table_reaches_no_report(received):
     alter(received / RUN / "metrics.parquet", "test_acc")
     said = snakemake(received, "-c1", "--forcerun", "report", "--", "mine", check=False)
-    assert "results/digits/ar8: metrics.parquet changed after checks.parquet was made from them" in said
+    assert (
+        "results/digits/ar8/metrics.parquet changed after results/digits/ar8/checks.parquet was made from them" in said
+    )
     assert not (received / "results/studies/mine/report.html").exists()
 
 

@@ -167,6 +167,17 @@ def items(study, part):
     return study_config.study_items(config, study, part)
 
 
+def shown(study):
+    """Return all figures and tables of a study, each with what it is restricted to."""
+    return {**items(study, "figures"), **items(study, "tables")}
+
+
+def prepared_data(study):
+    """Return the descriptions of the prepared data of a study's runs."""
+    datasets = dict.fromkeys(run["dataset"] for run in runs(study))
+    return [f"data/prepared/{dataset}/meta.json" for dataset in datasets]
+
+
 def runs_of_item(study, item, part):
     """Return the runs of a study that one of its figures or tables shows."""
     listed = items(study, part)

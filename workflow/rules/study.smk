@@ -181,16 +181,23 @@ rule comparison:
 
 rule audit:
     """
-    Check that the tables and claims of the study {wildcards.study} follow from the files of its runs.
+    Check that the tables and claims of the study {wildcards.study} follow from the files of its runs, and seal all that it shows.
     """
     input:
         runs=lambda wildcards: tables_of_runs(wildcards.study, "checks"),
+        data=lambda wildcards: prepared_data(wildcards.study),
         tables=lambda wildcards: [
             f"results/studies/{wildcards.study}/tables/{table}{part}"
             for table in items(wildcards.study, "tables")
             for part in (".parquet", ".csv", "_summary.parquet", "_summary.csv")
         ],
-        claims="results/studies/{study}/claims.parquet",
+        figures=lambda wildcards: [
+            f"results/studies/{wildcards.study}/figures/{figure}{part}"
+            for figure in [*items(wildcards.study, "figures"), "comparison"]
+            for part in (".svg", ".png")
+        ],
+        claims=multiext("results/studies/{study}/claims", ".parquet", ".csv"),
+        comparison=multiext("results/studies/{study}/comparison", ".parquet", ".csv"),
         code=code_of("checks.study_audit"),
     output:
         audit="results/studies/{study}/audit.parquet",
@@ -206,10 +213,7 @@ rule audit:
         runtime="10m",
     params:
         runs=lambda wildcards: runs(wildcards.study),
-        shown=lambda wildcards: {
-            table: runs_of_item(wildcards.study, table, "tables")
-            for table in items(wildcards.study, "tables")
-        },
+        shown=lambda wildcards: shown(wildcards.study),
         compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
     script:
         "../scripts/audit.py"
@@ -223,12 +227,7 @@ rule report:
         runs=lambda wildcards: tables_of_runs(
             wildcards.study, "history", "metrics", "masking"
         ),
-        data=lambda wildcards: [
-            f"data/prepared/{dataset}/meta.json"
-            for dataset in dict.fromkeys(
-                run["dataset"] for run in runs(wildcards.study)
-            )
-        ],
+        data=lambda wildcards: prepared_data(wildcards.study),
         figures=lambda wildcards: [
             f"results/studies/{wildcards.study}/figures/{figure}.svg"
             for figure in items(wildcards.study, "figures")
@@ -282,9 +281,6 @@ rule report:
             )
             for run in runs(wildcards.study)
         },
-        shown=lambda wildcards: {
-            **items(wildcards.study, "figures"),
-            **items(wildcards.study, "tables"),
-        },
+        shown=lambda wildcards: shown(wildcards.study),
     script:
         "../scripts/report.py"

@@ -21,12 +21,11 @@ from robreg.checks.invariants import (
     same_run,
     with_files,
 )
-from robreg.checks.seals import seal
+from robreg.checks.seals import CHECKED, CHECKPOINT, seal
 from robreg.networks.tensor_file import load_file
 from robreg.tables import parquet, schemas
 from robreg.tables.provenance import history_hash
 
-_TABLES = ("history", "margins", "attacks", "lossvar", "sv", "svstd", "live", "padding", "metrics", "masking")
 _NEEDED = {("pgd", "cross_entropy"), ("apgd", "cross_entropy"), ("apgd", "worst")}  # required attacks, losses
 _UNKNOWN = -1.0  # stands for a percentage of no examples, which is null in the tables
 # Percent of the correctly classified examples that PGD may leave correct in an unprotected network. On the digits it
@@ -48,9 +47,9 @@ def record(folder: Path, *, bound: float | None, unprotected: bool) -> None:
     checks pass. Only the check of weak_attack does not raise: the tables are right, and the report names it.
     The table's metadata have the SHA-256 of the checkpoint and of the tables.
     """
-    tables = {kind: parquet.read(folder / f"{kind}.parquet").to_pandas() for kind in _TABLES}
-    own = {f"{kind}.parquet": parquet.read_metadata(folder / f"{kind}.parquet") for kind in _TABLES}
-    rows = [*check(tables, bound=bound), *_check_checkpoint(folder / "checkpoint.pt", own)]
+    tables = {kind: parquet.read(folder / f"{kind}.parquet").to_pandas() for kind in CHECKED}
+    own = {f"{kind}.parquet": parquet.read_metadata(folder / f"{kind}.parquet") for kind in CHECKED}
+    rows = [*check(tables, bound=bound), *_check_checkpoint(folder / CHECKPOINT, own)]
     rows.append(same_run(own, folder))
     raise_if_violated(rows, folder)
     if unprotected and _has_learned(tables):

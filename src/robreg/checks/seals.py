@@ -6,11 +6,16 @@ noticed this way; `make verify` measures a network again.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from robreg.tables import parquet
+from robreg.tables.files import open_regular
 from robreg.tables.provenance import history_hash
+
+# The tables of a run that its checks compare, and seal.
+CHECKED = ("history", "margins", "attacks", "lossvar", "sv", "svstd", "live", "padding", "metrics", "masking")
+CHECKPOINT = "checkpoint.pt"  # results may be passed on without it
 
 
 def seal(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -18,23 +23,34 @@ def seal(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: _digest(folder / name) for name in names}
 
 
-def refuse_changed(folder: Path, seals: Mapping[str, str], where: str) -> None:
-    """Raise ValueError for files that are not those that were sealed. A missing checkpoint is not needed.
+def refuse_changed(folder: Path, names: Iterable[str], where: Path) -> None:
+    """Raise ValueError if the table `where` seals other files than these, or if one is not what it was then.
 
-    where: the file that holds the seals.
+    names: the files in folder that must be sealed. A checkpoint that is missing is not needed.
     """
-    present = {name: sealed for name, sealed in seals.items() if (folder / name).exists() or name != "checkpoint.pt"}
-    changed = [name for name, sealed in present.items() if _digest(folder / name) != sealed]
-    if changed:
+    expected, optional = set(names), set() if (folder / CHECKPOINT).exists() else {CHECKPOINT}
+    seals = parquet.read_metadata(where).get("sealed")
+    if not isinstance(seals, dict) or seals.keys() - optional != expected - optional:
         raise ValueError(
-            f"{folder}: {', '.join(changed)} changed after {where} was made from them; delete {where} to check them "
-            "again, or delete the changed files to have them made again"
+            f"{where} does not hold the SHA-256 of exactly the files that it checked; delete it to check them again"
+        )
+    if changed := [str(folder / name) for name in sorted(expected - optional) if _changed(folder / name, seals[name])]:
+        raise ValueError(
+            f"{', '.join(changed)} changed after {where} was made from them, or are missing; delete {where} to check "
+            "them again, or delete the changed files to have them made again"
         )
 
 
+def _changed(path: Path, sealed: object) -> bool:
+    try:
+        return _digest(path) != sealed
+    except FileNotFoundError:
+        return True
+
+
 def _digest(path: Path) -> str:
-    if path.name != "history.parquet":
-        with path.open("rb") as file:
+    with open_regular(path) as file:
+        if path.name != "history.parquet":
             return hashlib.file_digest(file, "sha256").hexdigest()
     content = [history_hash(parquet.read(path).to_pylist()), parquet.read_metadata(path)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

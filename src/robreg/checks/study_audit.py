@@ -1,6 +1,6 @@
 """Check a study's tables and claims: compute them again from the files of its runs, and compare."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,11 @@ import pandas as pd
 import pyarrow as pa
 
 from robreg.checks.invariants import Row, count_violations, raise_if_violated, same_run, with_files
-from robreg.checks.seals import refuse_changed, seal
+from robreg.checks.seals import CHECKED, CHECKPOINT, refuse_changed, seal
 from robreg.claims import verdicts
 from robreg.claims.claim import NOT_RUN, ONE_SEED, SEVERAL_SEEDS
 from robreg.claims.registry import CLAIMS
-from robreg.runs.catalogue import TABLES, Run
+from robreg.runs.catalogue import FIGURES, TABLES, Run, select_runs
 from robreg.tables import parquet, schemas, study_tables
 
 _CLAIMED = {"margins", "metrics", "lossvar", "svstd", "spread"}  # the tables that claims are judged by
@@ -21,53 +21,62 @@ _SIGNS = {claim.id: claim.sign for claim in CLAIMS}
 _ONE_ROW = ("metrics", "theory")  # tables with one row per run, whose values a study's tables copy
 
 
-def record(
-    name: str, runs: Sequence[Run], shown: dict[str, list[Run]], *, compare: Sequence[int], folder: Path
-) -> None:
+Shown = Mapping[str, Collection[str] | None]  # figures and tables, each with what it is restricted to, or None for all
+
+
+def record(name: str, runs: Sequence[Run], shown: Shown, *, compare: Sequence[int], folder: Path) -> None:
     """Write audit.parquet of a study: its own checks and those of all its runs; raise ValueError if a check fails.
 
-    shown: the runs of each table; compare: the two strengths (1/255); folder: the study's.
+    compare: the two strengths (1/255); folder: the study's.
     """
-    sealed: dict[str, str] = {}
     for run in runs:
         refuse_changed_run(run)
-        kinds = {need for item, members in shown.items() if run in members for need in TABLES[item].needs}
-        raise_if_violated([_check_same_run(Path(run["folder"]), kinds | _CLAIMED)], Path(run["folder"]))
-        sealed |= seal(Path(), [f"{run['folder']}/{kind}.parquet" for kind in sorted(kinds | _CLAIMED | {"checks"})])
-    own = [row for table_name, members in shown.items() for row in tables(table_name, members, compare, folder)]
+        raise_if_violated([_check_same_run(Path(run["folder"]), _kinds(run, runs, shown))], Path(run["folder"]))
+    sealed = seal(Path(), sealed_files(runs, shown, folder))  # before they are read, so that no later change is missed
+    members = {table: select_runs(table, runs, only) for table, only in shown.items() if table in TABLES}
+    own = [row for table, chosen in members.items() for row in tables(table, chosen, compare, folder)]
     own += claims(runs, compare, folder)
     raise_if_violated(own, folder)
     frames = [pd.DataFrame(own).assign(place=str(folder))]
     for run in runs:
         frames.append(parquet.read(Path(run["folder"]) / "checks.parquet").to_pandas().assign(place=run["folder"]))
     found = pd.concat(frames, ignore_index=True)[["place", *schemas.SCHEMAS["checks"].names]]
-    sealed |= seal(
-        Path(), [str(folder / file) for file in ["claims.parquet", *(f"tables/{each}.parquet" for each in shown)]]
-    )
     meta = {"study": name, "sealed": sealed}
     parquet.write_frame(folder / "audit.parquet", pa.Table.from_pandas(found, preserve_index=False), meta)
+
+
+def sealed_files(runs: Sequence[Run], shown: Shown, folder: Path) -> list[str]:
+    """List the files that an audit seals: all that a study shows, and the files of its runs that this is made from."""
+    names = [f"{run['folder']}/{kind}.parquet" for run in runs for kind in sorted(_kinds(run, runs, shown))]
+    names += [f"data/prepared/{dataset}/meta.json" for dataset in sorted({run["dataset"] for run in runs})]
+    ends = [f"{stem}{end}" for stem in ("claims", "comparison") for end in (".parquet", ".csv")]
+    for item in [*shown, "comparison"]:
+        made = (".parquet", ".csv", "_summary.parquet", "_summary.csv") if item in TABLES else (".svg", ".png")
+        ends += [f"{'tables' if item in TABLES else 'figures'}/{item}{end}" for end in made]
+    return names + [str(folder / end) for end in ends]
+
+
+def _kinds(run: Run, runs: Sequence[Run], shown: Shown) -> set[str]:
+    """Return the tables of a run that a study is made from."""
+    items = [{**FIGURES, **TABLES}[item] for item, only in shown.items() if run in select_runs(item, runs, only)]
+    return {need for item in items for need in item.needs} | _CLAIMED | {"checks"}
 
 
 def refuse_changed_run(run: Run) -> None:
     """Raise ValueError if a file of a run changed after checks.parquet was made from it, or is not sealed there."""
     folder = Path(run["folder"])
-    sealed = parquet.read_metadata(folder / "checks.parquet").get("sealed")
-    if not sealed:
-        raise ValueError(
-            f"{folder / 'checks.parquet'} holds no SHA-256 of the files it checked; delete it to check again"
-        )
-    refuse_changed(folder, sealed, "checks.parquet")
+    refuse_changed(folder, [*(f"{kind}.parquet" for kind in CHECKED), CHECKPOINT], folder / "checks.parquet")
 
 
-def refuse_changed_study(runs: Sequence[Run], audit: Path) -> None:
+def refuse_changed_study(runs: Sequence[Run], shown: Shown, audit: Path) -> None:
     """Raise ValueError if a file of a study or of its runs changed after its audit or its checks were made from it."""
     for run in runs:
         refuse_changed_run(run)
-    refuse_changed(Path(), parquet.read_metadata(audit).get("sealed", {}), str(audit))
+    refuse_changed(Path(), sealed_files(runs, shown, audit.parent), audit)
 
 
 def _check_same_run(folder: Path, kinds: set[str]) -> Row:
-    files = [f"{kind}.parquet" for kind in sorted(kinds | {"checks"})]
+    files = [f"{kind}.parquet" for kind in sorted(kinds)]
     return same_run({file: parquet.read_metadata(folder / file) for file in files}, folder)
 
 

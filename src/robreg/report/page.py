@@ -80,7 +80,7 @@ def record(out: Path, study: Mapping[str, Any], files: Files, *, template: Path)
 
     Raises ValueError, naming the files, if one did.
     """
-    refuse_changed_study(study["runs"], files.audit)
+    refuse_changed_study(study["runs"], study["shown"], files.audit)
     write(out, study, files, template=template)
 
 

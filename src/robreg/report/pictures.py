@@ -21,13 +21,17 @@ class EmbeddedFigure:
 def embed_figures(figures: Sequence[Path]) -> dict[str, EmbeddedFigure]:
     """Embed SVG files and return them by their stem; the PNG of the same name must be in the same folder.
 
-    SVG files that are too large, on their own or together (the largest first), are replaced by their PNG files.
+    SVG files that are too large, on their own or together (the largest first), are replaced by their PNG files. Raises
+    ValueError if these are too large, too, before any is read.
     """
     raster = {path for path in figures if path.stat().st_size > _LARGE}
     for path in sorted(figures, key=lambda path: path.stat().st_size, reverse=True):
         if _encoded(figures, raster) <= _ALL:
             break
         raster.add(path)
+    if (size := _encoded(figures, raster)) > _ALL:
+        names = ", ".join(path.name for path in figures)
+        raise ValueError(f"{names} need {size:,.0f} bytes even as PNG, but the limit is {_ALL:,}; list fewer figures")
     return {path.stem: _embed(path, raster=path in raster) for path in figures}
 
 

@@ -22,8 +22,8 @@ RULE_INPUTS: Mapping[str, tuple[str, ...]] = {
     "figure": ("metrics", "lossvar", "spread", "masking"),
     "claims": ("metrics", "lossvar", "spread"),
     "comparison": ("metrics", "lossvar"),
-    "audit": ("checks", "table", "claims"),
-    "report": ("figure", "comparison", "audit"),
+    "audit": ("checks", "table", "figure", "claims", "comparison"),
+    "report": ("audit",),
 }
 _WIDTH, _ROW, _HEIGHT, _GAP = 360.0, 58.0, 26.0, 6.0  # CSS pixels; legible on a phone without scaling
 _CHARACTER = 6.6  # CSS pixels per character of the 12 px font, with some space

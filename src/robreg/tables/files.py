@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,7 +32,7 @@ def cannot_write(path: Path, error: OSError) -> OSError:
     return OSError(error.errno, f"{path} cannot be written ({why}); {fix}")
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file of a received folder for reading, if it is a regular file; folders above it may be links.
 
     A link is refused, because it may name any file of the reader, whose content would then be passed on in a report.

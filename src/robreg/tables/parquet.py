@@ -57,7 +57,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata that write stored in the table's schema, or {} if there are none. Raises as read does."""
     with _explain_read_errors(path):
         stored = (pq.read_schema(path).metadata or {}).get(_METADATA_KEY)
-        return json.loads(stored) if stored else {}
+        metadata = json.loads(stored) if stored else {}
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata are no names with values")
+        return metadata
 
 
 @contextmanager
@@ -66,7 +69,7 @@ def _explain_read_errors(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"{path} is damaged or lacks a column ({why}); delete it and make it again") from error
 
