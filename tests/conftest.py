@@ -64,6 +64,16 @@ def pytest_runtest_setup() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """End a test that hangs."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("the test hangs"))
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def connections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Block connections to other machines, in the tests and in programs that they start.

@@ -1174,6 +1174,27 @@ MUTATIONS = (
         "tests/tables/test_files.py",
     ),
     Mutation(
+        "open a file through a link",
+        "tables/files",
+        "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK",
+        "os.O_RDONLY | os.O_NONBLOCK",
+        "tests/tables/test_files.py",
+    ),
+    Mutation(
+        "wait for somebody to write to a pipe in place of a file",
+        "tables/files",
+        "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK",
+        "os.O_RDONLY | os.O_NOFOLLOW",
+        "tests/tables/test_files.py",
+    ),
+    Mutation(
+        "open what is not a file",
+        "tables/files",
+        "    if not stat.S_ISREG(os.fstat(descriptor).st_mode):",
+        "    if False:",
+        "tests/tables/test_files.py",
+    ),
+    Mutation(
         "read a lease through a link",
         "training/lease",
         "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK",

@@ -1,14 +1,16 @@
 """Files are written completely or not at all, never through a link, and what killed processes leave is removed."""
 
+import contextlib
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 from helpers.other_user import ATTACKER, GROUP, MEMBER, ROOT, act, shared_folder
 
 from robreg.tables import files
-from robreg.tables.files import atomic_write, temporary_file, temporary_path
+from robreg.tables.files import atomic_write, open_regular, temporary_file, temporary_path
 
 
 @pytest.fixture
@@ -23,6 +25,44 @@ def victim(tmp_path):
 def path(tmp_path):
     (tmp_path / "run").mkdir()
     return tmp_path / "run" / "x.txt"
+
+
+def listen(path):
+    with socket.socket(socket.AF_UNIX) as own, contextlib.chdir(path.parent):  # a socket's path has 107 bytes at most
+        own.bind(path.name)
+
+
+NO_FILES = {
+    "a link": lambda path: path.symlink_to(path.with_name("other")),
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a pipe": os.mkfifo,
+    "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "a socket": listen,
+    "a folder": Path.mkdir,
+}
+
+
+@pytest.mark.parametrize("plant", NO_FILES.values(), ids=NO_FILES)
+@pytest.mark.usefixtures("alarm")
+def test_what_is_no_regular_file_is_not_opened(plant, path):
+    path.with_name("other").write_text("precious")
+    plant(path)
+    with pytest.raises(ValueError, match=rf"{path} is a link, or no file: put a copy of the file itself"):
+        open_regular(path)
+
+
+def test_a_device_is_not_opened():
+    with pytest.raises(ValueError, match="/dev/null is a link, or no file"):
+        open_regular(Path("/dev/null"))
+
+
+def test_a_regular_file_is_opened_also_below_a_link(path, tmp_path):
+    path.write_text("content")
+    (tmp_path / "link").symlink_to(path.parent)
+    with open_regular(tmp_path / "link" / path.name) as file:
+        assert file.read() == b"content"
+    with pytest.raises(FileNotFoundError, match="missing"):
+        open_regular(path.with_name("missing"))
 
 
 def names(folder):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -17,15 +16,7 @@ from robreg.tables.processes import start_time
 from robreg.training import lease
 from robreg.training.lease import HeldError, Lease, holder_token, made_progress, stalled_attempts
 
-
-@pytest.fixture(autouse=True)
-def alarm():
-    """End a test that hangs."""
-    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("the test hangs"))
-    signal.alarm(120)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("alarm")
 
 
 @pytest.fixture

@@ -1,11 +1,16 @@
-"""Write files atomically: either the whole file appears, or nothing. No link that stands in the way is followed."""
+"""Open files that others may have put there, and write files atomically: either the whole file appears, or nothing.
 
+No link that stands in place of a file is followed.
+"""
+
+import errno
 import hashlib
 import logging
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +29,29 @@ def cannot_write(path: Path, error: OSError) -> OSError:
     why = os.strerror(error.errno) if error.errno else error
     fix = "free up disk space or make the path writable, then start again: finished files are kept"
     return OSError(error.errno, f"{path} cannot be written ({why}); {fix}")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file of a received folder for reading, if it is a regular file; folders above it may be links.
+
+    A link is refused, because it may name any file of the reader, whose content would then be passed on in a report.
+    Raises ValueError, naming the file, for a link, pipe, socket, device or folder, and OSError if it cannot be opened.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link, or a socket
+            raise _not_regular(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular(path)
+    return os.fdopen(descriptor, "rb")
+
+
+def _not_regular(path: Path) -> ValueError:
+    return ValueError(f"{path} is a link, or no file: put a copy of the file itself in its place, or delete it")
 
 
 @contextmanager
