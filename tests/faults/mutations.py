@@ -1518,6 +1518,55 @@ MUTATIONS = (
         "if (content := json.loads(stored)) is ...:",
         "tests/tables/test_parquet_bounds.py",
     ),
+    Mutation(
+        "let deep JSON in a description of data end the driver",
+        "workflow/plan",
+        "KeyError, TypeError, RecursionError)",
+        "KeyError, TypeError)",
+        "tests/workflow/test_links.py",
+    ),
+    Mutation(
+        "take any value of a description of data for its hash",
+        "workflow/plan",
+        " if isinstance(sha256, str) else None",
+        "",
+        "tests/workflow/test_links.py",
+    ),
+    Mutation(
+        "print control characters of a kept network's settings",
+        "training/kept",
+        "print(printable(line))",
+        "print(line)",
+        "tests/training/test_kept.py",
+    ),
+    Mutation(
+        "print control characters of a history that cannot be read",
+        "training/kept",
+        "printable(str(error))",
+        "str(error)",
+        "tests/training/test_kept.py",
+    ),
+    Mutation(
+        "delete networks through links",
+        "training/kept",
+        "os.walk(_real(root)) if FILES[0] in files]",
+        "os.walk(root, followlinks=True) if FILES[0] in files]",
+        "tests/training/test_kept.py",
+    ),
+    Mutation(
+        "take any value of a history for a hash",
+        "training/kept",
+        "    if not all(isinstance(one, str) for one in hashes):",
+        "    if False:",
+        "tests/training/test_kept.py",
+    ),
+    Mutation(
+        "read settings of any depth",
+        "tables/parquet",
+        ' or text.count("{") + text.count("[") > _MAX_NESTED',
+        "",
+        "tests/tables/test_parquet_bounds.py",
+    ),
 )
 
 

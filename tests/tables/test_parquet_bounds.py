@@ -187,3 +187,10 @@ def test_a_list_without_end_in_a_page_s_header_is_not_skipped_for_ever() -> None
     for value in (b"\x19\xf7" + endless, b"\x18" + endless, b"\x1b" + endless + b"\x77"):
         with pytest.raises(ValueError, match=r"not complete|without end"):
             page_headers._read_struct(io.BytesIO(value + bytes(100)), 0)
+
+
+@pytest.mark.parametrize("settings", ['{"a":' * 400 + "1" + "}" * 400, "[" * 100_000, "[]", "{", 7, [], None])
+def test_settings_that_are_no_mapping_or_deep_are_refused(settings: object, tmp_path: Path) -> None:
+    parquet.write_frame(tmp_path / "a.parquet", pa.table({"a": [1]}), {"settings": settings})
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged or lacks a column \(.*\); delete it and make"):
+        parquet.read_settings(tmp_path / "a.parquet")

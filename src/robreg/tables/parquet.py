@@ -14,6 +14,7 @@ from robreg.tables.parquet_bounds import open_footer, read_bounded
 from robreg.tables.schemas import NULLABLE, SCHEMAS
 
 _METADATA_KEY = b"robreg"
+_MAX_NESTED = 300  # lists and mappings in a run's settings, so that they are not too deep for recursive functions
 
 
 def write(path: Path, kind: str, columns: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
@@ -62,6 +63,17 @@ def read_metadata(path: Path) -> dict[str, Any]:
         if not isinstance(content := json.loads(stored), dict):
             raise ValueError("its metadata are not a mapping")
         return content
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings that write stored as text in the metadata, or {} if there are none. Raises as read does."""
+    text = read_metadata(path).get("settings", "{}")
+    with _explain_read_errors(path):
+        if not isinstance(text, str) or text.count("{") + text.count("[") > _MAX_NESTED:
+            raise ValueError("its settings are not as this package writes them")
+        if not isinstance(settings := json.loads(text), dict):
+            raise ValueError("its settings are not a mapping")
+        return settings
 
 
 @contextmanager
