@@ -1253,15 +1253,15 @@ MUTATIONS = (
     Mutation(
         "let an unreadable lease stop the driver",
         "training/lease",
-        "    except (OSError, ValueError):\n        return None",
-        "    except ValueError:\n        return None",
+        "    except (OSError, ValueError) as error:\n        if path",
+        "    except ValueError as error:\n        if path",
         "tests/training/test_planted_lease.py",
     ),
     Mutation(
         "stop renewing a lease after something else was in its place",
         "training/lease",
-        "except (OSError, ValueError) as error:",
-        "except OSError as error:",
+        "except (OSError, ValueError) as error:\n                    log",
+        "except OSError as error:\n                    log",
         "tests/training/test_planted_lease.py",
     ),
     Mutation(
@@ -1566,6 +1566,41 @@ MUTATIONS = (
         ' or text.count("{") + text.count("[") > _MAX_NESTED',
         "",
         "tests/tables/test_parquet_bounds.py",
+    ),
+    Mutation(
+        "run compiled files from below another user's folder",
+        "training/compile_cache",
+        '    if info.st_uid not in (0, os.geteuid(), Path("/").stat().st_uid):',
+        "    if False:",
+        "tests/training/test_compile_cache.py",
+    ),
+    Mutation(
+        "use a folder for caches without a check",
+        "training/compile_cache",
+        'private_folder(caches / "robreg" / socket.gethostname(), "XDG_CACHE_HOME")',
+        'caches / "robreg" / socket.gethostname()',
+        "tests/training/test_compile_cache.py",
+    ),
+    Mutation(
+        "let a planted lease hide the error of a training",
+        "training/lease",
+        "except (OSError, ValueError) as failure:",
+        "except MemoryError as failure:",
+        "tests/training/test_planted_lease.py",
+    ),
+    Mutation(
+        "warn of an unusable lease again and again",
+        "training/lease",
+        "            _warned.add(path)\n",
+        "",
+        "tests/training/test_planted_lease.py",
+    ),
+    Mutation(
+        "say nothing of an unusable lease in the driver",
+        "training/lease",
+        '            log.warning("%s", error)\n',
+        "",
+        "tests/training/test_planted_lease.py",
     ),
 )
 
