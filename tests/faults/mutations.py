@@ -1672,6 +1672,13 @@ MUTATIONS = (
         "    if False:\n        raise DataError",
         "tests/data/test_download.py",
     ),
+    Mutation(
+        "leave what a killed preparation left",
+        "data/preparation",
+        "        remove_leftovers(out / META_FILE, folder)\n",
+        "",
+        "tests/data/test_data.py",
+    ),
 )
 
 
