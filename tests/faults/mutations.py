@@ -1612,8 +1612,8 @@ MUTATIONS = (
     Mutation(
         "take a download that ends early for complete",
         "data/download",
-        "if received < remote.size:",
-        "if response.length:",
+        "if missing := remote.size - received if announced is None else response.length:",
+        "if missing := response.length:",
         "tests/data/test_download.py",
     ),
     Mutation(

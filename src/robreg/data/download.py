@@ -180,6 +180,7 @@ def _answer(request: Request) -> HTTPResponse:
 def _receive(response: HTTPResponse, file: BinaryIO, begun: int, *, remote: RemoteFile, where: str) -> None:
     """Write a response to a file that has `begun` bytes. Raises DataError as soon as it becomes too long."""
     received, mark, due = begun, begun, time.monotonic() + STALLED
+    announced = response.length  # None if the end of the connection is to be that of the file
     while True:
         if received + (response.length or 0) > remote.size:
             fix = "the server sends something else; try again later, or download the archive yourself"
@@ -194,8 +195,8 @@ def _receive(response: HTTPResponse, file: BinaryIO, begun: int, *, remote: Remo
             mark, due = received, time.monotonic() + STALLED
         elif time.monotonic() > due:
             raise TimeoutError(f"fewer than {SLOWEST} bytes came in {STALLED:g} seconds")
-    if received < remote.size:  # even if fewer were announced, or none
-        raise ConnectionError(f"the connection ended {remote.size - received} bytes too early")
+    if missing := remote.size - received if announced is None else response.length:
+        raise ConnectionError(f"the connection ended {missing} bytes too early")
 
 
 def _log_progress(before: int, received: int, remote: RemoteFile) -> None:
