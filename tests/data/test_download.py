@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers.data_sources import RNG
 from helpers.http_server import Server, serving
-from helpers.other_user import ATTACKER, ROOT
+from helpers.other_user import ATTACKER, ROOT, act, shared_folder
 
 from robreg.data import cifar, download, tiny_imagenet
 from robreg.data.errors import DataError
@@ -144,6 +144,17 @@ def test_a_file_of_another_user_is_not_written_to(server: Server, tmp_path: Path
     os.chown(tmp_path / "data" / PARTIAL, ATTACKER, ATTACKER)
     with pytest.raises(DataError, match="is not a file of your own"):
         fetch(server, tmp_path)
+
+
+@ROOT
+def test_a_folder_that_cannot_be_written_to_is_named(server: Server) -> None:
+    def refused() -> None:
+        with pytest.raises(DataError, match=r"cannot download .*Permission denied: .*data/\.file\.\d+\.partial"):
+            fetch(server, folder)
+
+    with shared_folder(0o755) as folder:
+        (folder / "data").mkdir()
+        assert act(ATTACKER, refused) == 0
 
 
 def test_two_downloads_at_once_wait_for_each_other(server: Server, tmp_path: Path, caplog: Any) -> None:

@@ -1514,8 +1514,8 @@ MUTATIONS = (
     Mutation(
         "take any value for the metadata of a table",
         "tables/parquet",
-        "if not isinstance(content := json.loads(stored), dict):",
-        "if (content := json.loads(stored)) is ...:",
+        "if not isinstance(metadata, dict):",
+        "if False:",
         "tests/tables/test_parquet_bounds.py",
     ),
     Mutation(
@@ -1638,13 +1638,6 @@ MUTATIONS = (
         "tests/data/test_download.py",
     ),
     Mutation(
-        "write a download through a link",
-        "data/download",
-        "os.O_NOFOLLOW | os.O_NONBLOCK",
-        "os.O_NONBLOCK",
-        "tests/data/test_download.py",
-    ),
-    Mutation(
         "let two downloads write to one file",
         "data/download",
         "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
@@ -1678,6 +1671,20 @@ MUTATIONS = (
         "        remove_leftovers(out / META_FILE, folder)\n",
         "",
         "tests/data/test_data.py",
+    ),
+    Mutation(
+        "take any value of a table's metadata for stds",
+        "figures/strength_axis",
+        "if not (isinstance(std, list) and std and all(isinstance(one, (int, float)) for one in std)):",
+        "if not std:",
+        "tests/figures/test_strength_axis.py",
+    ),
+    Mutation(
+        "let a description of data without names end the report by itself",
+        "report/page",
+        "    if not isinstance(meta, dict):",
+        "    if False:",
+        "tests/report/test_report.py",
     ),
 )
 

@@ -94,9 +94,9 @@ def _locked(path: Path, where: str) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError as error:
-        if error.errno not in {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EACCES}:
-            raise
-        raise _not_own(path, where) from error
+        if error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EACCES} and os.path.lexists(path):
+            raise _not_own(path, where) from error
+        raise
     info = os.fstat(descriptor)
     if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_nlink > 1:
         os.close(descriptor)

@@ -60,9 +60,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata that write stored in the table's schema, or {} if there are none. Raises as read does."""
     with open_regular(path) as file, _explain_read_errors(path):
         stored = (open_footer(file).schema_arrow.metadata or {}).get(_METADATA_KEY, b"{}")
-        if not isinstance(content := json.loads(stored), dict):
-            raise ValueError("its metadata are not a mapping")
-        return content
+        metadata = json.loads(stored)
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata are no names with values")
+        return metadata
 
 
 def read_settings(path: Path) -> dict[str, Any]:
