@@ -3,8 +3,10 @@
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import pickle
+import signal
 import tarfile
 import tracemalloc
 import warnings
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,8 +40,8 @@ from helpers.http_server import Server, serving
 from sklearn.datasets import load_digits
 from torchvision.transforms.functional import center_crop
 
-from robreg.data import parquet_folder, source
-from robreg.data.dataset import load_dataset, to_float
+from robreg.data import parquet_folder, preparation, source
+from robreg.data.dataset import ARRAYS, load_dataset, to_float
 from robreg.data.errors import DataError
 from robreg.data.preparation import prepare
 from robreg.data.subset import stratified_subset
@@ -323,6 +326,25 @@ def test_failure_while_writing_keeps_the_old_files(tmp_path: Path, monkeypatch: 
     assert sorted(os.listdir(tmp_path / "prepared")) == before
     assert load_dataset(tmp_path / "prepared").sha256 == old
     assert os.listdir(tmp_path / "fresh") == []
+
+
+def test_what_a_killed_preparation_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    out, digits = tmp_path / "prepared", SETTINGS | {"kind": "digits"}
+    out.mkdir()
+    killed = multiprocessing.get_context("fork").Process(target=_prepare_and_be_killed, args=(digits, tmp_path, out))
+    killed.start()
+    killed.join()
+    (left,) = out.iterdir()
+    assert (left / "train_images.npy").stat().st_size > 0
+    with preparation._unfinished(out) as other:  # of a process that lives
+        prepare(digits, data_root=tmp_path, out=out)
+        assert other.is_dir()
+    assert sorted(os.listdir(out)) == sorted([*(f"{name}.npy" for name in ARRAYS), "meta.json"])
+
+
+def _prepare_and_be_killed(settings: dict[str, Any], data_root: Path, out: Path) -> None:
+    np.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    prepare(settings, data_root=data_root, out=out)
 
 
 def test_failure_while_renaming_leaves_no_meta_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,21 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.data_sources import RNG
 from helpers.http_server import Server, serving
+from helpers.other_user import ATTACKER, ROOT, act, shared_folder
 
 from robreg.data import cifar, download, tiny_imagenet
 from robreg.data.errors import DataError
 
 CONTENT = RNG.bytes(300_000)
+PARTIAL = f".file.{os.geteuid()}.partial"
 
 
 @pytest.fixture
@@ -30,10 +34,10 @@ def fetch(server: Server, tmp_path: Path, size: int = len(CONTENT)) -> Path:
 
 
 def refusal_message(server: Server, tmp_path: Path, size: int = len(CONTENT)) -> str:
-    """Return the message of a download that fails, and check that nothing is left of it."""
+    """Return the message of a download that fails, and check that only what it received is left of it."""
     with pytest.raises(DataError) as caught:
         fetch(server, tmp_path, size)
-    assert os.listdir(tmp_path / "data") == []
+    assert os.listdir(tmp_path / "data") in ([], [PARTIAL])
     return str(caught.value)
 
 
@@ -43,7 +47,7 @@ def test_sizes_of_the_official_archives() -> None:
     assert tiny_imagenet.ARCHIVE.size == 248_100_043
 
 
-@pytest.mark.parametrize("fault", ["cut", "stall"])
+@pytest.mark.parametrize("fault", ["cut", "short", "stall"])
 def test_a_download_that_breaks_off_goes_on_where_it_ended(
     fault: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -59,6 +63,110 @@ def test_a_download_begins_again_if_the_server_cannot_send_a_part(server: Server
     server.faults = ["cut"]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
     assert server.sent == [0, 0]
+
+
+def test_the_next_start_goes_on_where_a_download_ended(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    server.faults = ["cut"] * 2
+    for received in (100_000, 200_000):
+        assert "100000 bytes too early" in refusal_message(server, tmp_path) or received == 100_000
+        partial = tmp_path / "data" / PARTIAL
+        assert (partial.stat().st_size, partial.stat().st_mode & 0o777) == (received, 0o600)
+    path = fetch(server, tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert server.sent == [0, 100_000, 200_000]
+    assert os.listdir(tmp_path / "data") == ["file"]
+    (tmp_path / "new").touch()
+    assert path.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+@pytest.mark.parametrize("left", [CONTENT, CONTENT + b"?", b"?" * len(CONTENT)])
+def test_whatever_is_left_of_a_download_its_checksum_decides(left: bytes, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / PARTIAL).write_bytes(left)
+    if left[:1] == b"?":
+        assert "has MD5" in refusal_message(server, tmp_path)
+        assert os.listdir(tmp_path / "data") == []
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests == (left != CONTENT)
+
+
+def test_a_part_that_the_server_does_not_have_begins_the_download_again(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / PARTIAL).write_bytes(bytes(350_000))
+    assert fetch(server, tmp_path, size=400_000).read_bytes() == CONTENT
+    assert server.sent == [350_000]
+    assert server.requests == 2
+
+
+def test_slow_headers_end_with_a_sentence(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "STALLED", 0.2)
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    server.faults = ["slow headers"] * 2
+    assert "the server did not answer completely in 0.3 seconds" in refusal_message(server, tmp_path)
+    assert os.listdir(tmp_path / "data") == []
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_what_is_no_file_in_place_of_an_archive_is_refused(
+    make: Callable[[Path], object], server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    make(tmp_path / "data/file")
+    with pytest.raises(DataError, match=r"data/file is not a regular file; delete it, or put the archive there"):
+        fetch(server, tmp_path)
+
+
+PLANTED: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "link": lambda path: path.symlink_to(path.parents[1] / "victim"),
+    "hard link": lambda path: path.hardlink_to(path.parents[1] / "victim"),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_a_download_goes_to_a_file_of_its_own(kind: str, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "data").mkdir()
+    PLANTED[kind](tmp_path / "data" / PARTIAL)
+    with pytest.raises(DataError, match=rf"{PARTIAL} is not a file of your own, to which a download could go; delete"):
+        fetch(server, tmp_path)
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+@ROOT
+def test_a_file_of_another_user_is_not_written_to(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / PARTIAL).write_bytes(CONTENT[:1000])
+    os.chown(tmp_path / "data" / PARTIAL, ATTACKER, ATTACKER)
+    with pytest.raises(DataError, match="is not a file of your own"):
+        fetch(server, tmp_path)
+
+
+@ROOT
+def test_a_folder_that_cannot_be_written_to_is_named(server: Server) -> None:
+    def refused() -> None:
+        with pytest.raises(DataError, match=r"cannot download .*Permission denied: .*data/\.file\.\d+\.partial"):
+            fetch(server, folder)
+
+    with shared_folder(0o755) as folder:
+        (folder / "data").mkdir()
+        assert act(ATTACKER, refused) == 0
+
+
+def test_two_downloads_at_once_wait_for_each_other(server: Server, tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
+    server.faults = ["pause"]
+    with ThreadPoolExecutor() as pool:
+        paths = {one.result() for one in [pool.submit(fetch, server, tmp_path) for _ in range(3)]}
+    assert paths == {tmp_path / "data/file"}
+    assert "waiting for another process that downloads" in caplog.text
+    assert server.requests == 1
+    assert (tmp_path / "data/file").read_bytes() == CONTENT
+    assert os.listdir(tmp_path / "data") == ["file"]
 
 
 def test_another_part_than_the_one_asked_for_is_not_appended(server: Server, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from PIL import Image
 from robreg.data import parquet_folder, parquet_pages, source, tiny_imagenet
 from robreg.data.errors import DataError, printable
 from robreg.data.preparation import prepare
+from robreg.tables import page_headers
 from robreg.workflow.job import limited_memory, logged
 
 PARQUET = {"name": "d", "kind": "parquet", "source": "set", "max_train": None, "max_test": None, "subset_seed": 0}
@@ -156,7 +157,7 @@ def test_a_repeated_image_does_not_fill_the_memory_although_the_footer_states_a_
 
 def test_a_dictionary_of_many_values_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "set", RNG.integers(0, 256, (20, 6, 6, 3), np.uint8), np.arange(20) % 2)
-    monkeypatch.setattr(parquet_pages, "MAX_DISTINCT", 6)  # row groups have 7 rows
+    monkeypatch.setattr(page_headers, "MAX_DISTINCT", 6)  # row groups have 7 rows
     message = refusal_message(tmp_path, PARQUET)
     assert "the column image.bytes has a dictionary of 7 values, not at most 6; write" in message
 
@@ -193,19 +194,19 @@ def test_the_largest_page_is_found_whatever_the_compression(version: str, dictio
 @given(content=st.binary(max_size=60))
 def test_any_header_of_a_page_is_read_or_refused(content: bytes) -> None:
     try:
-        fields = parquet_pages._read_struct(io.BytesIO(content), 0)
+        fields = page_headers._read_struct(io.BytesIO(content), 0)
     except ValueError:
         return
     assert len(fields) < len(content)
 
 
 def test_a_header_that_states_two_sizes_is_refused() -> None:
-    assert parquet_pages._read_struct(io.BytesIO(b"\x25\x10\x00"), 0) == {2: 8}
+    assert page_headers._read_struct(io.BytesIO(b"\x25\x10\x00"), 0) == {2: 8}
     for second in (b"\x05\x04\x02", b"\x06\x04\x02"):  # of 32 bits, and of 64, which pyarrow would ignore
         with pytest.raises(ValueError, match="the field 2 twice"):
-            parquet_pages._read_struct(io.BytesIO(b"\x25\x10" + second + b"\x00"), 0)
+            page_headers._read_struct(io.BytesIO(b"\x25\x10" + second + b"\x00"), 0)
     with pytest.raises(ValueError, match="too deep"):
-        parquet_pages._read_struct(io.BytesIO(b"\x1c" * 99), 0)
+        page_headers._read_struct(io.BytesIO(b"\x1c" * 99), 0)
 
 
 def test_metadata_nested_without_end_give_no_class_names(tmp_path: Path) -> None:

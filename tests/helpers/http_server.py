@@ -12,7 +12,8 @@ class Server(ThreadingHTTPServer):
     """Serves a folder and counts the requests.
 
     faults: what goes wrong with the next requests, in order: "cut" and "stall" after a third of the file, "trickle",
-    "endless", "wrong part"; sends_parts: whether it sends the part of a file that is asked for; sent: the first byte
+    "endless", "wrong part", "short" (cut, without saying how much was to come), "slow headers", "pause" (half a
+    second, and no fault); sends_parts: whether it sends the part of a file that is asked for; sent: the first byte
     of each answer to a request with a fault or for a part.
     """
 
@@ -37,7 +38,11 @@ class Handler(SimpleHTTPRequestHandler):
         self.server.requests += 1
         fault = self.server.faults.pop(0) if self.server.faults else ""
         with suppress(BrokenPipeError, ConnectionResetError):  # a client may leave early
-            if fault or "Range" in self.headers:
+            if fault == "slow headers":
+                for letter in b"HTTP/1.0 200 OK\r\nX: " + b"x" * 500:
+                    if not self.server.stopped.wait(0.02):
+                        self.wfile.write(bytes([letter]))
+            elif fault or "Range" in self.headers:
                 self.send_part(fault)
             else:
                 super().do_GET()
@@ -48,14 +53,19 @@ class Handler(SimpleHTTPRequestHandler):
         asked = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
         start = asked if self.server.sends_parts else 0
         self.server.sent.append(start)
+        if start >= len(content):
+            self.send_error(416)
+            return
+        if fault == "pause":
+            self.server.stopped.wait(0.5)
         self.send_response(206 if start else 200)
         if start:
             stated = 0 if fault == "wrong part" else start
             self.send_header("Content-Range", f"bytes {stated}-{len(content) - 1}/{len(content)}")
-        if fault != "endless":
+        if fault not in ("endless", "short"):
             self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        parts = {"cut": len(content) // 3, "stall": len(content) // 3, "trickle": 0}
+        parts = {"cut": len(content) // 3, "short": len(content) // 3, "stall": len(content) // 3, "trickle": 0}
         self.wfile.write(content[start : start + parts.get(fault, len(content))])
         if fault == "stall":
             self.server.stopped.wait(5)

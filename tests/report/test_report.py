@@ -748,3 +748,11 @@ def test_content_security_policy_blocks_everything_from_outside(
             assert hit == 1
             assert outside.requests > 5
             assert broken == []
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "1", "{", "\udcff"])
+def test_a_description_of_data_that_is_none_is_named(content, tmp_path):
+    path = tmp_path / "meta.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=f"^{path} .*; make it again: snakemake -c1 --force {path}"):
+        page_module._read_meta(path)

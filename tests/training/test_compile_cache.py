@@ -3,9 +3,11 @@
 import getpass
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,7 @@ def temporary(tmp_path, monkeypatch):
     folder.chmod(0o1777)
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     return folder
 
 
@@ -145,11 +148,53 @@ def test_a_folder_that_is_not_safe_is_replaced_by_a_new_one_after_a_warning(temp
     assert f"instead, {used} is used, and removed in the end" in caplog.text
 
 
-def test_a_temporary_folder_in_which_nothing_is_safe_is_refused(temporary):
+@pytest.mark.parametrize("chosen", ["absolute", "relative", None])
+def test_the_folder_for_caches_is_used_where_a_group_shares_the_temporary_files(
+    chosen, temporary, tmp_path, monkeypatch, caplog
+):
+    temporary.chmod(0o775)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches") if chosen == "absolute" else "caches")
+    if chosen is None:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+    caches = tmp_path / ("caches" if chosen == "absolute" else "home/.cache")
+    for _ in range(2):
+        with private_cache(wanted=True):
+            used = Path(tempfile.gettempdir())
+            assert used == caches / "robreg" / socket.gethostname()
+            assert used.stat().st_mode & 0o777 == 0o700
+            (used / "a").touch()
+    assert (used / "a").exists()
+    assert names(temporary) == [OWN]
+    assert f"others may replace what is in {temporary}" in caplog.text
+    assert f"instead, {used} is used" in caplog.text
+
+
+def test_a_temporary_folder_in_which_nothing_is_safe_is_refused(temporary, tmp_path):
     temporary.chmod(0o777)
+    (tmp_path / "caches").mkdir()
+    (tmp_path / "caches").chmod(0o777)
     with pytest.raises(ValueError, match=r"^TMPDIR: .*others may replace what is in"), private_cache(wanted=True):
         pass
     assert names(temporary) == [OWN]
+
+
+@ROOT
+def test_a_folder_below_that_of_another_user_is_refused():
+    with shared_folder(0o755) as folder:
+        (folder / "a").mkdir()
+        for owner, user, safe in (
+            (ATTACKER, 0, False),
+            (MEMBER, MEMBER, True),
+            (0, 0, True),
+            (ATTACKER, MEMBER, False),
+        ):
+            os.chown(folder / "a", user, user)
+            os.chown(folder, owner, owner)
+            why = rf"others may replace what is in {folder}"
+            assert (
+                act(user, partial(*((private_folder, folder / "a", "") if safe else (refused, folder / "a", why)))) == 0
+            )
 
 
 @ROOT

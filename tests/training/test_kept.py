@@ -1,12 +1,16 @@
 """Finished networks are kept by what decides them, and used again instead of being trained again."""
 
+import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.trainings import assert_same, kill_at, make_settings, run
@@ -235,6 +239,62 @@ def test_the_command_lists_and_deletes_what_no_run_uses(prepared, tmp_path):
     assert f"{keys['A']}  {size}  deleted" in command(tmp_path, "--delete", "results/digits/ar8")
     assert [path.name for path in (folder / "kept").iterdir()] == [keys["B"]]
     assert load_network(folder / "checkpoint.pt")
+
+
+def plant(folder, **meta):
+    """Write files of a run that are no network, as whoever sends a results folder can; return the folder."""
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.pt").write_text(f"no network: {folder}")
+    table = pa.table({"epoch": [1]}).replace_schema_metadata({"robreg": json.dumps(meta)})
+    pq.write_table(table, folder / "history.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings", ["\x1b]0;x\x07", json.dumps({"a": "\x1b[2J"}), "[" * 90_000, "{", "[]", 7, [], "\x1b"]
+)
+def test_text_of_a_received_history_cannot_command_the_terminal(settings, tmp_path):
+    plant(tmp_path / "results/a", settings=json.dumps({"a": "\x1b[31m", "b": 1}))
+    plant(tmp_path / "results/a/kept/one", settings=settings)
+    listed = command(tmp_path)
+    assert "Traceback" not in listed
+    assert listed.replace("\n", "").isprintable()
+    assert re.search(r"^results/a/kept/one  0\.\d MB  not in use \(", listed, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "change", [{"settings_hash": []}, {"data_sha256": 3}, {"code_hash": {"a": 1}}, {"data_sha256": None}]
+)
+def test_a_history_whose_hashes_are_not_text_is_kept_as_unreadable(change, tmp_path):
+    meta = {"settings_hash": "a", "data_sha256": "b"}
+    kept.keep(plant(tmp_path / "run", **meta | change))
+    assert [found.name for found in (tmp_path / "run/kept").iterdir()] == ["unreadable"]
+
+
+def test_the_message_about_an_unreadable_history_has_no_control_characters(tmp_path, caplog, monkeypatch):
+    def fail(_):
+        raise ValueError("a column named \x1b[2J")
+
+    monkeypatch.setattr(kept.parquet, "read_metadata", fail)
+    kept.keep(plant(tmp_path / "run"))
+    assert "its history cannot be read (a column named \\x1b[2J), so it is kept in" in caplog.text
+
+
+def test_nothing_is_deleted_through_links(tmp_path):
+    outside = plant(tmp_path / "outside/a/kept/one")
+    plant(tmp_path / "results/b/kept/two")
+    (tmp_path / "results/linked").symlink_to(tmp_path / "outside")
+    (tmp_path / "results/b/kept/three").symlink_to(outside)
+    for arguments in ([], ["--delete", "results"]):
+        listed = command(tmp_path, *arguments)
+        assert "1 networks; " in listed
+        for link in ("results/linked", "results/b/kept/three"):
+            assert f"{link}  a link, which is not followed: give the folder that it leads to\n" in listed
+    assert not (tmp_path / "results/b/kept/two").exists()
+    assert (outside / "checkpoint.pt").exists()
+    (tmp_path / "here").symlink_to("outside")
+    assert "one  0.0 MB  deleted" in command(tmp_path, "--delete", "here")
+    assert not outside.exists()
 
 
 # The code of user-defined architectures

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -75,9 +76,10 @@ def assert_driver_goes_on(path):
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
-def test_what_is_not_a_file_is_refused_by_name(kind, path):
+def test_what_is_not_a_file_is_refused_by_name(kind, path, caplog):
     NO_FILES[kind](path)
     assert_driver_goes_on(path)
+    assert caplog.messages == [f"{path} is not a regular file: delete it if no other process is training this run"]
     refused(path, r"lease\.json is not a regular file: delete it if no other process is training this run")
 
 
@@ -118,6 +120,17 @@ def test_a_lease_that_is_replaced_by_something_else_stops_the_training_but_not_i
         beat = held._content["beat"]
         while held._content["beat"] < beat + 2:
             time.sleep(0.005)
+
+
+@pytest.mark.parametrize("plant", [lambda path: path.write_text("{"), lambda path: (path.unlink(), path.mkdir())])
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_what_is_planted_during_a_training_does_not_hide_its_error(error, plant, path, caplog):
+    with pytest.raises(error) if error else nullcontext(), Lease(path):
+        plant(path)
+        if error:
+            raise error
+    assert f"{path} could not be released: {path} is " in caplog.text
+    assert path.exists()
 
 
 def holder(pid, **changes):

@@ -72,3 +72,18 @@ def test_snakemake_s_jobs_write_through_no_link(tmp_path):
     header, values = Path(planted[1]).read_text().splitlines()
     assert header.split("\t")[:2] == ["s", "h:m:s"]
     assert len(header.split("\t")) == len(values.split("\t"))
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "[]", "1", "null", '{"sha256": [1]}', '{"sha256": {}}', "{}", "{", "\0", None]
+)
+def test_a_planted_description_of_data_does_not_end_the_driver(content, tmp_path):
+    data = tmp_path / "meta.json"
+    os.mkfifo(data) if content is None else data.write_text(content)
+    (tmp_path / "kept").mkdir()
+    job = SimpleNamespace(output=[tmp_path / "checkpoint.pt"], input=SimpleNamespace(data=str(data)))
+    job.params = SimpleNamespace(settings={"factory": None})
+    assert plan._kept_folder(job) is None
+    data.unlink()
+    data.write_text('{"sha256": "a"}')
+    assert plan._kept_folder(job).parent == tmp_path / "kept"

@@ -1,26 +1,14 @@
-"""Read from the pages of a Parquet file how much memory they need, because its footer may state anything.
+"""Find how much memory the pages of a Parquet file of images need."""
 
-A page's header states how many bytes the page has when it is unpacked, and pyarrow unpacks no more than that. The
-headers are structs in Thrift's compact protocol (parquet.thrift in github.com/apache/parquet-format).
-"""
-
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow.parquet as pq
 
 from robreg.data.errors import DataError
+from robreg.tables.page_headers import PageError, pages
 
 MAX_PAGE = 2**27  # bytes of an unpacked page, in which pyarrow puts up to 1024 images; reading takes up to 7 times that
-MAX_DISTINCT = 2**20  # values in a dictionary, which pyarrow fills up to a megabyte, or with 1024 images
-# PLAIN, PLAIN_DICTIONARY, RLE, BIT_PACKED, DELTA_BINARY_PACKED of whole numbers, RLE_DICTIONARY. The other encodings
-# count their values in the page, where a few bytes can claim billions.
-ENCODINGS = (0, 2, 3, 4, 5, 8)
-_MAX_DEPTH = 16  # of structs, lists and maps in each other; those of a page's header are three deep
-
-_TYPE, _UNPACKED, _PACKED, _DATA, _DICTIONARY, _DATA_V2 = 1, 2, 3, 5, 7, 8  # fields of a page's header
-_COUNT, _ENCODING, _ENCODING_V2 = 1, 2, 4  # fields of the header in it that is particular to the kind of page
 
 
 def largest_page(path: Path, metadata: pq.FileMetaData, column: str) -> int:
@@ -35,112 +23,19 @@ def largest_page(path: Path, metadata: pq.FileMetaData, column: str) -> int:
             parts = [metadata.row_group(group).column(index) for index in range(metadata.row_group(group).num_columns)]
             for part in parts:
                 if part.path_in_schema == column and part.num_values > 0:  # of an empty column pyarrow reads no page
-                    for header in _page_headers(file, part):
-                        largest = max(largest, _checked_size(header, f"{path}: the column {column}"))
+                    largest = max(largest, _largest_of(file, part, f"{path}: the column {column}"))
     return largest
 
 
-def _page_headers(file: BinaryIO, part: pq.ColumnChunkMetaData) -> Iterator[dict[int, Any]]:
-    """Yield the headers of the pages of one column in one row group, from the place where pyarrow reads them."""
-    start = part.data_page_offset
-    if part.has_dictionary_page and 0 < part.dictionary_page_offset < start:
-        start = part.dictionary_page_offset
-    position = start
-    while position < start + part.total_compressed_size:
-        file.seek(position)
-        header = _read_struct(file, 0)
-        if not {_UNPACKED, _PACKED} <= header.keys():
-            raise ValueError("a page's header does not state its size")
-        position = file.tell() + max(0, header[_PACKED])
-        yield header
-
-
-def _checked_size(header: dict[int, Any], where: str) -> int:
-    """Return the bytes of a page when it is unpacked. Raises DataError, whose message begins with `where`."""
-    size = max(header[_UNPACKED], header[_PACKED])
-    fix = "write the file again with fewer rows in a row group, or with smaller images"
-    if size > MAX_PAGE:
-        raise DataError(f"{where} has a page of {size} bytes when it is unpacked, not at most {MAX_PAGE}; {fix}")
-    dictionary = header.get(_DICTIONARY, {})
-    if dictionary.get(_COUNT, 0) > MAX_DISTINCT:
-        count = dictionary[_COUNT]
-        raise DataError(f"{where} has a dictionary of {count} values, not at most {MAX_DISTINCT}; {fix}")
-    kinds = {header.get(_DATA, {}).get(_ENCODING, 0), header.get(_DATA_V2, {}).get(_ENCODING_V2, 0)}
-    if unknown := kinds - {*ENCODINGS}:
-        raise DataError(
-            f"{where} has values in Parquet's encoding {min(unknown)}, which is not read; "
-            "write the file again in the encoding PLAIN, as pandas does"
-        )
-    return int(size)
-
-
-def _read_struct(file: BinaryIO, depth: int) -> dict[int, Any]:
-    """Read a struct. Returns its fields that are whole numbers or structs; raises ValueError if it is damaged."""
-    fields: dict[int, Any] = {}
-    number = 0
-    while kind := (head := _read_byte(file)) & 15:
-        number = number + (head >> 4) if head >> 4 else _zigzag(_read_varint(file))
-        if number in fields:  # pyarrow would take the last one, or the last one of the right kind
-            raise ValueError(f"a page's header has the field {number} twice")
-        fields[number] = _read_value(file, kind, depth + 1, in_struct=True)
-    return fields
-
-
-def _read_value(file: BinaryIO, kind: int, depth: int, *, in_struct: bool = False) -> Any:  # noqa: ANN401
-    """Read a value of one of Thrift's kinds. in_struct: whether a truth value is in its kind, without a byte."""
-    if depth > _MAX_DEPTH:
-        raise ValueError("a page's header is too deep")
-    if kind in (1, 2):  # true, false
-        return None if in_struct else _read_byte(file)
-    if kind in (4, 5, 6):  # whole numbers of 16, 32 and 64 bits; those that matter have 32, and pyarrow drops the rest
-        return _zigzag(_read_varint(file) & 0xFFFFFFFF) if kind == 5 else _read_varint(file)
-    readers: dict[int, Callable[[], Any]] = {
-        3: lambda: _read_byte(file),
-        7: lambda: _skip(file, 8),  # float of 64 bits
-        8: lambda: _skip(file, _read_varint(file)),  # bytes
-        9: lambda: _skip_list(file, depth),
-        10: lambda: _skip_list(file, depth),  # set
-        11: lambda: _skip_map(file, depth),
-        12: lambda: _read_struct(file, depth),
-    }
-    if kind not in readers:
-        raise ValueError(f"a page's header has a value of the unknown kind {kind}")
-    return readers[kind]()
-
-
-def _skip_list(file: BinaryIO, depth: int) -> None:
-    head = _read_byte(file)
-    for _ in range(head >> 4 if head >> 4 < 15 else _read_varint(file)):
-        _read_value(file, head & 15, depth + 1)
-
-
-def _skip_map(file: BinaryIO, depth: int) -> None:
-    if size := _read_varint(file):
-        kinds = _read_byte(file)
-        for _ in range(size):
-            _read_value(file, kinds >> 4, depth + 1)
-            _read_value(file, kinds & 15, depth + 1)
-
-
-def _skip(file: BinaryIO, length: int) -> None:
-    file.seek(length, 1)
-
-
-def _read_varint(file: BinaryIO) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = _read_byte(file)
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value
-    raise ValueError("a page's header has a number of more than 64 bits")
-
-
-def _zigzag(value: int) -> int:
-    return value >> 1 ^ -(value & 1)
-
-
-def _read_byte(file: BinaryIO) -> int:
-    if not (byte := file.read(1)):
-        raise ValueError("a page's header is not complete")
-    return byte[0]
+def _largest_of(file: BinaryIO, part: pq.ColumnChunkMetaData, where: str) -> int:
+    """Return the bytes of the largest page of a column in a row group. Raises DataError, which begins with `where`."""
+    largest = 0
+    fix = "write the file again with fewer rows in a row group, with smaller images, or in the encoding PLAIN"
+    try:
+        for page in pages(file, part):
+            if page.size > MAX_PAGE:
+                raise PageError(f"has a page of {page.size} bytes when it is unpacked, not at most {MAX_PAGE}")
+            largest = max(largest, page.size)
+    except PageError as error:
+        raise DataError(f"{where} {error}; {fix}") from error
+    return largest

@@ -5,8 +5,10 @@ import json
 import logging
 import math
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from robreg.data.dataset import ARRAYS, META_FILE, hash_meta
 from robreg.data.errors import DataError
 from robreg.data.selection import read_selection
 from robreg.data.source import Images, Selection, Settings, config_key, format_shape
+from robreg.tables.files import remove_leftovers, temporary_path
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +34,28 @@ def prepare(settings: Settings, *, data_root: Path, out: Path) -> None:
     """
     chosen = read_selection(settings, data_root=data_root)
     out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out, prefix=".partial-") as unfinished:
-        histogram, fingerprint = _write(chosen, Path(unfinished), config_key(settings, "source"))
+    with _unfinished(out) as unfinished:
+        histogram, fingerprint = _write(chosen, unfinished, config_key(settings, "source"))
         meta = _describe(chosen, settings, histogram) | {"sha256": fingerprint}
         meta["meta_sha256"] = hash_meta(meta)
-        Path(unfinished, META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        (unfinished / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         (out / META_FILE).unlink(missing_ok=True)  # so that the old file never describes new arrays
         for file in (*(f"{name}.npy" for name in ARRAYS), META_FILE):
-            os.replace(Path(unfinished, file), out / file)
+            os.replace(unfinished / file, out / file)
     counts = f"{meta['n_train']} training and {meta['n_test']} test images {format_shape(meta['shape'])}"
     log.info("prepared %s: %s, %d classes", out, counts, chosen.classes)
+
+
+@contextmanager
+def _unfinished(out: Path) -> Iterator[Path]:
+    """Yield a new folder in `out`, which is removed in the end, as those are that killed preparations left there."""
+    folder = temporary_path(out / META_FILE)
+    folder.mkdir(mode=0o700)
+    try:
+        remove_leftovers(out / META_FILE, folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def _write(chosen: Selection, folder: Path, where: str) -> tuple[npt.NDArray[np.int64], str]:

@@ -23,7 +23,7 @@ def pixels_per_unit(run: Run) -> float:
         return 1.0
     path = Path(run["folder"]) / "masking.parquet"
     std = parquet.read_metadata(path).get("std")
-    if not std:
+    if not (isinstance(std, list) and std and all(isinstance(one, (int, float)) for one in std)):
         raise ValueError(f"{path} does not state the channels' standard deviations; delete it and make it again")
     return float(sum(std) / len(std))
 

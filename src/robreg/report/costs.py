@@ -1,6 +1,5 @@
 """Collect what the runs of a study cost and how they were made, from histories, settings and Snakemake's benchmarks."""
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -145,7 +144,7 @@ def _account(run: Run, settings: Mapping[str, Any]) -> RunAccount:
         memory_mb=max((spent["max_rss"] for spent in jobs.values()), default=None),
         code=_code(meta.get("code_hash"), code_hash(settings["factory"])),
         verified="probe_images" in meta,
-        differences=describe_differences(json.loads(meta["settings"]), settings) if "settings" in meta else "",
+        differences=describe_differences(parquet.read_settings(history), settings) if "settings" in meta else "",
         **{key: str(meta.get(key, "not recorded")) for key in ("settings_hash", "version", "torch", "device")},
     )
 

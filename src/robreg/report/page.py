@@ -151,7 +151,7 @@ def _count_seeds(runs: Sequence[Run]) -> list[int]:
 
 def _study_context(study: Mapping[str, Any], files: Files) -> dict[str, Any]:
     """Describe what was run, and the cautions, limits and deviations that follow from it."""
-    metas = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in files.data}
+    metas = {path.parent.name: _read_meta(path) for path in files.data}
     counts = _count_seeds(study["runs"])
     settings = [study["settings"][_run_name(run)] | {"paper": run["paper"]} for run in study["runs"]]
     tables = _summaries(files)
@@ -162,6 +162,17 @@ def _study_context(study: Mapping[str, Any], files: Files) -> dict[str, Any]:
         "limits": limits(settings, study["titles"], counts=counts, tables=tables),
         "deviations": deviations(settings, tables),
     }
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """Read the description of prepared data. Raises ValueError, which names it, if it cannot be read."""
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); make it again: snakemake -c1 --force {path}") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path} does not describe data; make it again: snakemake -c1 --force {path}")
+    return meta
 
 
 def _classes(metas: Mapping[str, Any]) -> dict[str, int]:
@@ -205,7 +216,7 @@ def _claims_context(claims: Path) -> dict[str, Any]:
 
 def _results_context(study: Mapping[str, Any], files: Files, captions: Path) -> dict[str, Any]:
     """Arrange figures and tables, with their captions, in sections."""
-    stds = {path.parent.name: json.loads(path.read_text(encoding="utf-8"))["std"] for path in files.data}
+    stds = {path.parent.name: _read_meta(path)["std"] for path in files.data}
 
     def explain(name: str) -> list[str]:
         lines = caption(captions / f"{name}.rst", _caption_variables(study, name))

@@ -9,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robreg.tables.files import atomic_write
+from robreg.tables.files import atomic_write, open_regular
+from robreg.tables.parquet_bounds import open_footer, read_bounded
 from robreg.tables.schemas import NULLABLE, SCHEMAS
 
 _METADATA_KEY = b"robreg"
+_MAX_NESTED = 300  # lists and mappings in a run's settings, so that they are not too deep for recursive functions
 
 
 def write(path: Path, kind: str, columns: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
@@ -47,30 +49,40 @@ def write_frame(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> Non
 def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a table, or only the given columns of it.
 
-    Raises FileNotFoundError if there is no such file, and ValueError if it is damaged or lacks a column.
+    Raises OSError if it cannot be opened, and ValueError if it is no regular file, is damaged, lacks a column, or would
+    take more memory than a table of its name may (see robreg.tables.parquet_bounds).
     """
-    with _explain_read_errors(path):
-        return pq.read_table(path, columns=list(columns) if columns else None)
+    with open_regular(path) as file, _explain_read_errors(path):
+        return read_bounded(file, path, columns)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata that write stored in the table's schema, or {} if there are none. Raises as read does."""
-    with _explain_read_errors(path):
-        stored = (pq.read_schema(path).metadata or {}).get(_METADATA_KEY)
-        metadata = json.loads(stored) if stored else {}
+    with open_regular(path) as file, _explain_read_errors(path):
+        stored = (open_footer(file).schema_arrow.metadata or {}).get(_METADATA_KEY, b"{}")
+        metadata = json.loads(stored)
         if not isinstance(metadata, dict):
             raise ValueError("its metadata are no names with values")
         return metadata
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings that write stored as text in the metadata, or {} if there are none. Raises as read does."""
+    text = read_metadata(path).get("settings", "{}")
+    with _explain_read_errors(path):
+        if not isinstance(text, str) or text.count("{") + text.count("[") > _MAX_NESTED:
+            raise ValueError("its settings are not as this package writes them")
+        if not isinstance(settings := json.loads(text), dict):
+            raise ValueError("its settings are not a mapping")
+        return settings
 
 
 @contextmanager
 def _explain_read_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise
     except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
-        why = str(error).splitlines()[0]
+        why = next(iter(str(error).splitlines()), type(error).__name__)[:500]  # names of columns may have any length
         raise ValueError(f"{path} is damaged or lacks a column ({why}); delete it and make it again") from error
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,8 +23,9 @@ def private_cache(*, wanted: bool) -> Iterator[None]:
 
     By default, they are in a folder of /tmp whose name everybody knows, and some stay there whatever CHOSEN says. So
     the folder for temporary files is a private one meanwhile: the same for all trainings of a user on a machine, or, if
-    another user has taken its name, a new one, which is removed in the end.
-    wanted: if False, nothing is changed. Raises ValueError if a folder in CHOSEN is not private.
+    another user has taken its name, a new one, which is removed in the end. Where others may replace all temporary
+    files, as in a folder of a group, it is in the user's folder for caches.
+    wanted: if False, nothing is changed. Raises ValueError if a folder in CHOSEN, or none of these, is private.
     """
     if not wanted:
         yield
@@ -66,18 +68,35 @@ def _own_folder() -> tuple[Path, bool]:
         folder = Path(tempfile.mkdtemp(prefix="robreg-"))
         try:
             private_folder(folder, "TMPDIR")
-        except ValueError:
+        except ValueError as unsafe:
             folder.rmdir()
-            raise
+            return _folder_for_caches(unsafe), True
         log.warning("%s; instead, %s is used, and removed in the end", error, folder)
         return folder, False
+
+
+def _folder_for_caches(unsafe: ValueError) -> Path:
+    """Return a private folder of this machine among the user's caches.
+
+    unsafe: says why there is none among the temporary files; raised if there is none here either.
+    """
+    chosen = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        caches = Path(chosen) if os.path.isabs(chosen) else Path.home() / ".cache"
+        folder = private_folder(caches / "robreg" / socket.gethostname(), "XDG_CACHE_HOME")
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: the user has no home
+        log.warning("the folder for caches cannot be used instead: %s", error)
+        raise unsafe from error
+    log.warning("%s; instead, %s is used", unsafe, folder)
+    return folder
 
 
 def private_folder(path: Path, name: str) -> Path:
     """Make a folder if there is none, and return its path without links.
 
     Raises ValueError, which begins with name, if another user could put a file into it: if it is a link, if it belongs
-    to somebody else, or if others may write to it, or to a folder above it, so that they could replace it.
+    to somebody else, or if others may write to it, or own or may write to a folder above it, so that they could
+    replace it.
     """
     path = path.absolute()
     for folder in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
@@ -103,6 +122,11 @@ def private_folder(path: Path, name: str) -> Path:
 
 
 def _others_may_replace(folder: Path) -> bool:
-    """Return whether users may rename what others have in a folder, which its sticky bit forbids, as in /tmp."""
-    mode = folder.stat().st_mode
-    return bool(mode & _OTHERS_WRITE) and not mode & stat.S_ISVTX
+    """Return whether users may rename what others have in a folder: its owner, and, without a sticky bit, who writes.
+
+    The owner of / can replace everything anyway; in some containers, that is how root is seen.
+    """
+    info = folder.stat()
+    if info.st_uid not in (0, os.geteuid(), Path("/").stat().st_uid):
+        return True
+    return bool(info.st_mode & _OTHERS_WRITE) and not info.st_mode & stat.S_ISVTX

@@ -8,7 +8,6 @@ import argparse
 import filecmp
 import hashlib
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robreg.data.errors import printable
 from robreg.runs.settings import describe_differences, hash_settings
 from robreg.tables import parquet
 from robreg.tables.files import cannot_write, remove_leftovers, temporary_path
@@ -39,16 +39,24 @@ def _key(settings_hash: str, data_sha256: str, code: str) -> str:
     return hashlib.sha256(f"{settings_hash} {data_sha256} {code}".encode()).hexdigest()[:16]
 
 
+def _recorded_key(meta: Mapping[str, Any]) -> str:
+    """Return the key of a network from the metadata of its history. Raises KeyError or ValueError if they lack it."""
+    hashes = [meta["settings_hash"], meta["data_sha256"], meta.get("code_hash", "")]
+    if not all(isinstance(one, str) for one in hashes):
+        raise ValueError("its hashes are not text")
+    return _key(*hashes)
+
+
 def keep(run: Path) -> None:
     """Keep the finished network in a run's folder, if there is one. Raises OSError if it cannot be written."""
     if not all((run / name).exists() for name in FILES):
         return
     try:
-        meta = parquet.read_metadata(run / "history.parquet")
-        folder = run / "kept" / _key(meta["settings_hash"], meta["data_sha256"], meta.get("code_hash", ""))
-    except (KeyError, ValueError) as error:  # it is kept all the same, but not used again by itself
+        folder = run / "kept" / _recorded_key(parquet.read_metadata(run / "history.parquet"))
+    except (OSError, KeyError, ValueError) as error:  # it is kept all the same, but not used again by itself
         folder = run / "kept" / "unreadable"
-        log.warning("%s: its history cannot be read (%s), so it is kept in %s", run, error, folder)
+        why = printable(str(error))
+        log.warning("%s: its history cannot be read (%s), so it is kept in %s", run, why, folder)
     if _holds(folder, run):
         return
     try:
@@ -123,28 +131,39 @@ class KeptNetwork:
 
 
 def kept_networks(root: Path) -> list[KeptNetwork]:
-    """List the networks that are kept in root, or in any folder below it."""
-    places = [Path(place) for place, _, files in os.walk(root, followlinks=True) if FILES[0] in files]
+    """List the networks that are kept in root, or in any folder below it.
+
+    root may be a link, but links below it are not followed: in a received folder they may lead anywhere, and what is
+    found may be deleted.
+    """
+    places = [Path(place) for place, _, files in os.walk(_real(root)) if FILES[0] in files]
     folders = [place for place in places if place.parent.name == "kept" and not place.name.startswith(".")]
     return [_describe(folder) for folder in sorted(folders)]
 
 
+def _real(root: Path) -> Path:
+    return root.resolve() if root.is_symlink() else root
+
+
+def _links(root: Path) -> list[Path]:
+    """List the links to folders below root, which are not followed."""
+    found = [Path(place, name) for place, folders, _ in os.walk(_real(root)) for name in folders]
+    return sorted(path for path in found if path.is_symlink())
+
+
 def _describe(folder: Path) -> KeptNetwork:
     run = folder.parent.parent
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    size = sum(file.lstat().st_size for file in folder.iterdir())
     whole = all((run / name).exists() for name in FILES)
+    differences = ""
     try:
         phrase = "in the run, {key} is {new}, not {old}"
-        differences = describe_differences(_settings(folder), _settings(run), phrase) if whole else ""
+        if whole:
+            own, used = (parquet.read_settings(place / "history.parquet") for place in (folder, run))
+            differences = describe_differences(own, used, phrase)
     except (OSError, ValueError) as error:
         differences = f"a history cannot be read: {error}"
     return KeptNetwork(folder, size, whole and _holds(folder, run), differences)
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """Return the training settings of the network in a folder; {} if they were not recorded. Raises as parquet.read."""
-    stored = parquet.read_metadata(folder / "history.parquet").get("settings", "{}")
-    return dict(json.loads(stored))
 
 
 def _main() -> Iterator[str]:
@@ -156,7 +175,8 @@ def _main() -> Iterator[str]:
         parser.error("--delete needs the folders in which to delete; to delete in all runs, give results")
     if missing := [str(folder) for folder in given.folders if not folder.is_dir()]:
         parser.error(f"there is no such folder: {', '.join(missing)}")
-    networks = [one for folder in given.folders or [Path("results")] for one in kept_networks(folder)]
+    folders = given.folders or [Path("results")]
+    networks = [one for folder in folders for one in kept_networks(folder)]
     for one in networks:
         delete = given.delete and not one.used
         if delete:
@@ -164,10 +184,12 @@ def _main() -> Iterator[str]:
         state = "in use" if one.used else "deleted" if delete else "not in use"
         detail = f" ({one.differences})" if one.differences else ""
         yield f"{one.folder}  {one.size / 1e6:.1f} MB  {state}{detail}"
+    for link in (link for folder in folders for link in _links(folder)):
+        yield f"{link}  a link, which is not followed: give the folder that it leads to"
     free = sum(one.size for one in networks if not one.used) / 1e6
     yield f"{len(networks)} networks; those that no run uses {'took' if given.delete else 'take'} {free:.1f} MB."
 
 
 if __name__ == "__main__":
     for line in _main():
-        print(line)
+        print(printable(line))

@@ -44,6 +44,8 @@ _IS_VALID: dict[str, Callable[[Any], bool]] = {  # keys that every lease file ha
     "stalls": _is_count,
 }
 
+_warned: set[Path] = set()  # lease files that this process has called unusable
+
 log = logging.getLogger(__name__)
 
 
@@ -105,10 +107,14 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Release the lease; if another process has taken it, leave the file as it is."""
+        """Release the lease; if another process has taken it, or put something else there, leave the file as it is."""
         self._released.set()
         with self._lock:
-            if not self._is_mine():
+            try:
+                if not self._is_mine():
+                    return
+            except (OSError, ValueError) as failure:  # all files of the run are written, or the block's error matters
+                log.warning("%s could not be released: %s", self._path, failure)
                 return
             if kind is None:
                 self._path.unlink()
@@ -201,13 +207,16 @@ def holder_token(path: Path) -> str | None:
 
 
 def _read_if_valid(path: Path) -> dict[str, Any] | None:
-    """Return the content of a lease file, or None if it is missing, damaged or not readable.
+    """Return the content of a lease file, or None if it is missing, or, after one warning, if it is unusable.
 
-    The training itself says so: it refuses such a file.
+    The driver calls this often; the training itself refuses such a file.
     """
     try:
         return _read(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if path not in _warned:
+            _warned.add(path)
+            log.warning("%s", error)
         return None
 
 

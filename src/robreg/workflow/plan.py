@@ -14,10 +14,13 @@ from snakemake.jobs import Job
 from snakemake.persistence import ParamsChange
 
 from robreg.runs.settings import describe_differences
+from robreg.tables.files import open_regular
 from robreg.training import kept
 
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
+
+_MAX_META = 2**24  # bytes of a description of data; the names of thousands of classes have fewer
 
 
 def describe_params(change: ParamsChange) -> str:
@@ -78,7 +81,8 @@ def _kept_folder(job: Job) -> Path | None:
     if not (run / "kept").exists() and not Path(job.output[0]).exists():
         return None
     try:
-        meta = json.loads(Path(job.input.data).read_text())
-        return kept.kept_folder(run, job.params.settings, meta["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):  # the training itself reports unusable data
-        return None
+        with open_regular(Path(job.input.data)) as file:
+            sha256 = json.loads(file.read(_MAX_META))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # the training itself reports unusable data
+    return kept.kept_folder(run, job.params.settings, sha256) if isinstance(sha256, str) else None
