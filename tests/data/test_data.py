@@ -257,6 +257,17 @@ def spoil_presence(folder: Path) -> None:
     (folder / "meta.json").unlink()
 
 
+def spoil_kind(folder: Path) -> None:
+    """Put a pipe, from which nothing ever comes, in place of an array."""
+    (folder / "test_images.npy").unlink()
+    os.mkfifo(folder / "test_images.npy")
+
+
+def spoil_kind_of_meta(folder: Path) -> None:
+    (folder / "meta.json").unlink()
+    os.mkfifo(folder / "meta.json")
+
+
 @pytest.mark.parametrize(
     ("spoil", "file_name"),
     [
@@ -273,6 +284,8 @@ def spoil_presence(folder: Path) -> None:
         (spoil_meta_keys, "meta.json"),
         (spoil_crop, "meta.json"),
         (spoil_presence, "meta.json"),
+        (spoil_kind, "test_images.npy"),
+        (spoil_kind_of_meta, "meta.json"),
     ],
 )
 def test_loading_names_the_damaged_file_and_the_fix(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robreg.data.errors import DataError
+from robreg.tables.files import open_regular
 
 Shape = tuple[int, int, int]  # C, H, W
 
@@ -101,7 +102,8 @@ def _load_meta(folder: Path) -> dict[str, Any]:
     """Read meta.json. Raises DataError if it is missing or damaged, or if an entry is missing or impossible."""
     path = folder / META_FILE
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path.resolve()) as file:  # a pipe would never end
+            meta = json.loads(file.read())
         wrong = [name for name, kind in _META_TYPES.items() if not _is_possible(meta[name], kind)]
         wrong += ["crop"] if meta["crop"] is not None and not _is_possible(meta["crop"], int) else []
         actual_hash = hash_meta(meta)
@@ -153,7 +155,7 @@ def _fingerprint(folder: Path) -> str:
 def _load_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
     """Map one array as a tensor, without copying. Raises DataError unless it has the given shape and dtype."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path.resolve()) as file:
             np.lib.format.read_magic(file)
             found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
             start = file.tell()
