@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers import study_files
 
 from robreg.checks import invariants, run_checks, study_audit
@@ -407,6 +408,29 @@ def rewrite(path, frame):
         write_frame(path, study_files.pa.Table.from_pandas(frame, preserve_index=False), {})
     else:
         frame.to_csv(path, index=False)
+
+
+@pytest.mark.parametrize("content", [b"," * 10**6, b"x\n" * 10**5])
+def test_a_csv_file_that_is_longer_than_its_table_is_not_read(content, study_copy, monkeypatch):
+    parsed = []
+    read_csv = pd.read_csv
+    monkeypatch.setattr(pd, "read_csv", lambda file, **options: parsed.append(file) or read_csv(file, **options))
+    (study_copy[-1] / "tables/table3.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"table3_csv \(cells of table3\.csv other than in table3\.parquet"):
+        run_audit(*study_copy)
+    assert max(len(file.getvalue()) for file in parsed) < 10**5
+
+
+@pytest.mark.parametrize("content", [b"no zip", {"x": 1}, {"meta": 3}])
+def test_a_checkpoint_that_is_none_is_named(content, folder, tmp_path):
+    out = tmp_path / "digits/ar8"
+    shutil.copytree(folder, out)
+    if isinstance(content, bytes):
+        (out / "checkpoint.pt").write_bytes(content)
+    else:
+        torch.save(content, out / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"ar8/checkpoint\.pt is damaged, or not a checkpoint: delete it and train"):
+        list(run_checks._check_checkpoint(out / "checkpoint.pt", {}))
 
 
 FALSE_CELLS = {

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import struct
 import zipfile
 from collections import Counter
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from robreg.networks import tensor_file
-from robreg.networks.tensor_file import load_file, save_file
+from robreg.networks.tensor_file import MAX_PICKLE, load_file, save_file
 from tests.helpers.peak_memory import peak_memory
 
 CONTENT = {
@@ -84,6 +85,8 @@ def test_what_could_not_be_read_again_is_not_saved(tmp_path):
         ValueError, match=r"file\.pt: its state cannot be saved \(.* value of __builtin__ set, .*state_dict"
     ):
         save_file(tmp_path / "file.pt", CONTENT | {"state": {1, 2}})
+    with pytest.raises(ValueError, match=r"file\.pt: its state cannot be saved, because one of its tensors repeats"):
+        save_file(tmp_path / "file.pt", CONTENT | {"state": torch.zeros(1).expand(3)})
     assert (tmp_path / "file.pt").read_bytes() == before
     assert os.listdir(tmp_path) == ["file.pt"]
 
@@ -130,6 +133,67 @@ def test_two_descriptions_and_a_long_one_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_file, "MAX_PICKLE", 100)
     with pytest.raises(ValueError, match=r"it has not one part data\.pkl of at most 100 bytes"):
         save_file(tmp_path / "long.pt", CONTENT)
+
+
+def archive(description):
+    """Return an archive as torch writes it, with a description of 100 bytes, and the place of its list of parts."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as parts:
+        parts.writestr("archive/data.pkl", description.ljust(100, b"."))
+        parts.writestr("archive/version", b"3\n")
+    return file.getvalue(), parts.start_dir
+
+
+def test_an_archive_in_which_torch_finds_other_parts_than_zipfile_is_refused(tmp_path):
+    harmless, _ = archive(pickle.dumps({}, protocol=2))
+    evil, place = archive(pickle.dumps({"model": Call(bytearray, 3 * 10**8)}, protocol=2))
+    whole = evil[:-22] + harmless  # the last list of parts is the harmless one
+    stated = whole[:-6] + struct.pack("<I", place) + whole[-2:]  # but this is where the other one is
+    path = tmp_path / "file.pt"
+    path.write_bytes(stated)
+    with zipfile.ZipFile(path) as parts:
+        assert pickle.loads(parts.read("archive/data.pkl")) == {}
+    assert len(torch.load(path, weights_only=True)["model"]) == 3 * 10**8  # torch reads the other one
+    for content in (stated, whole, harmless + b"x", harmless[:-2] + b"\1\0x"):
+        path.write_bytes(content)
+        with pytest.raises(zipfile.BadZipFile, match=r"its list of parts is ambiguous|not a zip"):
+            load_file(path, "cpu")
+
+
+def test_a_long_end_record_must_be_where_its_locator_says(tmp_path):
+    save_file(tmp_path / "file.pt", CONTENT)
+    content = (tmp_path / "file.pt").read_bytes()
+    assert content[-42:-38] == b"PK\6\7", "torch writes no long record, so the test shows nothing"
+    for change in (-34, -56 - 42 + 48, -56 - 42 + 40, -6):  # the locator's place; start and length of the list, twice
+        changed = bytearray(content)
+        changed[change] ^= 1
+        (tmp_path / "file.pt").write_bytes(changed)
+        with pytest.raises(zipfile.BadZipFile):
+            load_file(tmp_path / "file.pt", "cpu")
+    (tmp_path / "file.pt").write_bytes(content)
+    assert load_file(tmp_path / "file.pt", "cpu")["meta"] == CONTENT["meta"]
+
+
+@pytest.mark.parametrize("other", ["archive/DATA.pkl", "archive/data.pkl\0x", "ARCHIVE/data.pkl"])
+def test_names_that_only_one_of_the_readers_takes_for_the_same_are_refused(other, tmp_path):
+    save_file(tmp_path / "file.pt", CONTENT)
+    with zipfile.ZipFile(tmp_path / "file.pt") as whole, zipfile.ZipFile(tmp_path / "changed.pt", "w") as changed:
+        for name in whole.namelist():
+            changed.writestr(f"archive/{name.partition('/')[2]}", whole.read(name))
+        info = zipfile.ZipInfo("x")
+        info.filename = other
+        changed.writestr(info, pickle.dumps({}, protocol=2))
+    with pytest.raises(zipfile.BadZipFile):
+        load_file(tmp_path / "changed.pt", "cpu")
+
+
+def test_a_description_that_needs_much_more_memory_than_its_size_is_refused(tmp_path):
+    with_description(tmp_path / "file.pt", b"\x80\x02" + b"}" * (MAX_PICKLE - 10) + b".")
+    taken, _ = peak_memory(load_file, tmp_path / "file.pt", "cpu")
+    assert taken < 700  # MB
+    with_description(tmp_path / "file.pt", b"\x80\x02" + b"}" * MAX_PICKLE + b".")
+    with pytest.raises(zipfile.BadZipFile, match="it has not one part data"):
+        load_file(tmp_path / "file.pt", "cpu")
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])

@@ -195,3 +195,10 @@ def test_files_do_not_depend_on_the_order_of_the_metadata_keys(tmp_path: Path) -
     for name, meta in (("a", META), ("b", dict(reversed(META.items())))):
         parquet.write(tmp_path / name, "sv", columns(), meta)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("columns", [{"x": pa.nulls(5)}, {"epoch": [1], "lr": [0.1]}])
+def test_a_history_of_other_columns_is_refused_before_it_is_made_python_objects(columns, tmp_path):
+    pq.write_table(pa.table(columns), tmp_path / "history.parquet")
+    with pytest.raises(ValueError, match=r"history\.parquet has other columns than a history"):
+        parquet.read_history(tmp_path / "history.parquet")

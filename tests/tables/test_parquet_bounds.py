@@ -61,7 +61,7 @@ def claims_a_long_column(folder: Path) -> Path:
 
 
 def long_text(folder: Path, **options: Any) -> Path:
-    return write(folder / "claims.parquet", pa.table({"id": ["a", "b" * (2**26 + 1)]}), **options)
+    return write(folder / "claims.parquet", pa.table({"id": ["a", "b" * (parquet_bounds.MAX_SMALL + 1)]}), **options)
 
 
 def repeated_text(folder: Path, *, stored: bool = False) -> Path:
@@ -108,13 +108,16 @@ def many_pages(folder: Path) -> Path:
 
 BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "rows": (claims_rows, f"its column sigma claims {2**40} values, but has {ROWS}"),
-    "rows of no column": (claims_rows_of_no_column, "takes more than the 67108864 bytes of memory that such a"),
+    "rows of no column": (claims_rows_of_no_column, "takes more than the 16777216 bytes of memory that such a"),
     "a long column": (claims_a_long_column, "its column sigma ends beyond the end of the file"),
-    "long text": (long_text, "takes more than the 67108864 bytes of memory that such a table may take"),
-    "long text not in a dictionary": (lambda folder: long_text(folder, use_dictionary=False), "takes more than the 67"),
-    "repeated text": (repeated_text, "the text in it takes more than the 33554432 bytes"),
+    "long text": (long_text, "takes more than the 16777216 bytes of memory that such a table may take"),
+    "long text not in a dictionary": (
+        lambda folder: long_text(folder, use_dictionary=False),
+        "takes more than the 16777216",
+    ),
+    "repeated text": (repeated_text, "the text in it takes more than the 8388608 bytes"),
     "repeated text of a category": (lambda folder: repeated_text(folder, stored=True), "its column id has values of a"),
-    "long list": (long_list, "takes more than the 67108864 bytes of memory that such a table may take"),
+    "long list": (long_list, "takes more than the 16777216 bytes of memory that such a table may take"),
     "rows of a large table": (many_rows, "takes more than the 536870912 bytes of memory that such a table may take"),
     "wide values": (wide_values, "its column a has values of a kind that no table has"),
     "deep lists": (deep_lists, r"its column a\.list\S+ has values of a kind that no table has"),

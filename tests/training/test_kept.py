@@ -280,6 +280,25 @@ def test_the_message_about_an_unreadable_history_has_no_control_characters(tmp_p
     assert "its history cannot be read (a column named \\x1b[2J), so it is kept in" in caplog.text
 
 
+def test_no_network_is_kept_through_a_link(tmp_path):
+    folder = plant(tmp_path / "run", settings_hash="a", data_sha256="b")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "kept").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"kept/[0-9a-f]{16} cannot be written \(Not a directory\)"):
+        kept.keep(folder)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_checkpoint_that_is_a_link_is_kept_as_the_file_that_it_leads_to(tmp_path):
+    folder = plant(tmp_path / "run", settings_hash="a", data_sha256="b")
+    (folder / "checkpoint.pt").rename(tmp_path / "large.pt")
+    (folder / "checkpoint.pt").symlink_to("../large.pt")
+    kept.keep(folder)
+    (found,) = (folder / "kept").iterdir()
+    assert not (found / "checkpoint.pt").is_symlink()
+    assert (found / "checkpoint.pt").read_text() == (tmp_path / "large.pt").read_text()
+
+
 def test_nothing_is_deleted_through_links(tmp_path):
     outside = plant(tmp_path / "outside/a/kept/one")
     plant(tmp_path / "results/b/kept/two")

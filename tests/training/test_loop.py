@@ -1,6 +1,7 @@
 """Training: it learns, it resumes bit-identically wherever it was killed, and it refuses states that do not fit."""
 
 import copy
+import re
 import signal
 import threading
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import nn
 from robreg.attacks.pgd import draw_noise, pgd
 from robreg.data import dataset
 from robreg.networks import checkpoint
+from robreg.networks.user_defined import ArchitectureError
 from robreg.runs.settings import hash_settings
 from robreg.runs.source_code import callable_code
 from robreg.spectra import layers, singular_values, zero_padding
@@ -400,6 +402,75 @@ def normed(variant="ar8"):
 def factory(name):
     target = f"{__name__}:{name}"
     return {"callable": target, "arguments": {}, "code": callable_code(target)}
+
+
+class Masked(Normed):
+    """A network with a buffer that a checkpoint could not hold."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.register_buffer("mask", self.make())
+
+    @staticmethod
+    def make():
+        return torch.full((3,), -torch.inf)
+
+
+class Expanded(Masked):
+    @staticmethod
+    def make():
+        return torch.zeros(1).expand(10)
+
+
+class Counting(Normed):
+    """A network with more in its state than tensors."""
+
+    def get_extra_state(self):
+        return {"count": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Growing(Normed):
+    """A network whose additional state is a tensor that grows with every step."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.seen = []
+
+    def forward(self, x):
+        self.seen += [1.0] * self.training
+        return super().forward(x)
+
+    def get_extra_state(self):
+        return torch.tensor(self.seen)
+
+    def set_extra_state(self, state):
+        self.seen = state.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Masked", "network.mask in state_dict() holds values that are not finite"),
+        ("Expanded", "network.mask in state_dict() repeats the values of a smaller tensor"),
+        ("Counting", "network._extra_state in state_dict() is a dict, and only tensors are saved"),
+    ],
+)
+def test_a_network_that_no_checkpoint_can_hold_is_refused_before_training(name, reason, prepared, tmp_path):
+    settings = make_settings() | {"arch": name.lower(), "factory": factory(name)}
+    with pytest.raises(ArchitectureError, match=re.escape(f"{name.lower()}: {reason}")):
+        run(settings, prepared, tmp_path)
+    assert not (tmp_path / "resume.pt").exists()
+
+
+def test_a_network_whose_additional_state_grows_can_be_resumed(source, prepared, tmp_path):
+    settings = make_settings() | {"arch": "growing", "factory": factory("Growing")}
+    kill_at("batch", 6, settings, source, tmp_path)
+    run(settings, prepared, tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]["network._extra_state"]
+    assert len(state) == 12  # three epochs of four batches
 
 
 class Reflecting(Normed):

@@ -22,6 +22,7 @@ from robreg.checks.invariants import (
     with_files,
 )
 from robreg.checks.seals import CHECKED, CHECKPOINT, seal
+from robreg.data.errors import printable
 from robreg.networks.tensor_file import load_file
 from robreg.tables import parquet, schemas
 from robreg.tables.provenance import history_hash
@@ -95,10 +96,14 @@ def _check_checkpoint(path: Path, own: dict[str, dict[str, Any]]) -> Iterator[Ro
     """Check the history against the run's checkpoint, if it is there, and add its metadata to own, by file name."""
     if not path.exists():  # results may be passed on without their networks
         return
-    meta = load_file(path, "cpu")["meta"]
+    try:
+        meta = dict(load_file(path, "cpu")["meta"])
+    except Exception as error:  # damaged files can raise any kind of error
+        why = printable(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+        raise ValueError(f"{path} is damaged, or not a checkpoint: delete it and train again ({why})") from error
     own[path.name] = meta
     if "history_sha256" in meta:  # missing in older checkpoints
-        rows = parquet.read(path.with_name("history.parquet")).to_pylist()
+        rows = parquet.read_history(path.with_name("history.parquet"))
         what = "histories other than that of the checkpoint's training"
         row = count_violations("history_checkpoint", what, history_hash(rows) != meta["history_sha256"])
         yield from with_files([row], "history.parquet", path.name)

@@ -49,8 +49,9 @@ def _changed(path: Path, sealed: object) -> bool:
 
 
 def _digest(path: Path) -> str:
-    with open_regular(path) as file:
+    # No report shows what is in a checkpoint, so that it may be a link, for example to a larger disk.
+    with open_regular(path, follow=path.name == CHECKPOINT) as file:
         if path.name != "history.parquet":
             return hashlib.file_digest(file, "sha256").hexdigest()
-    content = [history_hash(parquet.read(path).to_pylist()), parquet.read_metadata(path)]
+    content = [history_hash(parquet.read_history(path)), parquet.read_metadata(path)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

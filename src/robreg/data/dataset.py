@@ -102,7 +102,7 @@ def _load_meta(folder: Path) -> dict[str, Any]:
     """Read meta.json. Raises DataError if it is missing or damaged, or if an entry is missing or impossible."""
     path = folder / META_FILE
     try:
-        with open_regular(path.resolve()) as file:  # a pipe would never end
+        with open_regular(path, follow=True) as file:  # a pipe would never end
             meta = json.loads(file.read())
         wrong = [name for name, kind in _META_TYPES.items() if not _is_possible(meta[name], kind)]
         wrong += ["crop"] if meta["crop"] is not None and not _is_possible(meta["crop"], int) else []
@@ -155,7 +155,7 @@ def _fingerprint(folder: Path) -> str:
 def _load_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
     """Map one array as a tensor, without copying. Raises DataError unless it has the given shape and dtype."""
     try:
-        with open_regular(path.resolve()) as file:
+        with open_regular(path, follow=True) as file:
             np.lib.format.read_magic(file)
             found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
             start = file.tell()

@@ -7,6 +7,7 @@ written it.
 import errno
 import pickletools
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +19,16 @@ from torch import Tensor
 from robreg.data.errors import printable
 from robreg.tables.files import atomic_write, open_regular
 
-MAX_PICKLE = 2**24  # bytes of the description of all tensors and values; that of ResNet-1202 has 0.6 MB
+MAX_PICKLE = 2**22  # bytes of the description of all tensors and values, which take up to 100 times that in memory;
+# that of ResNet-1202 has 0.6 MB, and a history of 200 epochs with the bounds of all its layers 2 MB
 MAX_VALUES = 2**22  # values and characters, of which a few bytes can stand for any number
 _BEGINNING = b"PK\x03\x04"  # torch would read a file that begins otherwise in another format, without our checks
 # What tensors and state_dict() are made of; in addition, the kinds of values that a tensor may have.
 _ADMITTED = {"collections OrderedDict", "torch._utils _rebuild_parameter", "torch._utils _rebuild_tensor_v2"}
+_END = struct.Struct("<4s4H2IH")  # the end record of a zip archive
+_LOCATOR = struct.Struct("<4sIQI")  # of the long end record, which is before it
+_UNKNOWN = 2**32 - 1  # in place of a number that does not fit
+_ENDS = 56 + _LOCATOR.size + _END.size
 _KIND = re.compile(r"torch [A-Z][A-Za-z0-9]*Storage")
 
 
@@ -31,6 +37,10 @@ def save_file(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises OSError, naming the file, if it cannot be written, and ValueError if load_file would refuse what it holds.
     """
+    try:
+        _check_values(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: its state cannot be saved, because {error}") from error
     with atomic_write(path) as file:
         try:
             torch.save(dict(content), file)
@@ -41,7 +51,7 @@ def save_file(path: Path, content: Mapping[str, Any]) -> None:
             try:
                 _check_pickle(members)
             except zipfile.BadZipFile as error:
-                why = f"its state cannot be saved ({error}); keep tensors and plain values in state_dict() only"
+                why = f"its state cannot be saved ({error}); keep tensors only in state_dict()"
                 raise ValueError(f"{path}: {why}") from error
 
 
@@ -51,7 +61,7 @@ def load_file(path: Path, device: torch.device | str) -> dict[str, Any]:
     A link to such a file is followed. The file is a zip archive, whose checksums torch.load does not verify, and whose
     parts are not compressed, so that they are no larger than the file. Damaged files raise many kinds of errors.
     """
-    with open_regular(path.resolve()) as file:
+    with open_regular(path, follow=True) as file:
         _check_archive(file)
         file.seek(0)
         content = torch.load(file, map_location=device, weights_only=True)
@@ -70,9 +80,36 @@ def _check_archive(file: BinaryIO) -> None:
             raise zipfile.BadZipFile("it holds compressed data, which no checkpoint does")
         if sum(one.file_size for one in members) > size:
             raise zipfile.BadZipFile("its parts are larger than the file")
+        _check_directory(file, archive, size)
         if (bad := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"{bad} does not match the CRC-32 that was stored when it was written")
         _check_pickle(archive)
+
+
+def _check_directory(file: BinaryIO, archive: zipfile.ZipFile, size: int) -> None:
+    """Raise zipfile.BadZipFile if torch could find another list of parts in an archive than zipfile has found.
+
+    zipfile takes the list before the end of the file, and torch the one at the place that is stated there. Both are the
+    same if nothing comes after the end record and if the stated place is that of zipfile's list. torch ignores case in
+    names, and zipfile what follows a null byte.
+    """
+    file.seek(max(0, size - _ENDS))
+    tail = file.read(_ENDS)
+    signature, *_, length, start, comment = _END.unpack(tail[-_END.size :])
+    places, lists_end = [(start, length)], size - _END.size
+    right = signature == b"PK\x05\x06" and comment == 0
+    if tail[-_END.size - _LOCATOR.size :].startswith(b"PK\x06\x07"):  # a long end record, which the short one repeats
+        lists_end = size - _ENDS
+        _, _, place, _ = _LOCATOR.unpack(tail[-_END.size - _LOCATOR.size : -_END.size])
+        right = right and place == lists_end and tail.startswith(b"PK\x06\x06")
+        long_length, long_start = struct.unpack_from("<QQ", tail, 40)
+        places.append((long_start, long_length))
+        if _UNKNOWN in (start, length):  # it is too large for the short one
+            places = places[1:]
+    right = right and all(place == (archive.start_dir, lists_end - archive.start_dir) for place in places)
+    names = [one.orig_filename.lower() for one in archive.infolist()]
+    if not right or len(set(names)) < len(names) or any("\0" in name for name in names):
+        raise zipfile.BadZipFile("its list of parts is ambiguous")
 
 
 def _check_pickle(archive: zipfile.ZipFile) -> None:
@@ -80,7 +117,7 @@ def _check_pickle(archive: zipfile.ZipFile) -> None:
 
     torch.load admits more than that: bytearray(n), for one, takes n bytes of memory.
     """
-    described = [one for one in archive.infolist() if one.filename.rpartition("/")[2] == "data.pkl"]
+    described = [one for one in archive.infolist() if one.filename.lower().rpartition("/")[2] == "data.pkl"]
     if len(described) != 1 or described[0].file_size > MAX_PICKLE:
         raise zipfile.BadZipFile(f"it has not one part data.pkl of at most {MAX_PICKLE} bytes")
     for operation, name, _ in pickletools.genops(archive.read(described[0])):

@@ -1,5 +1,6 @@
 """Collect what the runs of a study cost and how they were made, from histories, settings and Snakemake's benchmarks."""
 
+import io
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pandas as pd
 from robreg.runs.catalogue import Run
 from robreg.runs.settings import describe_differences, flatten, training_settings
 from robreg.tables import parquet
+from robreg.tables.files import open_regular
 from robreg.tables.provenance import code_hash
 
 BENCHMARKS = Path("benchmarks")  # written by Snakemake, one file per job; missing for runs that were made elsewhere
@@ -28,6 +30,7 @@ PACKAGES = (
     "jinja2",
     "foolbox",
 )
+_LARGEST = 2**16  # bytes of a benchmark, which has a line for each attempt, that are read
 _IN_NAME = ("dataset", "variant")  # settings that the name of a run already states
 
 
@@ -175,7 +178,13 @@ def _benchmarks(name: str) -> dict[str, list[dict[str, float]]]:
     """
     jobs: dict[str, list[dict[str, float]]] = {}
     for path in sorted(BENCHMARKS.glob(f"*/{name}")):
-        row = pd.read_csv(path, sep="\t", na_values="-").reindex(columns=["s", "cpu_time", "max_rss"]).astype("float64")
+        with open_regular(path) as file:
+            content = io.BytesIO(file.read(_LARGEST))
+        row = (
+            pd.read_csv(content, sep="\t", na_values="-")
+            .reindex(columns=["s", "cpu_time", "max_rss"])
+            .astype("float64")
+        )
         values = row.max().fillna(0.0)
         jobs.setdefault(path.relative_to(BENCHMARKS).parts[0], []).append(
             {str(key): float(value) for key, value in values.items()}

@@ -32,15 +32,16 @@ def cannot_write(path: Path, error: OSError) -> OSError:
     return OSError(error.errno, f"{path} cannot be written ({why}); {fix}")
 
 
-def open_regular(path: Path) -> BufferedReader:
+def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     """Open a file of a received folder for reading, if it is a regular file; folders above it may be links.
 
     A link is refused, because it may name any file of the reader, whose content would then be passed on in a report.
+    follow: whether the file may be a link all the same, because its content is not passed on.
     Raises ValueError, naming the file, for a link, pipe, socket, device or folder, and OSError if it cannot be opened.
     """
     try:
         # O_NONBLOCK: opening a pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link, or a socket
             raise _not_regular(path) from error

@@ -56,6 +56,14 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return read_bounded(file, path, columns)
 
 
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Read a history as one row per epoch. Raises as read does, and ValueError for other columns than a history's."""
+    table = read(path)
+    if not table.schema.equals(SCHEMAS["history"]):
+        raise ValueError(f"{path} has other columns than a history; delete it and make it again")
+    return table.to_pylist()
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata that write stored in the table's schema, or {} if there are none. Raises as read does."""
     with open_regular(path) as file, _explain_read_errors(path):

@@ -5,6 +5,7 @@ back, the network is taken from there instead of being trained again. A network 
 """
 
 import argparse
+import errno
 import filecmp
 import hashlib
 import itertools
@@ -60,12 +61,13 @@ def keep(run: Path) -> None:
     if _holds(folder, run):
         return
     try:
+        refuse_link(folder.parent)
         folder.parent.mkdir(exist_ok=True)
         temporary = temporary_path(folder)
         temporary.mkdir()
         remove_leftovers(folder, temporary)
         for name in FILES:
-            _link(run / name, temporary / name)
+            _link((run / name).resolve(), temporary / name)  # a checkpoint may be a link to a larger disk
         set_aside(folder)
         temporary.rename(folder)
     except OSError as error:
@@ -101,6 +103,12 @@ def set_aside(folder: Path) -> None:
     if folder.exists():
         names = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
         folder.rename(next(name for name in names if not name.exists()))
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise OSError for a link in place of a run's folder kept: files would be made, or deleted, wherever it leads."""
+    if folder.is_symlink():
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
 
 
 def _holds(folder: Path, run: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import robreg
 from robreg.data.dataset import Dataset
@@ -24,7 +25,7 @@ from robreg.runs.settings import DEFAULTS, hash_settings
 from robreg.runs.source_code import describe_changes
 from robreg.spectra.layers import list_layers
 from robreg.spectra.projection import enclosing_grid
-from robreg.tables.parquet import read, read_metadata, write
+from robreg.tables.parquet import read_history, read_metadata, write
 from robreg.tables.provenance import code_hash, history_hash
 from robreg.training.compile_cache import private_cache
 from robreg.training.epoch import make_step, train_epoch
@@ -116,7 +117,7 @@ def _check_kept(kept: Path, settings: Mapping[str, Any], data_sha256: str) -> No
     history = read_metadata(kept / "history.parquet")
     wanted = {"settings_hash": hash_settings(settings), "data_sha256": data_sha256}
     wanted["code_hash"] = code_hash(settings["factory"])
-    wanted["history_sha256"] = history_hash(read(kept / "history.parquet").to_pylist())
+    wanted["history_sha256"] = history_hash(read_history(kept / "history.parquet"))
     for key, value in wanted.items():
         if meta.get(key) != value or history.get(key) != value:
             raise ValueError(f"its {key} is not the one that is wanted")
@@ -154,7 +155,8 @@ def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.dev
     """Build the network and its optimiser, before the first epoch."""
     model = _build(settings, data).to(device)
     layers = list_layers(model, data.shape)  # raises for a network that cannot be measured, before hours of training
-    make_probe(_build(settings, data), data.split("test")[0])  # raises for one that gives no logits on a CPU
+    _check_state(model, settings["arch"])
+    _rebuild(model, settings, data)  # raises for a network that gives no logits on a CPU, or cannot be saved
     if settings["clip_rounds"] == "exact":
         for layer in layers:
             enclosing_grid(layer)  # raises for a layer that cannot be bounded
@@ -162,6 +164,23 @@ def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.dev
     options = {key: spec[key] for key in ("lr", "momentum", "weight_decay")}
     sgd = torch.optim.SGD(model.parameters(), **options, fused=device.type == "cuda" or None)
     return TrainingState(model, sgd, layers, [], code_hash(settings["factory"]))
+
+
+def _check_state(model: Classifier, arch: str) -> None:
+    """Raise ArchitectureError if a checkpoint could not hold what is in a network's state_dict()."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            problem, fix = f"is a {type(value).__name__}, and only tensors are saved", "make it a tensor"
+        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            problem, fix = "repeats the values of a smaller tensor (expand)", "register a copy of it (clone)"
+        elif not bool(value.isfinite().all()):
+            problem, fix = (
+                "holds values that are not finite",
+                "register it with persistent=False",
+            )
+        else:
+            continue
+        raise ArchitectureError(f"{arch}: {name} in state_dict() {problem}; {fix}")
 
 
 def _rebuild(model: Classifier, settings: Mapping[str, Any], data: Dataset) -> Classifier:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robreg.data.errors import printable
 from robreg.networks.checkpoint import load_weights
@@ -150,7 +151,7 @@ def _check_content(content: Mapping[str, Any], state: TrainingState, spec: Mappi
     if content["model"].keys() != own.keys():
         raise ValueError("its weights have other names than those of the network")
     for name, value in content["model"].items():
-        if value.shape != own[name].shape:
+        if not isinstance(value, Tensor) or (value.shape != own[name].shape and not name.endswith("_extra_state")):
             raise ValueError(f"{name} has another shape than in the network")
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} holds values that are not finite")

@@ -5,11 +5,13 @@ Only robreg.workflow.driver imports this module.
 
 import ast
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snakemake.exceptions import WorkflowError
 from snakemake.jobs import Job
 from snakemake.persistence import ParamsChange
 
@@ -52,10 +54,15 @@ def mark_forced(workflow: "Workflow") -> None:
         if (folder := _kept_folder(job)) is None:
             continue
         mark = kept.wants_training(folder)
-        mark.unlink(missing_ok=True)
-        if workflow.dag.reason(job).forced:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch(exist_ok=False)  # a link that stands there would be followed
+        try:
+            kept.refuse_link(mark.parent)
+            mark.unlink(missing_ok=True)
+            if workflow.dag.reason(job).forced:
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.touch(exist_ok=False)  # a link that stands there would be followed
+        except OSError as error:  # whoever sent the results can have put anything there
+            why = os.strerror(error.errno) if error.errno else error
+            raise WorkflowError(f"{mark.parent} is not a folder of kept networks ({why}); remove it") from error
 
 
 def describe_trainings(workflow: "Workflow") -> list[str]:
