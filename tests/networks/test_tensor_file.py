@@ -174,7 +174,7 @@ def test_a_long_end_record_must_be_where_its_locator_says(tmp_path):
     assert load_file(tmp_path / "file.pt", "cpu")["meta"] == CONTENT["meta"]
 
 
-@pytest.mark.parametrize("other", ["archive/DATA.pkl", "archive/data.pkl\0x", "ARCHIVE/data.pkl"])
+@pytest.mark.parametrize("other", ["archive/DATA.pkl", "archive/data.pkl\0x", "ARCHIVE/data.pkl", "archive/VERSION"])
 def test_names_that_only_one_of_the_readers_takes_for_the_same_are_refused(other, tmp_path):
     save_file(tmp_path / "file.pt", CONTENT)
     with zipfile.ZipFile(tmp_path / "file.pt") as whole, zipfile.ZipFile(tmp_path / "changed.pt", "w") as changed:
