@@ -114,7 +114,7 @@ def net() -> Callable[..., classifier.Classifier]:
         dtype: torch.dtype = torch.float32,
     ) -> classifier.Classifier:
         mean, std = [0.3, 0.4, 0.5][: shape[0]], [0.2, 0.25, 0.3][: shape[0]]
-        model = build.build_network("resnet8", width=width, shape=shape, classes=classes, mean=mean, std=std)
+        model = build.build_network("resnet8nobias", width=width, shape=shape, classes=classes, mean=mean, std=std)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -22,6 +22,7 @@ from robreg.attacks.pgd import draw_noise, fgsm, pgd, pixel_radius, uniform_nois
 from robreg.data.dataset import to_float
 from robreg.measures import evaluation_attack, strong_attack
 from robreg.tables import parquet, schemas
+from robreg.tables.results import evaluation_row
 
 EPS, STEP = 8 / 255, 2 / 255
 
@@ -496,10 +497,14 @@ def test_evaluation_does_not_change_the_models_mode(victim) -> None:
         model.eval()
 
 
-def test_a_radius_is_divided_by_255_and_scaled_by_the_std_in_normalised_space() -> None:
+def test_a_radius_is_divided_by_255_and_scaled_as_its_space_says() -> None:
     std = torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
     assert pixel_radius(8, "pixel", std) == 8 / 255
+    assert pixel_radius(16, "symmetric", std) == 8 / 255  # x in [-1, 1] is twice as wide
     torch.testing.assert_close(pixel_radius(8, "normalised", std), torch.tensor([1.6, 2.0, 2.4]).view(3, 1, 1) / 255)
+
+
+NONE = {"eps": [], "relative_step": 0.25, "steps": 3, "n": None, "seed": 0}
 
 
 @pytest.fixture
@@ -520,7 +525,7 @@ def files(run, strong: Path) -> dict[str, Path]:
 def test_record_writes_a_row_for_the_evaluation_followed_by_those_of_apgd(run, identity, strong, tmp_path) -> None:
     setting = spec(eps=16.0, step=4.0, restarts=2)
     out = tmp_path / "attacks.parquet"
-    evaluation_attack.record(**files(run, strong), attacks=out, attack=setting, batch=16, device="cpu")
+    evaluation_attack.record(**files(run, strong), attacks=out, attack=setting, radii=NONE, batch=16, device="cpu")
     found = parquet.read(out)
     assert found.column_names == schemas.SCHEMAS["attacks"].names
     row, *others = found.to_pylist()
@@ -530,6 +535,35 @@ def test_record_writes_a_row_for_the_evaluation_followed_by_those_of_apgd(run, i
     assert others == parquet.read(strong).to_pylist()
     assert [other["loss"] for other in others] == ["cross_entropy", "dlr", "worst"]
     assert parquet.read_metadata(out).items() >= identity.items()
+
+
+@pytest.mark.parametrize("n", [None, 13, 100])
+def test_every_network_is_attacked_at_radii_in_pixels_whatever_its_space(n, run, strong, tmp_path) -> None:
+    setting = spec(eps=16.0, step=4.0, restarts=2, space="normalised", start="clean")
+    out = tmp_path / "attacks.parquet"
+    radii = NONE | {"eps": [2.0, 8.0], "n": n}
+    options = {"attack": setting, "radii": radii, "batch": 16, "device": "cpu"}
+    evaluation_attack.record(**files(run, strong), attacks=out, **options)
+    first, *others = parquet.read(out).to_pylist()
+    assert first["space"] == "normalised"
+    used = min(n or 40, 40)
+    for row, eps in zip(others[:2], (2.0, 8.0), strict=True):
+        own = setting | {"eps": eps, "step": eps / 4, "steps": 3, "space": "pixel", "start": "random", "restarts": 1}
+        images, labels = run.data.test_images[:used], run.data.test_labels[:used]
+        counts = evaluate(run.model, images, labels, own, batch=40)
+        assert row == {**own, "split": "test", **counts}
+        assert row["n"] == used
+    assert [row["attack"] for row in others[2:]] == ["apgd"] * 3
+    assert evaluation_row(parquet.read(out).to_pandas()) == first
+
+
+@pytest.mark.parametrize(("n", "rows"), [(None, 1), (13, 2)])
+def test_a_radius_in_pixels_that_repeats_the_evaluation_attack_is_left_out(n, rows, run, strong, tmp_path) -> None:
+    setting = spec(eps=8.0, step=2.0, steps=3, restarts=1, space="pixel", start="random", seed=0)
+    out = tmp_path / "attacks.parquet"
+    options = {"attack": setting, "radii": NONE | {"eps": [8.0], "n": n}, "batch": 16, "device": "cpu"}
+    evaluation_attack.record(**files(run, strong), attacks=out, **options)
+    assert parquet.read(out)["attack"].to_pylist().count("pgd") == rows
 
 
 def test_the_clean_predictions_are_read_from_the_margins_and_decide_which_examples_are_attacked(
@@ -544,7 +578,7 @@ def test_the_clean_predictions_are_read_from_the_margins_and_decide_which_exampl
     passes = []
     monkeypatch.setattr(evaluation, "_is_correct", lambda model, x, y: passes.append(len(x)) or torch.ones_like(y) > 0)
     out = tmp_path / "attacks.parquet"
-    options = {"attack": spec(restarts=2), "batch": 16, "device": "cpu"}
+    options = {"attack": spec(restarts=2), "radii": NONE, "batch": 16, "device": "cpu"}
     evaluation_attack.record(**files(run, strong), attacks=out, **options)
     assert parquet.read(out)["n_correct"][0].as_py() == 7
     assert sum(passes) == 2 * 7  # once after each restart, and not before
@@ -558,6 +592,7 @@ def test_record_refuses_data_other_than_those_trained_on(run, strong, tmp_path) 
             **files(run, strong) | {"checkpoint": tmp_path / "checkpoint.pt"},
             attacks=tmp_path / "a.parquet",
             attack=spec(),
+            radii=NONE,
             batch=16,
             device="cpu",
         )
@@ -571,5 +606,5 @@ def test_a_radius_of_a_wrong_shape_is_refused(net: nn.Module) -> None:
 
 
 def test_an_unknown_space_is_refused() -> None:
-    with pytest.raises(ValueError, match="space must be pixel or normalised, not 'pixels'"):
+    with pytest.raises(ValueError, match="space must be one of pixel, symmetric, normalised, not 'pixels'"):
         pixel_radius(8, "pixels", torch.ones(3, 1, 1))

@@ -44,7 +44,9 @@ def folder(run, tmp_path_factory):
     one["margins"] = out / "margins.parquet"
     strong_attack.record(**one, apgd=out / "apgd.parquet", attack=strong)
     both = one | {"apgd": out / "apgd.parquet"}
-    evaluation_attack.record(**both, attacks=out / "attacks.parquet", attack=weak | {"steps": 5, "restarts": 1})
+    pixels = {"eps": [1.0, 4.0], "relative_step": 0.25, "steps": 2, "n": 20, "seed": 0}
+    weak |= {"steps": 5, "restarts": 1}
+    evaluation_attack.record(**both, attacks=out / "attacks.parquet", attack=weak, radii=pixels)
     radii = spec | {"eps": [4.0, 8.0], "relative_step": 0.25, "steps": 3}
     loss_variation.record(**one, lossvar=out / "lossvar.parquet", attack=radii)
     files = {kind: out / f"{kind}.parquet" for kind in ("sv", "svstd", "live", "padding")}
@@ -110,8 +112,9 @@ def apgd_rows(loss):
 FALSIFIERS = {
     **{
         f"{kind}_rows": drop_row(kind)
-        for kind in ("history", "margins", "attacks", "lossvar", "svstd", "live", "padding", "metrics")
+        for kind in ("history", "margins", "lossvar", "svstd", "live", "padding", "metrics")
     },
+    "attacks_rows": drop_row("attacks", -1),
     "sv_rows": change_value("sv", "name", lambda value: value + "x"),
     "masking_rows": duplicate_row("masking"),
     **{
@@ -162,6 +165,9 @@ FALSIFIERS = {
     "attack_worst": change_value("attacks", "n_robust", lambda value: value + 30, where_equal("loss", "worst")),
     "variation_negative": change_value("lossvar", "variation", lambda _: -1e-3),
     "variation_clean": change_value("lossvar", "loss_clean", lambda value: value * 1.001),
+    "variation_prob_clean": change_value("lossvar", "prob_clean", lambda value: value / 2 + 1e-3),
+    "variation_prob_adv": change_value("lossvar", "prob_adv", lambda value: value + 1e-3),
+    "variation_probability": change_value("lossvar", "prob_variation", lambda value: value + 1e-3),
     "variation_difference": change_value("lossvar", "loss_adv", lambda value: value + 1e-2),
     "spectrum_size": change_value("sv", "multiplicity", add_one),
     f"spectrum_{LAYER}": change_value("svstd", "std", lambda value: value + 1e-7, where_equal("layer", LAYER)),

@@ -122,7 +122,7 @@ def test_a_value_may_differ_only_by_so_much(kind, column, value, equal):
 def varied(*changed):
     """Compare the loss variation of 2000 examples at two radii; changed: indices of rows, and the factor of each."""
     rows = pd.DataFrame({"eps": [1.0] * 2000 + [2.0] * 2000, "index": [*range(2000)] * 2})
-    rows = rows.assign(loss_clean=0.1, loss_adv=0.5, variation=0.4)
+    rows = rows.assign(loss_clean=0.1, loss_adv=0.5, variation=0.4, prob_clean=0.9, prob_adv=0.6, prob_variation=0.3)
     other = rows.copy()
     for index, factor in changed:
         other.loc[index, ["loss_adv", "variation"]] *= factor

@@ -397,9 +397,9 @@ def test_quantities_agree_with_the_tables(paper):
     assert quantities.large_losses(network).value == pytest.approx((test["prob"] < 0.01).mean())
     wrong = quantities.confident_errors(network).value + quantities.indecisive_errors(network).value
     assert 100 * wrong == pytest.approx(error["test"])
-    variation = parquet.read(network.folder / "lossvar.parquet").to_pandas().query("eps == 2.0")["variation"]
+    variation = parquet.read(network.folder / "lossvar.parquet").to_pandas().query("eps == 2.0")["prob_variation"]
     assert quantities.variation_mean(network).value == pytest.approx(variation.astype("float64").mean())
-    small = parquet.read(network.folder / "lossvar.parquet").to_pandas().query("eps == 1.0")["variation"]
+    small = parquet.read(network.folder / "lossvar.parquet").to_pandas().query("eps == 1.0")["prob_variation"]
     ratio = abs(np.log10(small.std(ddof=0) / small.mean()))
     assert quantities.variation_std_like_mean(network, "smallest").value == pytest.approx(0.5 - ratio, rel=1e-6)
     assert quantities.adversarial_accuracy(network).value == pytest.approx(48.0)

@@ -139,11 +139,31 @@ def test_histograms_are_in_percent_and_the_inset_shows_a_part_of_them(runs: list
 
 def test_loss_variation_bars_are_std_over_examples_and_over_seeds(runs: list[dict[str, Any]]) -> None:
     (ax,) = compose("fig8", runs, COMPARE).axes
-    frame = gather(runs, "lossvar", ["eps", "variation"]).query("eps == 4")
-    each = frame.groupby(["ar", "seed"])["variation"]
+    frame = gather(runs, "lossvar", ["eps", "prob_variation"]).query("eps == 4")
+    each = frame.groupby(["ar", "seed"])["prob_variation"]
     np.testing.assert_allclose(series(ax)[0].get_ydata().astype(float), each.mean().groupby("ar").mean(), rtol=1e-6)
     np.testing.assert_allclose(bars(ax)[0], each.std(ddof=0).groupby("ar").mean(), rtol=1e-6)
     np.testing.assert_allclose(bars(ax)[1], each.mean().groupby("ar").std(ddof=1), rtol=1e-6)
+
+
+def test_our_curves_are_drawn_at_their_stated_strengths_beside_the_paper_s_points(tmp_path: Path) -> None:
+    c10 = {"dataset": "c10", "paper": "c10", "arch": "resnet56", "default_arch": "resnet56", "space": "normalised"}
+    runs = make_runs(tmp_path, [4, 16], [0, 1], **c10) + make_runs(tmp_path, [0], [0], **c10 | {"arch": "fixup56"})
+    runs += make_runs(tmp_path, [16], [0], **c10 | {"train_attack": "fgsm"})
+    figure = compose("conventions", pick("conventions", runs), COMPARE)
+    panels_ = {ax.get_ylabel(): ax for ax in figure.axes}
+    assert list(panels_) == ["training accuracy (%)", "test accuracy (%)", "training loss (nats)", "test loss (nats)"]
+    ax = panels_["test accuracy (%)"]
+    (curve,) = series(ax)
+    np.testing.assert_allclose(curve.get_xdata(), [4, 16])  # as stated, not in pixels
+    np.testing.assert_allclose(curve.get_ydata(), [90 - 0.4 + 0.5, 90 - 1.6 + 0.5])
+    points = {line.get_marker(): line.get_xydata().tolist() for line in ax.lines if line.get_marker() in ("x", "+")}
+    assert points == {
+        "x": [[4, 88.86], [8, 87.51], [16, 84.89]],
+        "+": [[4, 89.32], [8, 86.67], [16, 82.83]],
+    }
+    assert {"c10, resnet56, normalised space", "c10, fixup56, normalised space"} <= names(figure)
+    assert pick("conventions", make_runs(tmp_path)) == []  # of no data set of the paper
 
 
 def test_adversarial_accuracy_is_drawn_with_both_definitions(runs: list[dict[str, Any]]) -> None:
@@ -179,7 +199,11 @@ def test_strengths_are_drawn_at_their_radius_in_pixels_in_both_spaces(tmp_path: 
         assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2\n(AR 8)", "8\n(AR 32)"]
     labels = [ax.get_ylabel() for ax in figure.axes]
     assert ("pixel space" in labels[0], "normalised space" in labels[2]) == (True, True)
-    for name, label in (("fig1", "accuracy (%)"), ("fig3", "loss (nats)"), ("fig8", "loss variation (nats)")):
+    for name, label in (
+        ("fig1", "accuracy (%)"),
+        ("fig3", "loss (nats)"),
+        ("fig8", "loss variation\n(label's probability)"),
+    ):
         figure = compose(name, make_runs(tmp_path) + normalised, COMPARE)
         *_, ax = titled(figure, "digits, resnet8, normalised space")
         np.testing.assert_allclose(ax.get_xticks(), [2, 8])

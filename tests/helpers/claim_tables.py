@@ -33,8 +33,10 @@ def make_tables(folder: Path, ar: int, seed: int, *, softness: float, skewed: bo
     parquet.write(folder / "metrics.parquet", "metrics", {key: [value] for key, value in numbers.items()}, {})
     n = SIZES["test"]
     variation = shared.gamma(0.5, size=(2, n)) * [[1.0], [2.0]] / (5 + softness) * draw.uniform(0.97, 1.03)
+    variation /= 10  # so that nearly all are probabilities
     rows = {"eps": [1.0] * n + [2.0] * n, "index": [*range(n)] * 2, "loss_clean": [1.0] * 2 * n}
-    rows |= {"loss_adv": 1 + variation.ravel(), "variation": variation.ravel()}
+    rows |= {"loss_adv": [1.0] * 2 * n, "variation": [0.0] * 2 * n}  # claims do not use the cross entropy
+    rows |= {"prob_clean": [1.0] * 2 * n, "prob_adv": 1 - variation.ravel(), "prob_variation": variation.ravel()}
     parquet.write(folder / "lossvar.parquet", "lossvar", rows, {})
     make_layers(folder, softness, draw)
 

@@ -72,7 +72,9 @@ def make_run(folder: Path, ar: int, seed: int, factor: float = 1) -> None:
     variation = rng.exponential(2 - ar / 20, N)
     columns = {"eps": [4.0] * N + [16.0] * N, "index": [*range(N), *range(N)], "loss_clean": [0.0] * 2 * N}
     both = [*variation, *4 * variation]
-    parquet.write(folder / "lossvar.parquet", "lossvar", columns | {"loss_adv": both, "variation": both}, META)
+    columns |= {"loss_adv": [0.0] * 2 * N, "variation": [0.0] * 2 * N, "prob_clean": [1.0] * 2 * N}
+    columns |= {"prob_adv": [1 - value for value in both], "prob_variation": both}
+    parquet.write(folder / "lossvar.parquet", "lossvar", columns, META)
     layers: dict[str, Any] = {key: [3] * 3 for key in schemas.SCHEMAS["svstd"].names} | {
         "name": [*"abc"],
         "kind": ["conv"] * 3,

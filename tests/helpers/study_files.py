@@ -27,6 +27,7 @@ META = {"dataset": "digits", "variant": "ar8", "seed": 0, "version": "0", "setti
 SHAPES = {"digits": (1297, 500, [1, 8, 8], 10), "c10": (50000, 10000, [3, 32, 32], 10)}
 STD = [0.25, 0.2, 0.3]  # of the channels, in the metadata of masking.parquet
 AUDIT = {"check": ["one", "two"], "place": ["results/digits/ar0"] * 2, "found": [0.0, 0.0], "passed": [True, True]}
+SHAPES |= dict.fromkeys(("c10wd", "c10e40"), SHAPES["c10"])
 SHAPES |= {"c100": (50000, 10000, [3, 32, 32], 100), "tin": (100000, 10000, [3, 64, 64], 200)}
 _EPOCHS = [
     {"epoch": 1, "lr": 0.1, "loss": 1.0, "acc": 50.0, "sigma_max": None, "seconds": 2.0, "examples_per_s": 1.0},
@@ -62,7 +63,7 @@ def make(name: str, title: str, *, seeds: Sequence[int] | None = None) -> tuple[
         _write_run(Path(run["folder"]), run)
     block, out = CONFIG["studies"][name], Path(f"results/studies/{name}")
     datasets = list(dict.fromkeys(run["dataset"] for run in runs))
-    described = {"name": name, "title": title, "runs": runs, "compare": block["compare"]}
+    described = {"name": name, "title": title, "runs": runs, "not_run": [], "compare": block["compare"]}
     described["titles"] = {data: CONFIG["datasets"][data]["title"] for data in datasets}
     described["shown"] = {
         item: only for part in ("figures", "tables") for item, only in config.study_items(CONFIG, name, part).items()
@@ -138,11 +139,12 @@ def claims(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def comparison(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Make a comparison of all numbers of the paper, with invented numbers of ours where a study has the network."""
     keys = ["dataset", "arch", "train_attack", "spectral_norm", "ar"]
-    have = {tuple(run[key] for key in keys) for run in runs if run["space"] == "pixel"}
+    have = {tuple(run[key] for key in keys): run["space"] for run in runs}
     rows = []
     for row in reference.read_reference().astype(object).replace(np.nan, None).to_dict("records"):
-        ran = tuple(row[key] for key in keys) in have
-        row |= {"run_dataset": row["dataset"] if ran else None, "space": "pixel" if ran else None}
+        space = have.get(tuple(row[key] for key in keys))
+        ran = space is not None
+        row |= {"run_dataset": row["dataset"] if ran else None, "space": space}
         row |= {"ours_mean": row["paper"] * 1.01 if ran else None, "ours_std": None, "n_seeds": int(ran)}
         row |= {"difference": row["paper"] * 0.01 if ran else None, "note": row["note"] or None}
         rows.append(row | {"status": row["status"] or (COMPARED if ran else NOT_RUN)})
@@ -176,7 +178,9 @@ def _measures(run: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
         "metrics": [_make_row("metrics", **metrics)],
         "theory": [_make_row("theory", first_term_lower=1 / (2 + ar + seed), w_min=1 / (3 + ar))],
         "lossvar": [
-            _make_row("lossvar", eps=float(eps), index=i, variation=eps / (8 + ar + i)) for eps in radii for i in (0, 1)
+            _make_row("lossvar", eps=float(eps), index=i, prob_variation=eps / (20 + ar + i))
+            for eps in radii
+            for i in (0, 1)
         ],
         "attacks": [
             _make_row("attacks", attack=attack, loss=loss, split="test", acc_robust=20.0 + ar + index)

@@ -23,6 +23,11 @@ def examples() -> tuple[Tensor, Tensor]:
     return images, torch.randint(10, (13,), generator=generator)
 
 
+def probabilities(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the softmax of the labels, (N,)."""
+    return model(to_float(images)).softmax(1).gather(1, labels[:, None])[:, 0].detach()
+
+
 def losses(model: nn.Module, image: Tensor, label: Tensor, number: int, spec: dict[str, Any]) -> list[float]:
     """Return the loss at x, at the start and at every iterate."""
     unit = torch.full((2, 1, 1), 255.0)
@@ -65,6 +70,9 @@ def test_the_variation_is_the_maximum_over_x_the_start_and_the_iterates(
     torch.testing.assert_close(found["loss_adv"], highest, rtol=1e-4, atol=1e-5)
     assert torch.equal(found["variation"], found["loss_adv"] - found["loss_clean"])
     assert (found["variation"] >= 0).all()
+    torch.testing.assert_close(found["prob_clean"], probabilities(model, *examples), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["prob_adv"], (-highest).exp(), rtol=1e-4, atol=1e-6)
+    assert torch.equal(found["prob_variation"], found["prob_clean"] - found["prob_adv"])
 
 
 def test_an_iterate_in_the_middle_can_be_the_highest(
@@ -123,7 +131,8 @@ def test_record_writes_every_test_example_at_every_eps(run, identity, margins_fi
     files = {"checkpoint": run.checkpoint, "data": run.prepared, "margins": margins_file, "lossvar": path}
     loss_variation.record(**files, attack=attack, batch=16, device="cpu")
     frame = parquet.read(path).to_pandas()
-    assert list(frame) == ["eps", "index", "loss_clean", "loss_adv", "variation"]
+    probabilities = ["prob_clean", "prob_adv", "prob_variation"]
+    assert list(frame) == ["eps", "index", "loss_clean", "loss_adv", "variation", *probabilities]
     assert frame["eps"].tolist() == [4.0] * 40 + [16.0] * 40
     assert frame["index"].tolist() == [*range(40)] * 2
     for eps, rows in frame.groupby("eps"):

@@ -25,6 +25,8 @@ from robreg.networks.fixup_resnet import FixupResNet, ResidualBlock
 from robreg.networks.user_defined import build_user_network
 from robreg.networks.wide_resnet import wide_resnet50
 
+H200 = Path(__file__).parents[3] / "shared/h200"
+
 
 def make(arch: str, *, classes: int = 10, width: int = 16, shape: tuple[int, ...] = (3, 32, 32)) -> Classifier:
     channels = shape[0]
@@ -34,10 +36,12 @@ def make(arch: str, *, classes: int = 10, width: int = 16, shape: tuple[int, ...
 @pytest.mark.parametrize(
     ("arch", "classes", "convolutions", "conv_weights", "linear"),
     [
+        ("resnet56nobias", 10, 55, 848_304, 650),
+        ("resnet56nobias", 100, 55, 848_304, 6_500),
+        ("resnet110nobias", 10, 109, 1_719_216, 650),
         ("resnet56", 10, 55, 848_304, 650),
-        ("resnet56", 100, 55, 848_304, 6_500),
-        ("resnet110", 10, 109, 1_719_216, 650),
         ("resnet8", 10, 7, 74_160, 650),
+        ("fixup56", 10, 55, 848_304, 650),
     ],
 )
 def test_the_numbers_of_layers_and_weights_are_the_papers(
@@ -50,13 +54,13 @@ def test_the_numbers_of_layers_and_weights_are_the_papers(
     assert sum(conv.weight.numel() for conv in convs) == conv_weights
     assert len(linears) == 1
     assert sum(parameter.numel() for parameter in linears[0].parameters()) == linear
-    assert (
-        sum(parameter.numel() for parameter in model.parameters()) == conv_weights + linear
-    )  # there are no other parameters
+    blocks = (convolutions - 1) // 2
+    scalars = 0 if "nobias" in arch else 4 * blocks + 2 if "resnet" in arch else 5 * blocks + 2
+    assert sum(parameter.numel() for parameter in model.parameters()) == conv_weights + linear + scalars
 
 
 def test_there_is_no_batch_normalisation_no_dropout_and_only_the_last_layer_has_a_bias() -> None:
-    model = make("resnet56")
+    model = make("resnet56nobias")
     found = {type(module) for module in model.modules()}
     assert found == {Classifier, Normalise, FixupResNet, ResidualBlock, nn.Sequential, nn.Conv2d, nn.Linear}
     biases = [name for name, _ in model.named_parameters() if not name.endswith("weight")]
@@ -64,7 +68,7 @@ def test_there_is_no_batch_normalisation_no_dropout_and_only_the_last_layer_has_
     assert {name for name, _ in model.named_buffers()} == {"normalise.mean", "normalise.std"}
 
 
-@pytest.mark.parametrize("arch", ["resnet8", "resnet56"])
+@pytest.mark.parametrize("arch", ["resnet8", "resnet56nobias", "fixup8"])
 def test_all_logits_are_exactly_0_at_initialisation(arch: str) -> None:
     model = make(arch)
     x = torch.rand(2, 3, 32, 32)
@@ -79,7 +83,7 @@ def test_a_depth_other_than_6n_plus_2_is_refused(depth: int) -> None:
         FixupResNet(depth, 3, 10)
 
 
-@pytest.mark.parametrize("arch", ["wrn51", "ResNet56", "resnet", "resnet-8", "resnet8x", ""])
+@pytest.mark.parametrize("arch", ["wrn51", "ResNet56", "resnet", "resnet-8", "resnet8x", "fixup8nobias", "nobias8", ""])
 def test_an_unknown_architecture_is_refused_by_name(arch: str) -> None:
     with pytest.raises(ValueError, match=repr(arch)):
         make(arch)
@@ -96,10 +100,13 @@ def test_the_stages_have_width_2_width_and_4_width_channels(width: int) -> None:
     assert model.linear.in_features == 4 * width
 
 
-def test_the_initialisation_is_that_of_fixup() -> None:
+@pytest.mark.parametrize("arch", ["resnet56", "resnet56nobias", "fixup56"])
+def test_the_initialisation_is_that_of_fixup(arch: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = make("resnet56").network
+        model = make(arch).network
+    for name, scalar in model.named_parameters():
+        assert scalar.ndim or scalar == name.endswith("scale")
     blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
     assert len(blocks) == 27
     for block in blocks:
@@ -112,9 +119,15 @@ def test_the_initialisation_is_that_of_fixup() -> None:
     assert not model.linear.bias.any()
 
 
-def test_without_fixups_biases_the_channels_that_a_stage_adds_stay_zero() -> None:
+@pytest.mark.parametrize(
+    ("arch", "zeros", "unread"),
+    [("resnet8nobias", [0, 4, 12], 12), ("resnet8", [0, 0, 0], 0), ("fixup8", [0, 0, 0], 0)],
+)
+def test_only_without_fixups_biases_the_channels_that_a_stage_adds_stay_zero(
+    arch: str, zeros: list[int], unread: int
+) -> None:
     torch.manual_seed(0)
-    model = make("resnet8", width=4, shape=(3, 8, 8))
+    model = make(arch, width=4, shape=(3, 8, 8))
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     x, y = torch.rand(64, 3, 8, 8), torch.arange(64) % 10
     for _ in range(20):
@@ -122,8 +135,8 @@ def test_without_fixups_biases_the_channels_that_a_stage_adds_stay_zero() -> Non
         functional.cross_entropy(model(x), y).backward()
         sgd.step()
     dead = [int((stage[0].conv2.weight.flatten(1) == 0).all(1).sum()) for stage in model.network.stages]
-    assert dead == [0, 4, 12]  # of 4, 8 and 16 channels, because a ReLU's gradient at exactly 0 is 0
-    assert int((model.network.linear.weight == 0).all(0).sum()) == 12
+    assert dead == zeros  # of 4, 8 and 16 channels, because a ReLU's gradient at exactly 0 is 0
+    assert int((model.network.linear.weight == 0).all(0).sum()) == unread
 
 
 def test_the_stem_keeps_pytorchs_initialisation() -> None:
@@ -136,37 +149,113 @@ def test_the_stem_keeps_pytorchs_initialisation() -> None:
     assert 0.99 / math.sqrt(27) < stem.abs().max() <= 1 / math.sqrt(27)  # uniform in +-1 / sqrt(fan-in)
 
 
-def reference_block(block: ResidualBlock, x: Tensor, stride: int) -> Tensor:
-    """Compute the Fixup authors' block, without its scalars."""
-    out = functional.conv2d(x, block.conv1.weight, stride=stride, padding=1)
-    out = functional.conv2d(out.relu(), block.conv2.weight, padding=1)
-    identity = nn.AvgPool2d(1, stride=stride)(x)
-    while identity.shape[1] < out.shape[1]:
-        identity = torch.cat((identity, torch.zeros_like(x[:, :1, ::stride, ::stride])), 1)
-    return (out + identity).relu()
+SCALARS = {"resnet": "biases", "nobias": "none", "fixup": "all"}
 
 
+class AuthorsBlock(nn.Module):
+    """The block of Fixup's code for CIFAR, with all scalars."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.downsample = nn.AvgPool2d(1, stride=stride) if stride != 1 or c_in != c_out else None
+        for name, value in (("bias1a", 0.0), ("bias1b", 0.0), ("bias2a", 0.0), ("scale", 1.0), ("bias2b", 0.0)):
+            self.register_parameter(name, nn.Parameter(torch.tensor([value])))
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x
+        out = self.conv1(x + self.bias1a)
+        out = functional.relu(out + self.bias1b)
+        out = self.conv2(out + self.bias2a)
+        out = out * self.scale + self.bias2b
+        if self.downsample is not None:
+            identity = self.downsample(x + self.bias1a)
+            missing = out.shape[1] - identity.shape[1]
+            identity = torch.cat((identity, torch.zeros_like(identity[:, :1]).expand(-1, missing, -1, -1)), 1)
+        return functional.relu(out + identity)
+
+
+class AuthorsNet(nn.Module):
+    """The network of Fixup's code for CIFAR, of three stages of one block each, with all scalars."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        blocks = [(width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2)]
+        self.stages = nn.Sequential(*[nn.Sequential(AuthorsBlock(*sizes)) for sizes in blocks])
+        self.linear = nn.Linear(4 * width, 10)
+        self.bias1, self.bias2 = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.stem(x) + self.bias1)
+        x = self.stages(x).mean((2, 3))
+        return self.linear(x + self.bias2)
+
+
+def copy_into(theirs: nn.Module, ours: nn.Module) -> None:
+    """Give the authors' module our weights; the scalars that we have not keep 0 or 1, and are not trained."""
+    own = dict(ours.named_parameters())
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if name in own:
+                parameter.copy_(own[name].view_as(parameter))
+            else:
+                parameter.requires_grad_(requires_grad=False)
+
+
+@pytest.mark.parametrize("scalars", SCALARS.values())
 @pytest.mark.parametrize(("c_in", "c_out", "stride"), [(4, 4, 1), (4, 8, 2), (3, 4, 1), (4, 4, 2)])
 @pytest.mark.parametrize("size", [(8, 8), (6, 10), (7, 5)])
-def test_a_block_equals_that_of_the_fixup_authors(c_in: int, c_out: int, stride: int, size: tuple[int, int]) -> None:
-    block = ResidualBlock(c_in, c_out, stride).double()
-    x = torch.randn(2, c_in, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(block(x), reference_block(block, x, stride))
+def test_a_block_equals_that_of_the_fixup_authors(
+    scalars: str, c_in: int, c_out: int, stride: int, size: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    block, theirs = ResidualBlock(c_in, c_out, stride, scalars).double(), AuthorsBlock(c_in, c_out, stride).double()
+    own = {name: parameter for name, parameter in block.named_parameters() if parameter.ndim == 0}
+    assert (
+        own.keys()
+        == {
+            "none": set(),
+            "biases": {"bias1a", "bias1b", "bias2a", "bias2b"},
+            "all": {"bias1a", "bias1b", "bias2a", "bias2b", "scale"},
+        }[scalars]
+    )
+    for parameter in own.values():
+        nn.init.uniform_(parameter, -1, 1)
+    copy_into(theirs, block)
+    x = torch.randn(2, c_in, *size, dtype=torch.float64)
+    torch.testing.assert_close(block(x), theirs(x))
     nn.init.zeros_(block.conv2.weight)
-    shortcut = block(x)
-    assert torch.equal(shortcut[:, :c_in], x[:, :, ::stride, ::stride].relu())
-    assert not shortcut[:, c_in:].any()
+    if scalars == "none":
+        shortcut = block(x)
+        assert torch.equal(shortcut[:, :c_in], x[:, :, ::stride, ::stride].relu())
+        assert not shortcut[:, c_in:].any()
 
 
-def test_the_network_applies_its_blocks_in_order(net: Callable[..., Classifier]) -> None:
-    model = net(shape=(3, 16, 16), dtype=torch.float64)
-    x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
-    features = functional.conv2d(model.normalise(x), model.network.stem.weight, padding=1).relu()
-    for number, stride in enumerate((1, 2, 2)):
-        features = reference_block(model.network.stages[number][0], features, stride)
-    assert features.shape == (2, 16, 4, 4)
-    pooled = nn.AdaptiveAvgPool2d(1)(features).flatten(1)
-    torch.testing.assert_close(model(x), model.network.linear(pooled))
+@pytest.mark.parametrize("arch", ["resnet8", "resnet8nobias", "fixup8"])
+def test_a_network_and_its_training_equal_those_of_the_fixup_authors(arch: str) -> None:
+    torch.manual_seed(0)
+    model, theirs = make(arch, width=4, shape=(3, 16, 16)).double(), AuthorsNet(4).double()
+    copy_into(theirs, model.network)
+    optimisers = [
+        torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.1, momentum=0.9, weight_decay=1e-4)
+        for one in (model, theirs)
+    ]
+    x, y = torch.rand(20, 3, 16, 16, dtype=torch.float64), torch.arange(20) % 10
+    for _ in range(4):
+        outputs = [model(x), theirs(model.normalise(x))]
+        torch.testing.assert_close(*outputs)
+        for optimiser, logits in zip(optimisers, outputs, strict=True):
+            optimiser.zero_grad()
+            functional.cross_entropy(logits, y).backward()
+            optimiser.step()
+    own = dict(model.network.named_parameters())
+    assert len(own) == {"resnet8": 23, "resnet8nobias": 9, "fixup8": 26}[arch]
+    for name, parameter in theirs.named_parameters():
+        if name in own:
+            torch.testing.assert_close(own[name].view_as(parameter), parameter)
+            assert own[name].grad.abs().max() > 0 or name.endswith("conv1.weight")
 
 
 def test_normalise_equals_torchvisions() -> None:
@@ -189,7 +278,15 @@ def test_training_and_eval_mode_give_the_same_outputs(net: Callable[..., Classif
 
 # Checkpoints
 
-META = {"arch": "resnet8", "width": 4, "shape": [1, 8, 8], "classes": 10, "mean": [0.3], "std": [0.2], "factory": None}
+META = {
+    "arch": "resnet8nobias",
+    "width": 4,
+    "shape": [1, 8, 8],
+    "classes": 10,
+    "mean": [0.3],
+    "std": [0.2],
+    "factory": None,
+}
 META |= {"dataset": "digits", "variant": "ar8", "seed": 0, "threads": 1, "data_sha256": "0" * 64}
 META |= {"settings_hash": "abc", "version": "0.1.0", "note": "kept"}
 
@@ -496,7 +593,9 @@ def test_a_checkpoint_of_another_architecture_than_the_run_s_is_refused_with_bot
     torch.save(content, path)
     architecture = {key: META[key] for key in ("arch", "width", "factory")}
     assert load_network(path, architecture=architecture)[1] == META
-    both = r"is resnet8 of width 4, but by config\.yaml that of its run is (resnet14|\S+ of width 8|.* by mynet:Net)"
+    both = (
+        r"is resnet8nobias of width 4, but by config\.yaml that of its run is (resnet14|\S+ of width 8|.* by mynet:Net)"
+    )
     with pytest.raises(ValueError, match=both):
         load_network(path, architecture=architecture | own)
 
@@ -527,6 +626,30 @@ def test_a_checkpoint_that_states_a_huge_network_is_refused_without_building_it(
     torch.save({**content, "meta": content["meta"] | change}, path)
     refused(path)
     assert peak_memory(load_network, path)[0] < 200  # MB
+
+
+@pytest.mark.parametrize("arch", ["resnet8", "resnet14"])
+def test_a_checkpoint_of_before_there_were_biases_is_read_as_the_network_without_them(arch, path):
+    torch.manual_seed(0)
+    model = make(f"{arch}nobias", width=4, shape=(1, 8, 8))
+    nn.init.normal_(model.network.linear.weight)
+    meta = META | {"arch": arch, "mean": [0.5], "std": [0.25]}
+    torch.save({"model": model.state_dict(), "meta": meta}, path)
+    own = {"width": 4, "factory": None}
+    loaded, found = load_network(path, architecture={"arch": f"{arch}nobias", **own})
+    assert found == meta | {"arch": f"{arch}nobias"}
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(loaded(x), model(x))
+    with pytest.raises(ValueError, match=f"states that its network is {arch}nobias .* that of its run is {arch} of"):
+        load_network(path, architecture={"arch": arch, **own})
+
+
+@pytest.mark.skipif(not H200.exists(), reason="needs the networks that were trained on an H200")
+def test_the_networks_of_the_h200_are_read_as_those_without_biases():
+    for ar in (0, 4, 8, 16):
+        model, meta = load_network(H200 / f"ar{ar}/checkpoint.pt")
+        assert (meta["arch"], meta["variant"]) == ("resnet56nobias", f"ar{ar}")
+        assert len(list(model.network.parameters())) == 57
 
 
 def test_weights_that_a_small_file_repeats_are_refused(content, path):

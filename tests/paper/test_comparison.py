@@ -12,7 +12,9 @@ from matplotlib.collections import PathCollection
 
 from robreg.figures import comparison_plot
 from robreg.paper import agreement, comparison, reference
+from robreg.report.comparison_section import count_sentence
 from robreg.runs import config
+from robreg.runs.variant import base_attack, paper_name
 from robreg.tables import parquet, schemas
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +39,8 @@ def make(root: Path, run: dict[str, Any], *, factor: float = 1.0) -> dict[str, A
     """Write a run with the paper's numbers times factor; numbers that the paper does not print are 7."""
     paper = reference.read_reference()
     keys = ["arch", "train_attack", "spectral_norm", "ar"]
-    same = paper[keys].fillna(0) == [run[key] or 0 for key in keys]
+    own = {**run, "arch": paper_name(run["arch"]), "train_attack": base_attack(run["train_attack"])}
+    same = paper[keys].fillna(0) == [own[key] or 0 for key in keys]
     mine = paper[same.all(axis=1) & (paper["dataset"] == run["paper"])]
     values = {row.metric: factor * row.paper for row in mine.itertuples()}
     folder = root / run["folder"]
@@ -45,8 +48,8 @@ def make(root: Path, run: dict[str, Any], *, factor: float = 1.0) -> dict[str, A
     parquet.write(folder / "metrics.parquet", "metrics", numbers, {})
     rows = {name: [] for name in schemas.SCHEMAS["lossvar"].names}
     for eps in (1, 2, 4):
-        mean, std = (values.get(f"loss_variation_{name}_eps{eps}", 7.0) for name in ("mean", "std"))
-        two = [[eps] * 2, [0, 1], [1.0] * 2, [1.0] * 2, [mean - std, mean + std]]
+        mean, std = (values.get(f"probability_variation_{name}_eps{eps}", 7.0) for name in ("mean", "std"))
+        two = [[eps] * 2, [0, 1], *[[1.0] * 2] * 5, [mean - std, mean + std]]
         rows = {name: old + new for (name, old), new in zip(rows.items(), two, strict=True)}
     parquet.write(folder / "lossvar.parquet", "lossvar", rows, {})
     layers = 5
@@ -79,7 +82,7 @@ def test_the_paper_s_study_is_compared_with_every_number(paper):
     assert frame["ours_mean"].notna().all()
     rest = frame[frame["table"] != "B.2"]
     np.testing.assert_allclose(rest["difference"].astype(float), 0, atol=1e-6)
-    assert set(frame["space"]) == {"pixel"}
+    assert set(frame["space"]) == {"normalised"}
     assert (frame["dataset"] == frame["run_dataset"]).all()
 
 
@@ -99,17 +102,25 @@ def test_a_study_without_the_paper_s_networks_lists_every_number_as_not_run(tmp_
 
 
 def test_both_spaces_and_data_sets_with_other_names_have_separate_rows(tmp_path):
-    runs = study("conventions")
+    runs = study("conventions") + study("literal")
     frame = compared([make(tmp_path, run) for run in runs])
-    table3 = frame[(frame["table"] == "3") & (frame["arch"] == "resnet56") & (frame["metric"] == "test_acc")]
-    found = table3[["ar", "run_dataset", "space"]].astype(object).values.tolist()
-    assert [8, "c10", "normalised"] in found
-    assert [8, "c10wd", "pixel"] in found
-    assert not [row for row in found if row[0] == 4 and row[1] == "c10wd"]
-    bounded = frame[(frame["table"] == "6") & (frame["spectral_norm"] == 1)]
-    assert set(bounded["run_dataset"]) == {"c10", "c10clip1"}
-    assert "c10clip1" not in set(frame[frame["spectral_norm"].isna()]["run_dataset"])
+    table3 = frame[(frame["table"] == "3") & (frame["metric"] == "test_acc") & frame["ours_mean"].notna()]
+    found = table3[["ar", "run_dataset", "arch", "train_attack", "space"]].astype(object).values.tolist()
+    assert sorted(found) == [
+        [4, "c10", "resnet56", "pgd", "normalised"],
+        [4, "c10", "resnet56nobias", "pgd", "pixel"],
+        [8, "c10", "resnet56nobias", "pgd", "pixel"],
+        [16, "c10", "resnet56", "pgd", "normalised"],
+        [16, "c10", "resnet56nobias", "pgd", "pixel"],
+        [16, "c10e40", "resnet56", "pgd", "normalised"],
+        [16, "c10e40", "resnet56", "pgd", "symmetric"],
+        [16, "c10e40", "resnet56", "pgd+clean0.5", "symmetric"],
+    ]
     assert set(frame[frame["spectral_norm"] == 3]["status"]) == {"not run"}
+    cells = [key for key in ("table", "dataset", "spectral_norm", "ar", "ar_high", "metric") if key in frame]
+    of_56 = frame[frame["ours_mean"].notna()].assign(fgsm=frame["train_attack"] == "fgsm")
+    numbers = len(of_56.drop_duplicates([*cells, "fgsm"]))
+    assert count_sentence(frame).startswith(f"{numbers} of the {NUMBERS} numbers that the paper prints are compared")
 
 
 def test_seeds_give_mean_and_std_with_ddof_1_and_one_seed_gives_no_std(tmp_path):
@@ -137,7 +148,7 @@ def test_an_adversarial_accuracy_of_no_correct_examples_has_no_value(tmp_path):
 
 def test_the_closer_space_is_found_on_the_numbers_that_both_have(tmp_path):
     runs = [run for run in study("paper") if run["dataset"] == "c10"]
-    pixel = [make(tmp_path, run, factor=1.3) for run in runs]
+    pixel = [make(tmp_path, {**run, "space": "pixel"}, factor=1.3) for run in runs]
     other = [
         make(tmp_path, {**run, "space": "normalised", "folder": f"n/{run['folder']}"}, factor=0.9)
         for run in runs

@@ -27,7 +27,7 @@ from robreg.report.page import SECTIONS, _code_sentences, caption, sections, wri
 from robreg.report.rule_graph import RULE_INPUTS, rule_graph
 from robreg.report.tables_section import split_constants, table_blocks
 from robreg.report.units import describe, format_cell, format_duration
-from robreg.report.wording import cautions, limits
+from robreg.report.wording import cautions, describe_conventions, limits
 from robreg.runs.catalogue import FIGURES
 from robreg.runs.settings import run_settings, training_settings
 from robreg.tables import parquet, provenance, study_tables
@@ -137,15 +137,15 @@ def test_radii_in_normalised_space_are_converted_where_it_is_shown(demo: Path, p
     shown = {name for name, content in captions.items() if words in content}
     assert {"fig1", "fig3", "fig8", "fig12", "spread", "table1", "table3", "attacks"} <= shown
     assert not {"fig2", "fig9", "fig10", "fig11", "table2"} & shown
-    assert "in every attack (by 0.3, averaged over the channels)" in text(demo)
-    assert "multiply by the standard deviation" not in text(paper)
+    assert "standard deviation (by 0.3, averaged over the channels)" in text(demo)
+    assert "multiply by the standard deviation" in text(paper)
 
 
 def test_settings_are_described_in_words(demo: Path, paper: Path) -> None:
     for words in (
         "PGD, random start, 10 steps of 1/4 of the strength; FGSM, start at the clean image, 1 step of 16/255 (none at",
         "1; after every epoch, every layer is projected so that its largest singular value, as the network applies it",
-        "in runs named normspace, every radius and step is multiplied by the channel&#39;s standard deviation",
+        "every radius and step is multiplied by the channel&#39;s standard deviation",
         "PGD, radius 32/255, 10 steps of 8/255, random start",
         "APGD with cross entropy and with the difference of logits ratio (DLR), radius 32/255, 50 steps, "
         "1 restart each",
@@ -396,16 +396,20 @@ def settings_of_run(dataset: str, variant: str, **changes: Any) -> dict[str, Any
         ("digits", "ar8-fgsm", (), ("Start of FGSM",)),
         ("digits", "ar8-sn1", (), ("Bound on the spectral norm",)),
         ("c10small", "ar8", (), ()),
-        ("c10jpeg", "ar8", (), ("Number of layers", "Table 3, adversarial accuracy")),
+        ("digits", "ar8-resnet8nobias", (), ("Channels that a stage adds",)),
+        ("c10jpeg", "ar8", (), ("Perturbation space", "Number of layers", "Table 3, adversarial accuracy")),
         (
             "c10",
             "ar4-sn5",
             (),
-            ("Number of layers", "Table 3, adversarial accuracy", "Three loss gaps", "Bound on the spectral norm"),
+            (
+                *("Perturbation space", "Number of layers", "Table 3, adversarial accuracy", "Three loss gaps"),
+                "Bound on the spectral norm",
+            ),
         ),
-        ("c100", "ar8", (), ("Number of layers", "B.2, CIFAR-100")),
-        ("c100", "ar8-resnet110", (), ("Number of layers", "Three loss gaps")),
-        ("tin", "ar8", (), ("Batch normalisation under attack",)),
+        ("c100", "ar8", (), ("Perturbation space", "Number of layers", "B.2, CIFAR-100")),
+        ("c100", "ar8-resnet110", (), ("Perturbation space", "Number of layers", "Three loss gaps")),
+        ("tin", "ar8", (), ("Perturbation space", "Batch normalisation under attack")),
     ],
 )
 def test_deviations_follow_from_the_settings_of_run(
@@ -413,7 +417,7 @@ def test_deviations_follow_from_the_settings_of_run(
 ) -> None:
     plain = {one.point for one in deviations([settings_of_run("digits", "ar8")], ())}
     found = {one.point for one in deviations([settings_of_run(dataset, variant)], tables)}
-    fixup = {"Channels that a stage adds"}
+    fixup = {"Fixup's scalars"}
     assert found - plain == set(more)
     assert plain - fixup <= found
     assert fixup <= found or dataset == "tin"
@@ -492,10 +496,45 @@ def test_only_doubtful_numbers_that_are_compared_are_counted(here: Path) -> None
     assert "Of these, 2 are marked as doubtful" in sentences
 
 
+def test_runs_that_are_missing_are_listed_at_the_top_and_the_conventions_that_are_there_are_ranked(here: Path) -> None:
+    described, files = study_files.make("conventions", "t")
+    for run in described["runs"]:
+        columns = {
+            name: [value] for name, value in study_files._make_row("attacks", attack="pgd", split="test").items()
+        }
+        parquet.write(Path(run["folder"]) / "attacks.parquet", "attacks", columns, {})
+    gone = ["c10/ar4", "tin/ar0"]
+    described["runs"] = [run for run in described["runs"] if f"{run['dataset']}/{run['variant']}" not in gone]
+    study_files.write_frame(files.comparison, study_files.comparison(described["runs"]))
+    write(here / "some.html", described | {"not_run": gone}, files, template=study_files.template())
+    page = text(here / "some.html")
+    assert "Not run yet, and therefore not shown: 2 of the 11 networks of this study (c10/ar4, tin/ar0)." in page
+    assert "Which conventions are nearest" in page
+    ranked = re.findall(r'<th scope="row">(c10[^<]*)</th>', page[page.index('id="conventions"') :])
+    assert {
+        "c10, resnet56, normalised space",
+        "c10, resnet56nobias, normalised space",
+        "c10wd, resnet56, normalised space",
+    } <= set(ranked)
+    write(here / "all.html", described, files, template=study_files.template())
+    assert "Not run yet" not in text(here / "all.html")
+
+
+def test_the_page_says_at_its_top_what_it_assumes_where_the_paper_is_silent(paper: Path, demo: Path) -> None:
+    top = text(paper).partition("<nav")[0]
+    assert "This study measures radii in these spaces: normalised, and its residual networks keep Fixup&#39;s" in top
+    assert "The paper states neither" not in text(demo)
+    both = [settings_of_run("c10", name) for name in ("ar8-pixel", "ar8-fixup56-symmetric", "ar8-resnet56nobias")]
+    assert (
+        "in these spaces: pixel, symmetric, normalised, and its residual networks keep Fixup's biases and omit its "
+        "multipliers, have all of Fixup's scalars, have none of Fixup's scalars."
+    ) in describe_conventions(both)
+
+
 def test_number_compared_in_two_spaces_counts_once_and_the_nearer_space_is_named(here: Path) -> None:
     described, files = study_files.make("paper", "t")
     frame = study_files.comparison(described["runs"])
-    both = pd.concat([frame, frame.assign(space="normalised", ours_mean=frame["paper"], difference=0.0)])
+    both = pd.concat([frame, frame.assign(space="pixel", ours_mean=frame["paper"], difference=0.0)])
     assert comparison_section.count_sentence(both) == comparison_section.count_sentence(frame)
     study_files.write_frame(files.comparison, both)
     write(here / "both.html", described, files, template=study_files.template())

@@ -13,7 +13,7 @@ from helpers.snakemake_copy import copy_tree, snakemake
 
 from robreg.runs import settings
 from robreg.runs.catalogue import select_runs
-from robreg.runs.config import run_names, study_items, study_runs, validate
+from robreg.runs.config import chosen_runs, makeable_items, run_names, study_items, study_runs, validate
 from robreg.runs.settings import ConfigError
 from robreg.runs.yaml_file import check_yaml_file
 
@@ -341,7 +341,9 @@ def test_names_reserved_by_the_workflow_are_refused(config):
 
 def test_the_schedule_of_the_paper_study_is_that_of_the_paper(config):
     run = settings.run_settings(config, "c10", "ar16")
-    assert run["arch"] == "resnet56"
+    assert (run["arch"], run["scalars"], run["space"]) == ("resnet56", "biases", "normalised")
+    assert {settings.run_settings(config, name, "ar16")["space"] for name in ("c100", "tin")} == {"normalised"}
+    assert {settings.run_settings(config, name, "ar16")["space"] for name in ("digits", "c10jpeg")} == {"pixel"}
     assert run["train_attack"] == {"attack": "pgd", "eps": 16.0, "step": 2.0, "steps": 10, "start": "random"}
     assert run["training"] == {
         "augmentation": "crop-flip",
@@ -365,10 +367,16 @@ def test_variants_change_only_what_they_name(config):
     assert plain["train_attack"]["step"] == 4.0
     fgsm = settings.run_settings(config, "digits", "ar16-fgsm")["train_attack"]
     assert fgsm == {"attack": "fgsm", "eps": 16.0, "step": 16.0, "steps": 1, "start": "clean"}
-    normspace = settings.run_settings(config, "digits", "ar16-normspace")
-    assert {normspace[key] for key in ("space",)} | {
-        normspace[m]["space"] for m in ("evaluation", "loss_variation")
-    } == {"normalised"}
+    for name, trained, evaluated in (
+        ("ar16-normspace", "normalised", "normalised"),
+        ("ar16-symmetric-evalpixel", "symmetric", "pixel"),
+    ):
+        run = settings.run_settings(config, "digits", name)
+        measures = ("evaluation", "loss_variation", "strong_attack", "spread", "masking")
+        assert run["space"] == trained
+        assert {run[measure]["space"] for measure in measures} == {evaluated}
+    mixed = settings.run_settings(config, "digits", "ar16-clean0.5")["train_attack"]
+    assert mixed == plain["train_attack"] | {"clean_share": 0.5}
     other_seed = settings.run_settings(config, "digits", "ar16-s3")
     assert {key for key in plain if plain[key] != other_seed[key]} == {"variant", "seed"}
 
@@ -478,18 +486,123 @@ def test_the_paper_study_has_the_31_runs_of_the_paper_and_9_more_seeds(config):
     assert {run["arch"] for run in study_runs(config, "paper") if run["dataset"] == "tin"} == {"wrn50"}
 
 
-def test_the_conventions_study_adds_seven_runs(config):
-    found = set(run_names(config, "conventions")) - set(run_names(config, "paper"))
-    assert len(found) == 7
-    resolved = [settings.run_settings(config, *run) for run in found]
-    assert [one["space"] for one in resolved].count("normalised") == 3
-    assert [one["variant"] for one in resolved if one["training"]["weight_decay"] == 1e-4] == ["ar8"]
-    assert {one["variant"] for one in resolved if one["clip_rounds"] == 1} == {"ar4-sn1", "ar8-sn1", "ar16-sn1"}
-    others = [settings.run_settings(config, "c10", one["variant"]) for one in resolved]
-    for one, paper in zip(resolved, others, strict=True):  # all other settings equal those of the paper's data set
-        differs = {key for key in one if one[key] != paper[key]}
-        assert differs <= {"dataset", "training", "clip_rounds"}
-        assert {key for key, value in one["training"].items() if paper["training"][key] != value} <= {"weight_decay"}
+def test_the_conventions_study_is_the_six_experiments(config):
+    assert run_names(config, "conventions") == [
+        ("c10", "ar0-resnet56nobias"),
+        ("c10", "ar0"),
+        ("c10", "ar0-fixup56"),
+        ("c10wd", "ar0"),
+        ("c10e40", "ar16"),
+        ("c10e40", "ar16-symmetric"),
+        ("c10e40", "ar16-clean0.5-symmetric"),
+        ("c10", "ar16"),
+        ("c10", "ar4"),
+        ("c10", "ar16-fgsm"),
+        ("tin", "ar0"),
+    ]
+    paper = settings.run_settings(config, "c10", "ar16")
+    for dataset, changed in (("c10wd", {"weight_decay"}), ("c10e40", {"epochs", "lr_drops"})):
+        other = settings.run_settings(config, dataset, "ar16")
+        assert {key for key in other if other[key] != paper[key]} == {"dataset", "training"}
+        assert {key for key, value in other["training"].items() if paper["training"][key] != value} == changed
+
+
+def test_the_literal_study_differs_from_the_paper_s_in_space_and_scalars_only(config):
+    assert run_names(config, "literal") == [("c10", f"ar{ar}-resnet56nobias-pixel") for ar in (0, 4, 8, 16)]
+    literal, paper = (settings.run_settings(config, "c10", name) for name in ("ar8-resnet56nobias-pixel", "ar8"))
+    measures = {"evaluation", "loss_variation", "strong_attack", "spread", "masking"}
+    assert {key for key in paper if paper[key] != literal.get(key)} == {
+        "variant",
+        "arch",
+        "space",
+        "scalars",
+    } | measures
+    for key in measures:
+        assert {**literal[key], "space": "normalised"} == paper[key]
+
+
+@pytest.mark.parametrize(
+    ("change", "default", "named"),
+    [
+        ({"space": "symmetric"}, "ar8", "ar8-symmetric"),
+        ({"space": "normalised"}, "ar8", "ar8-normspace"),
+        ({"evaluation.space": "normalised"}, "ar8", "ar8-evalnormspace"),
+        ({"training_attack.clean_share": 0.5}, "ar8", "ar8-clean0.5"),
+        ({"architecture": "fixup8"}, "ar8", "ar8-fixup8"),
+    ],
+)
+def test_what_a_data_set_says_and_what_a_name_says_are_the_same_run(change, default, named, config):
+    by_name = settings.run_settings(config, "digits", named)
+    plain = settings.run_settings(config, "digits", default)
+    for key, value in change.items():
+        put(config, f"datasets.digits.{key}", value)
+    validate(config, SCHEMA)
+    assert settings.run_settings(config, "digits", default) == by_name | {"variant": default}
+    assert by_name != plain | {"variant": named}
+    with pytest.raises(ConfigError, match=f"must be written '{default}'"):
+        settings.run_settings(config, "digits", named)
+    back = {"space": "ar8-pixel", "evaluation.space": "ar8-evalpixel", "training_attack.clean_share": "ar8-clean0"}
+    back["architecture"] = "ar8-resnet8"
+    (name,) = [back[key] for key in change]
+    assert settings.run_settings(config, "digits", name) == plain | {"variant": name}
+
+
+def test_a_study_lists_runs_of_every_space_share_and_network(config):
+    grid = {"dataset": "digits", "ar": [0, 8], "arch": ["resnet8", "fixup8"], "clean_share": [0, 0.5]}
+    grid |= {"space": ["symmetric"], "evaluation_space": ["pixel", "symmetric"]}
+    config["studies"]["demo"] |= {"runs": [grid], "compare": [0, 8], "figures": ["fig3"], "tables": []}
+    validate(config, SCHEMA)
+    names = [variant for _, variant in run_names(config, "demo")]
+    assert names == [
+        f"ar{ar}{arch}{clean}-symmetric{evaluated}"
+        for arch in ("", "-fixup8")
+        for clean in ("", "-clean0.5")
+        for evaluated in ("-evalpixel", "")
+        for ar in (0, 8)
+        if ar or not clean
+    ]
+    first = {run["variant"]: (run["train_attack"], run["space"]) for run in study_runs(config, "demo")}
+    assert first["ar8-clean0.5-symmetric-evalpixel"] == ("pgd+clean0.5", "symmetric, evaluated in pixel")
+
+
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [({"evaluation": {"space": "pixel"}}, "with -evalpixel"), ({"training_attack": {"clean_share": 0.5}}, "-clean")],
+)
+def test_an_override_cannot_say_what_the_name_of_a_run_says(override, fix, config):
+    config["runs"] = {"c10/ar8": override}
+    with pytest.raises(ConfigError, match=rf"the name of a run says this; name a run .*{fix}"):
+        validate(config, SCHEMA)
+
+
+def test_settings_of_before_there_were_biases_name_the_network_without_them():
+    old = {"arch": "resnet56", "factory": None, "width": 16}
+    assert settings.with_present_names(old) == old | {"arch": "resnet56nobias"}
+    for other in (old | {"scalars": "biases"}, old | {"arch": "wrn50"}, old | {"factory": {"callable": "a:b"}}, {}):
+        assert settings.with_present_names(other) == other
+
+
+def test_a_study_can_be_made_of_the_runs_that_are_trained(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    everything = chosen_runs(config, "demo")
+    assert everything == study_runs(config, "demo")
+    config["only_finished"] = True
+    validate(config, SCHEMA)
+    with pytest.raises(ConfigError, match="none of the 15 runs of the study demo is trained yet"):
+        chosen_runs(config, "demo")
+    for variant, file in (("ar0", "checkpoint.pt"), ("ar16", "checks.parquet"), ("ar8", "resume.pt")):
+        path = tmp_path / f"results/digits/{variant}/{file}"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    trained = chosen_runs(config, "demo")
+    assert [run["variant"] for run in trained] == ["ar0", "ar16"]
+    figures = makeable_items(config, "demo", "figures", trained)
+    assert list(figures) == ["fig1", "fig2", "fig3", "fig4", "fig5", "fig8", "fig12", "spread"]
+    tables = makeable_items(config, "demo", "tables", trained)
+    assert list(tables) == ["table1", "table3", "attacks", "padding", "theory"]
+    assert makeable_items(config, "demo", "figures", everything) == study_items(config, "demo", "figures")
+    config["studies"]["demo"]["figures"] = [{"fig3": ["digits", "digits/resnet56"]}]
+    assert makeable_items(config, "demo", "figures", trained) == {"fig3": ["digits"]}
 
 
 def test_a_bound_is_projected_exactly_by_default(config):

@@ -28,8 +28,8 @@ DEAD = {  # input channels of a ResNet-8 of width 4 that no image reaches
 
 
 def trained(**options: Any) -> nn.Module:
-    """Train a ResNet-8 for a few steps with torch alone, from the initial weights of seed 3."""
-    model = build_initial_network("resnet8", seed=3, **OPTIONS)
+    """Train a ResNet-8 without biases for a few steps with torch alone, from the initial weights of seed 3."""
+    model = build_initial_network("resnet8nobias", seed=3, **OPTIONS)
     sgd = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9, **options)
     generator = torch.Generator().manual_seed(0)
     for _ in range(4):
@@ -44,7 +44,7 @@ def trained(**options: Any) -> nn.Module:
 
 def found_frozen(model: nn.Module, *, seed: int = 3) -> dict[str, list[int]]:
     layers = list_layers(model, SHAPE)
-    first = list_layers(build_initial_network("resnet8", seed=seed, **OPTIONS), SHAPE)
+    first = list_layers(build_initial_network("resnet8nobias", seed=seed, **OPTIONS), SHAPE)
     reachable = reachable_inputs(model.network, layers, SHAPE)
     columns = {
         one.name: frozen_columns(one.kernel, other.kernel, reachable[one.name])
@@ -55,10 +55,10 @@ def found_frozen(model: nn.Module, *, seed: int = 3) -> dict[str, list[int]]:
 
 def test_the_initial_network_is_that_of_the_training_and_leaves_the_generator_alone() -> None:
     before = torch.random.get_rng_state()
-    one = build_initial_network("resnet8", seed=3, **OPTIONS)
+    one = build_initial_network("resnet8nobias", seed=3, **OPTIONS)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(3)
-    other = build_network("resnet8", **OPTIONS)
+    other = build_network("resnet8nobias", **OPTIONS)
     assert all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters(), strict=True))
 
 
@@ -67,7 +67,7 @@ def test_columns_that_get_no_gradient_are_found_by_their_initial_values() -> Non
     layers = list_layers(model, SHAPE)
     assert found_frozen(model) == DEAD
     (conv1,) = [one for one in layers if one.name == "network.stages.2.0.conv1"]
-    first = build_initial_network("resnet8", seed=3, **OPTIONS).get_submodule("network.stages.2.0.conv1").weight
+    first = build_initial_network("resnet8nobias", seed=3, **OPTIONS).get_submodule("network.stages.2.0.conv1").weight
     everything = torch.ones(8, dtype=torch.bool)  # reachable: only the initial values can tell
     assert frozen_columns(conv1.kernel, first.detach(), everything).nonzero().flatten().tolist() == [4, 5, 6, 7]
     rows = {one.name: int(dead_rows(one.kernel).sum()) for one in layers if dead_rows(one.kernel).any()}

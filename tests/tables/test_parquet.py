@@ -18,7 +18,7 @@ EXPECTED_COLUMNS = {
     "margins": "split index label prediction margin prob loss",
     "attacks": "attack space start loss eps step steps restarts seed split n n_correct n_robust acc_conditional "
     "acc_robust",
-    "lossvar": "eps index loss_clean loss_adv variation",
+    "lossvar": "eps index loss_clean loss_adv variation prob_clean prob_adv prob_variation",
     "sv": "layer name sigma multiplicity",
     "svstd": "layer name kind c_in c_out kernel stride height width n mean std min max",
     "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "

@@ -32,6 +32,9 @@ def make_run(root: Path, ar: int, seed: int, bound: float | None = None, pgd: fl
         "loss_clean": [1.0] * 8,
         "loss_adv": [1.0 + value for values in variation.values() for value in values],
         "variation": [value for values in variation.values() for value in values],
+        "prob_clean": [1.0] * sum(map(len, variation.values())),
+        "prob_adv": [1.0 - value / 1000 for values in variation.values() for value in values],
+        "prob_variation": [value / 1000 for values in variation.values() for value in values],
     }
     parquet.write(folder / "lossvar.parquet", "lossvar", content, {})
     write_masking(folder, {})
@@ -101,13 +104,16 @@ def test_table3_has_the_expected_columns_and_one_row_per_run(runs: list[dict[str
 
 def test_table1_has_mean_and_population_std_over_test_examples(runs: list[dict[str, Any]]) -> None:
     frame = study_tables.table1(runs)
-    names = [f"loss_variation_{statistic}_eps{eps}" for eps in (1, 2) for statistic in ("mean", "std")]
+    kinds = ("probability", "loss")  # the one that the paper's numbers suggest comes first
+    names = [f"{kind}_variation_{part}_eps{eps}" for kind in kinds for eps in (1, 2) for part in ("mean", "std")]
     assert list(frame) == KEYS + names
     for row, run in zip(frame.to_dict("records"), runs, strict=True):
         for eps, values in VARIATION.items():
             expected = run["ar"] * np.array(values) + run["seed"]
             assert row[f"loss_variation_mean_eps{eps:g}"] == pytest.approx(expected.mean())
             assert row[f"loss_variation_std_eps{eps:g}"] == pytest.approx(expected.std(ddof=0))
+            assert row[f"probability_variation_mean_eps{eps:g}"] == pytest.approx(expected.mean() / 1000)
+            assert row[f"probability_variation_std_eps{eps:g}"] == pytest.approx(expected.std(ddof=0) / 1000)
 
 
 def test_the_summary_has_one_row_for_every_setting(runs: list[dict[str, Any]]) -> None:
@@ -238,9 +244,9 @@ def test_attacks_are_side_by_side_and_a_missing_loss_is_null(tmp_path: Path) -> 
         with_attacks(make_run(tmp_path, 8, 0), ["cross_entropy", "worst"], pgd=None),
     ]
     frame = study_tables.attacks(runs)
-    names = ["pgd_acc", "robust_acc", "apgd_n", "apgd_ce_robust", "apgd_dlr_robust", "apgd_robust"]
+    names = ["pgd_acc", "robust_acc", "apgd_n", "pixel_acc_eps8", "apgd_ce_robust", "apgd_dlr_robust", "apgd_robust"]
     assert list(frame) == [*KEYS, *names]
-    expected = [[50, 45, 100, 44, 43, 42], [np.nan, 45, 100, 44, np.nan, 43]]
+    expected = [[50, 45, 100, 50, 44, 43, 42], [np.nan, 45, 100, np.nan, 44, np.nan, 43]]
     np.testing.assert_array_equal(frame[names].to_numpy("float64"), expected)
 
 

@@ -13,7 +13,7 @@ from helpers.trainings import CPU, SERVER, assert_same, kill_at, make_settings, 
 from torch import nn
 
 from robreg.attacks.pgd import draw_noise, pgd
-from robreg.data import dataset
+from robreg.data import dataset, preparation
 from robreg.networks import checkpoint
 from robreg.networks.user_defined import ArchitectureError
 from robreg.runs.settings import hash_settings
@@ -88,6 +88,27 @@ def test_a_deterministic_run_is_deterministic_from_the_start_and_bit_identical_o
     assert_same(run(make_settings(deterministic=True), prepared, tmp_path), undisturbed)
     assert events == [(CPU, True), "start", "end"]
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["meta"]["deterministic"] is True
+
+
+@pytest.mark.parametrize(
+    ("variant", "rates"), [("ar8", [0.1, 0.01]), ("ar8-fixup8", [0.1, 0.01]), ("ar8-resnet8nobias", [0.1])]
+)
+def test_fixup_s_scalars_are_trained_at_a_tenth_of_the_rate(variant, rates, prepared, tmp_path):
+    settings = make_settings(variant, epochs=2, lr_drops=[1])
+    state = loop._initial_state(settings, prepared, CPU)
+    for epoch_rates in (rates, [rate / 10 for rate in rates]):
+        step = epoch.make_step(state, settings)
+        before = {name: value.clone() for name, value in state.model.named_parameters()}
+        state.history.append(
+            epoch.train_epoch(
+                state, step, settings, prepared.train_images, prepared.train_labels, stop=threading.Event()
+            )
+        )
+        assert [group["lr"] for group in state.optimizer.param_groups] == pytest.approx(epoch_rates)
+        assert state.history[-1]["lr"] == pytest.approx(epoch_rates[0])
+    groups = [{weight.ndim for weight in group["params"]} for group in state.optimizer.param_groups]
+    assert groups == [{1, 2, 4}, {0}][: len(rates)]
+    assert sum(len(group["params"]) for group in state.optimizer.param_groups) == len(before)
 
 
 def test_another_seed_gives_other_weights(prepared, undisturbed, tmp_path):
@@ -315,6 +336,35 @@ def test_training_attacks_with_the_public_pgd(prepared):
 def test_standard_training_sees_clean_images(prepared):
     _, found, _ = batch("ar0", prepared, 8, torch.Generator())
     assert torch.equal(found, dataset.to_float(prepared.train_images[:8]))
+
+
+def test_training_in_symmetric_space_is_that_in_pixels_at_half_the_radius(prepared, tmp_path):
+    symmetric = run(make_settings("ar16-symmetric", epochs=1), prepared, tmp_path / "symmetric")
+    assert_same(symmetric, run(make_settings("ar8", epochs=1), prepared, tmp_path / "pixel"))
+    other, _ = run(make_settings("ar16", epochs=1), prepared, tmp_path / "other")
+    assert not torch.equal(other["network.stem.weight"], symmetric[0]["network.stem.weight"])
+
+
+@pytest.mark.parametrize(
+    ("variant", "equal"),
+    [("ar8-evalnormspace", True), ("ar8-clean0.5", False), ("ar8-resnet8nobias", False)],
+)
+def test_only_what_changes_the_training_changes_the_network(variant, equal, prepared, undisturbed, tmp_path):
+    weights, _ = run(make_settings(variant), prepared, tmp_path)
+    assert torch.equal(weights["network.stem.weight"], undisturbed[0]["network.stem.weight"]) == equal
+
+
+def test_a_network_with_biases_has_no_dead_channel_after_an_epoch_on_the_digits(tmp_path):
+    spec = {"kind": "digits", "source": None, "max_train": None, "max_test": None, "subset_seed": 0}
+    preparation.prepare(spec, data_root=tmp_path, out=tmp_path / "digits")
+    digits = dataset.load_dataset(tmp_path / "digits")
+    for variant, dead in (("ar8", [0, 0, 0]), ("ar8-fixup8", [0, 0, 0]), ("ar8-resnet8nobias", [0, 16, 48])):
+        weights, _ = run(make_settings(variant, epochs=1, lr_drops=[]), digits, tmp_path / variant)
+        found = [weights[f"network.stages.{stage}.0.conv2.weight"].flatten(1) for stage in range(3)]
+        assert [int((rows == 0).all(1).sum()) for rows in found] == dead
+        scalars = [float(value) for name, value in weights.items() if value.ndim == 0]
+        assert len(scalars) == {"ar8": 14, "ar8-fixup8": 17, "ar8-resnet8nobias": 0}[variant]
+        assert all(value not in (0, 1) for value in scalars)
 
 
 @pytest.mark.parametrize("variant", ["ar16-fgsm", "ar16-normspace"])

@@ -82,6 +82,26 @@ def test_a_step_is_the_public_pgd_and_one_update():
     assert step.how == "eager"
 
 
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_a_step_on_clean_and_adversarial_examples_is_one_update_of_their_weighted_loss(share):
+    step = make(attack=StepAttack(eps=0.1, step=0.03, steps=3, clean_share=share))
+    model = copy.deepcopy(step.model)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    for x, y, noise in batches(4):
+        found = pgd(model.eval(), x, y, eps=0.1, step=0.03, steps=3, noise=noise)
+        both = model.train()(torch.cat([x, found]))
+        terms = functional.cross_entropy(both, y.repeat(2), reduction="none")
+        loss = share * terms[: len(x)].mean() + (1 - share) * terms[len(x) :].mean()
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        ours = step(x, y, noise)
+        torch.testing.assert_close(ours[0], loss.detach())
+        torch.testing.assert_close(ours[1], both[len(x) :].detach())
+    for name, value in step.model.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name])
+
+
 def test_half_precision_is_mixed_and_close_to_full_precision():
     step, reference = make(precision="bf16"), make()
     found, wanted = run(step), run(reference)

@@ -63,7 +63,15 @@ def two_steps(width):
                 # the compiler, and bf16 on most CPUs, take minutes
                 "training": {"epochs": 1, "lr_drops": [], "batch_size": 20, "compile": False, "precision": "fp32"},
                 **{
-                    key: short for key in ("training_attack", "evaluation", "loss_variation", "spread", "strong_attack")
+                    key: short
+                    for key in (
+                        "training_attack",
+                        "evaluation",
+                        "loss_variation",
+                        "spread",
+                        "strong_attack",
+                        "pixel_radii",
+                    )
                 },
                 "theory": {"n": 4, "steps": 2, "pairs": 0},
             }
@@ -85,7 +93,7 @@ def test_tiny_imagenet_goes_through_all_measures(tmp_path):
     assert svstd.loc[svstd["kernel"] == 3, ["height", "stride"]].to_numpy().tolist() == (
         [[56, 1]] * 4 + [[56, 2]] + [[28, 1]] * 3 + [[28, 2]] + [[14, 1]] * 5 + [[14, 2]] + [[7, 1]] * 2
     )
-    assert [row["steps"] for row in parquet.read(run / "attacks.parquet").to_pylist()] == [2] * 4
+    assert [row["steps"] for row in parquet.read(run / "attacks.parquet").to_pylist()] == [2] * 8
 
 
 def colours(folder):
@@ -147,7 +155,7 @@ def test_a_user_defined_data_set_and_network_only_need_config(own):
     assert (len(svstd), svstd["name"].iloc[-1]) == (21, "network.fc")  # torchvision's ResNet-18
     assert parquet.read(run / "margins.parquet").num_rows == 80
     losses = parquet.read(run / "attacks.parquet").column("loss").to_pylist()
-    assert losses == ["cross_entropy", "cross_entropy", "worst"]  # DLR needs three classes
+    assert losses == ["cross_entropy"] * 5 + ["worst"]  # DLR needs three classes
     theory = parquet.read(run / "theory.parquet").to_pylist()[0]
     assert theory["v_min_upper"] is None or theory["v_min_upper"] > 0
     assert theory["lemma_pairs"] == 0  # its max pooling does not have the form that the lemma needs

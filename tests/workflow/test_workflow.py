@@ -37,7 +37,7 @@ COLUMNS = {
     "margins": "split index label prediction margin prob loss",
     "attacks": "attack space start loss eps step steps restarts seed split n n_correct n_robust "
     "acc_conditional acc_robust",
-    "lossvar": "eps index loss_clean loss_adv variation",
+    "lossvar": "eps index loss_clean loss_adv variation prob_clean prob_adv prob_variation",
     "sv": "layer name sigma multiplicity",
     "svstd": "layer name kind c_in c_out kernel stride height width n mean std min max",
     "live": "layer name rows columns dead_rows frozen_columns frozen_share std max std_live max_live",
@@ -131,7 +131,10 @@ def test_the_tables_of_a_run_agree_with_each_other(demo, variant):
     run = demo / "results/digits" / variant
     frames = {kind: parquet.read(run / f"{kind}.parquet").to_pandas() for kind in COLUMNS}
     margins, (metrics,), attacks = frames["margins"], *(frames[k].to_dict("records") for k in ("metrics", "attacks"))
-    attack, strong = attacks[0], attacks[1:]
+    attack, in_pixels, strong = attacks[0], attacks[1:4], attacks[4:]
+    assert [(row["attack"], row["space"], row["eps"], row["step"]) for row in in_pixels] == [
+        ("pgd", "pixel", eps, eps / 4) for eps in (4, 8, 16)
+    ]
     assert margins.groupby("split")["index"].apply(list).to_dict() == {"test": [*range(100)], "train": [*range(300)]}
     correct = margins[margins["prediction"] == margins["label"]]
     assert (correct["margin"] >= 0).all()
@@ -150,7 +153,7 @@ def test_the_tables_of_a_run_agree_with_each_other(demo, variant):
         ("apgd", loss, 50) for loss in ("cross_entropy", "dlr", "worst")
     ]
     assert strong[2]["n_robust"] <= min(strong[0]["n_robust"], strong[1]["n_robust"])
-    assert {row["space"] for row in attacks} == {"normalised" if "normspace" in variant else "pixel"}
+    assert {row["space"] for row in [attack, *strong]} == {"normalised" if "normspace" in variant else "pixel"}
     assert frames["history"]["sigma_max"].isna().all() == ("sn1" not in variant)
     assert frames["spread"].groupby("layer").size().to_dict() == {layer: 2 for layer in range(9)}
     assert frames["padding"]["name"].tolist() == frames["svstd"]["name"].tolist()
@@ -302,6 +305,20 @@ def test_another_evaluation_attack_repeats_only_what_depends_on_it(restored):
     assert not {"train", "margins", "apgd", "lossvar", "sv", "spread", "theory"} & set(plan)
 
 
+def test_a_study_of_the_runs_that_are_trained_trains_nothing_and_lists_the_others(restored):
+    more = {"dataset": "digits", "ar": [8], "seeds": [7]}
+    edit_config(restored, lambda config: config["studies"]["demo"]["runs"].append(more))
+    assert planned(restored, "demo")["train"] == 1
+    assert planned(restored, "demo", "--config", "only_finished=false")["train"] == 1
+    for wanted in ("true", "True"):
+        assert set(planned(restored, "--config", f"only_finished={wanted}", "--", "demo")) == {"report", "demo"}
+    snakemake(restored, "-c1", "--config", "only_finished=true", "--", "demo")
+    page = (restored / "results/studies/demo/report.html").read_text()
+    assert "1 of the 8 networks of this study (digits/ar8-s7)" in page
+    refused = snakemake(restored, "-n", "--config", "only_finished=true", "--", "literal", check=False)
+    assert "only_finished: none of the 4 runs of the study literal is trained yet; leave this key out" in refused
+
+
 @pytest.mark.parametrize("setting", ["data_root=elsewhere", "device=cpu"])
 def test_another_data_folder_or_device_repeats_nothing(demo, setting):
     assert planned(demo, "demo", "--config", setting) == {}
@@ -444,7 +461,10 @@ def test_the_demo_made_in_two_folders_has_the_same_bytes(tmp_path):
         ),
         ("results/digits/ar8-vgg/svstd.parquet", "'vgg' is not part of"),
         ("results/digits/ar8-sn3.0/svstd.parquet", "must be written 'ar8-sn3'"),
-        ("results/studies/dema/report.html", "there is no study 'dema'; add its block, or ask for one of: paper, c"),
+        (
+            "results/studies/dema/report.html",
+            "there is no study 'dema'; add its block, or ask for one of: paper, literal, c",
+        ),
         (
             "results/studies/demo/figures/fig7.svg",
             "studies.demo.figures: fig7 is not listed; add it there, or ask for one of",
@@ -491,6 +511,7 @@ def test_a_bad_config_starts_no_job(demo):
         "results/c100/ar8-fgsm/attacks.parquet",
         "results/tin/ar4/theory.parquet",
         "results/c10/ar16-sn0.5/spread.parquet",
+        "results/c10/ar16-fixup56-clean0.5-symmetric-evalpixel/attacks.parquet",
     ],
 )
 def test_runs_on_the_data_of_the_paper_are_planned(demo, target):
@@ -499,7 +520,8 @@ def test_runs_on_the_data_of_the_paper_are_planned(demo, target):
 
 
 @pytest.mark.parametrize(
-    ("target", "runs", "figures", "tables"), [("all", 40, 13, 10), ("conventions", 13, 8, 7), ("c10-small", 6, 8, 6)]
+    ("target", "runs", "figures", "tables"),
+    [("all", 40, 13, 10), ("conventions", 11, 8, 7), ("literal", 4, 8, 6), ("c10-small", 6, 8, 6)],
 )
 def test_every_study_is_planned_completely(demo, target, runs, figures, tables):
     plan = planned(demo, target)

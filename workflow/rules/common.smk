@@ -11,6 +11,7 @@ from robreg.runs.settings import (
     run_settings,
     training_settings,
 )
+from robreg.runs.variant import paper_name
 from robreg.tables.provenance import COMPUTING, TRAINING, code_files
 from robreg.training.lease import made_progress
 
@@ -43,6 +44,10 @@ wildcard_constraints:
     study="[^/]+",
 
 
+# What --config gives is text, except True and numbers.
+config["only_finished"] = {"true": True, "false": False}.get(
+    config.get("only_finished", False), config.get("only_finished", False)
+)
 study_config.validate(
     config,
     Path(workflow.basedir) / "workflow/schemas/config.schema.yaml",
@@ -88,7 +93,14 @@ def is_unprotected(wildcards):
 
 def by_architecture(value, **exceptions):
     """Return a resource of a run's job: value, or the exception that is named after its architecture."""
-    return lambda wildcards: exceptions.get(settings(wildcards)["arch"], value)
+
+    def found(wildcards):
+        own = settings(wildcards)
+        # Fixup's scalars change nothing about the size of a network.
+        arch = own["arch"] if own["factory"] else paper_name(own["arch"])
+        return exceptions.get(arch, value)
+
+    return found
 
 
 def doubled_on_retry(value, **exceptions):
@@ -129,8 +141,8 @@ def code_of_measure(module):
 
 
 def runs(study):
-    """Return the runs of a study, each with its folder and the columns that identify it."""
-    return study_config.study_runs(config, study)
+    """Return the runs of a study, each with its folder and the columns that identify it; only the finished ones if wanted."""
+    return study_config.chosen_runs(config, study)
 
 
 def data_spec(wildcards):
@@ -163,8 +175,7 @@ def tables_of_runs(study, *kinds):
 
 def items(study, part):
     """Return the "figures" or "tables" of a study, each with what it is restricted to."""
-    runs(study)
-    return study_config.study_items(config, study, part)
+    return study_config.makeable_items(config, study, part, runs(study))
 
 
 def shown(study):
@@ -207,5 +218,5 @@ def titles(study):
 
 def study_files(study):
     """Return what a study's own target asks for: the report, which is made from everything else."""
-    runs(study)
+    study_config.study_runs(config, study)
     return f"results/studies/{study}/report.html"

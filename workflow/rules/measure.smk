@@ -87,6 +87,7 @@ rule attacks:
     params:
         network=network,
         attack=lambda wildcards: settings(wildcards)["evaluation"],
+        radii=lambda wildcards: settings(wildcards)["pixel_radii"],
         batch=lambda wildcards: block(wildcards)["evaluation_batch"],
     script:
         "../scripts/attacks.py"

@@ -274,6 +274,11 @@ rule report:
         title=lambda wildcards: config["studies"][wildcards.study]["title"],
         compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
         runs=lambda wildcards: runs(wildcards.study),
+        not_run=lambda wildcards: [
+            f"{run['dataset']}/{run['variant']}"
+            for run in study_config.study_runs(config, wildcards.study)
+            if run not in runs(wildcards.study)
+        ],
         titles=lambda wildcards: titles(wildcards.study),
         settings=lambda wildcards: {
             f"{run['dataset']}/{run['variant']}": run_settings(

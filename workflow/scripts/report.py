@@ -14,6 +14,7 @@ with logged(snakemake.log[0]):
             "title": snakemake.params.title,
             "compare": snakemake.params.compare,
             "runs": snakemake.params.runs,
+            "not_run": snakemake.params.not_run,
             "titles": snakemake.params.titles,
             "settings": snakemake.params.settings,
             "shown": snakemake.params.shown,

@@ -75,12 +75,14 @@ def fgsm(  # noqa: PLR0913 - an attack is its settings
 def pixel_radius(strength: float, space: str, std: Tensor) -> Radius:
     """Convert a radius or step from units of 1/255 into pixel units; all attacks convert them here.
 
-    space: "pixel", which gives one number, or "normalised", for a strength in pixels that were divided by the channels'
-    std (C, 1, 1), which gives one number per channel. Raises ValueError if space is neither.
+    space: "pixel", which gives one number; "symmetric", for pixels that were scaled to [-1, 1], which halves the
+    strength; or "normalised", for pixels that were divided by the channels' std (C, 1, 1), which gives one number per
+    channel. Raises ValueError for any other space.
     """
-    if space not in ("pixel", "normalised"):
-        raise ValueError(f"attack: space must be pixel or normalised, not {space!r}")
-    return strength / 255 if space == "pixel" else strength / 255 * std
+    scales: dict[str, Radius] = {"pixel": 1.0, "symmetric": 0.5, "normalised": std}
+    if space not in scales:
+        raise ValueError(f"attack: space must be one of {', '.join(scales)}, not {space!r}")
+    return strength / 255 * scales[space]
 
 
 def uniform_noise(index: Tensor, shape: tuple[int, ...], *, seed: int, restart: int = 0) -> Tensor:

@@ -26,7 +26,9 @@ from robreg.data.errors import printable
 from robreg.networks.tensor_file import load_file
 from robreg.tables import parquet, schemas
 from robreg.tables.provenance import history_hash
+from robreg.tables.results import evaluation_row
 
+_ATTACK_SETTING = ["attack", "loss", "space", "start", "eps", "step", "steps", "restarts", "seed", "n"]
 _NEEDED = {("pgd", "cross_entropy"), ("apgd", "cross_entropy"), ("apgd", "worst")}  # required attacks, losses
 _UNKNOWN = -1.0  # stands for a percentage of no examples, which is null in the tables
 # Percent of the correctly classified examples that PGD may leave correct in an unprotected network. On the digits it
@@ -121,7 +123,7 @@ def weak_attack(attacks: pd.DataFrame) -> list[Row]:
     If it fails, accuracies under this attack say nothing about any network: its eps or its step is too small. Returns
     no row if eps is 0, or if no example is classified correctly.
     """
-    (pgd,) = _test_rows(attacks).query("attack == 'pgd'").to_dict("records")
+    pgd = evaluation_row(attacks)
     if pgd["eps"] == 0 or pd.isna(pgd["acc_conditional"]):
         return []
     what = "percent of the correctly classified examples that PGD leaves correct, though nothing protects the network"
@@ -141,7 +143,8 @@ def _complete_tables(tables: Tables) -> dict[str, bool]:
     splits = {split: part["index"] for split, part in tables["margins"].groupby("split")}
     n_test = len(splits.get("test", ()))
     radii = [part["index"] for _, part in lossvar.groupby("eps")]
-    attacks = _test_rows(tables["attacks"])[["attack", "loss"]]
+    attacks = _test_rows(tables["attacks"])
+    kinds = set(attacks[["attack", "loss"]].itertuples(index=False, name=None))
     layers = {
         kind: set(zip(tables[kind]["layer"], tables[kind]["name"], strict=True))
         for kind in ("sv", "svstd", "live", "padding")
@@ -149,7 +152,7 @@ def _complete_tables(tables: Tables) -> dict[str, bool]:
     return {
         "history": _are_consecutive(tables["history"]["epoch"], 1),
         "margins": splits.keys() == {"train", "test"} and all(_are_consecutive(part, 0) for part in splits.values()),
-        "attacks": not attacks.duplicated().any() and set(attacks.itertuples(index=False, name=None)) >= _NEEDED,
+        "attacks": not attacks.duplicated(_ATTACK_SETTING).any() and kinds >= _NEEDED,
         "lossvar": len(radii) > 0 and all(_are_consecutive(part, 0) and len(part) == n_test for part in radii),
         "sv": layers["sv"] == layers["svstd"],
         "svstd": _are_consecutive(tables["svstd"]["layer"], 1),
@@ -208,7 +211,7 @@ def _check_metrics(metrics: pd.Series, margins: Tables) -> Iterator[Row]:
 
 
 def _check_attack_metrics(metrics: pd.Series, attacks: pd.DataFrame) -> Iterator[Row]:
-    (pgd,) = _test_rows(attacks).query("attack == 'pgd'").to_dict("records")
+    pgd = evaluation_row(attacks)
     for name, column in (("robust_acc", "acc_robust"), ("pgd_acc", "acc_conditional")):
         both = (_UNKNOWN if pd.isna(value) else value for value in (metrics[name], pgd[column]))
         yield equal(f"metrics_{name}", f"{name} and its value from the attack", *both)
@@ -255,6 +258,11 @@ def _check_variation(lossvar: pd.DataFrame, margins: pd.DataFrame) -> Iterator[R
     yield count_violations("variation_clean", "clean losses other than the margins'", lossvar["loss_clean"] != own)
     gap = (lossvar["loss_adv"] - lossvar["loss_clean"] - lossvar["variation"]).abs() / lossvar["loss_adv"].clip(lower=1)
     yield at_most("variation_difference", "variation and the losses' difference", gap.max(), 0.0, FLOAT32)
+    for kind in ("clean", "adv"):
+        gap = (np.exp(-lossvar[f"loss_{kind}"].astype("float64")) - lossvar[f"prob_{kind}"]).abs().max()
+        yield at_most(f"variation_prob_{kind}", f"prob_{kind} and exp(-loss_{kind})", gap, 0.0, FLOAT32)
+    gap = (lossvar["prob_clean"] - lossvar["prob_adv"] - lossvar["prob_variation"]).abs().max()
+    yield at_most("variation_probability", "prob_variation and the probabilities' difference", gap, 0.0, FLOAT32)
 
 
 def _check_spectra(sv: pd.DataFrame, svstd: pd.DataFrame) -> Iterator[Row]:

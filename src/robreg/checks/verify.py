@@ -36,7 +36,7 @@ _NOISE = 1e-9  # percentage points: rounding of percentages of equal counts
 _SETTINGS = ("eps", "step", "limit")  # columns of floats that are no results
 _TOLERANCES = {"spread": 1e-2, "theory": 1e-2}  # of tables of means and extremes over what attacks have found
 # Columns with one value per attacked example, of which a few may be others, as long as their mean is nearly the same.
-_FOUND_BY_ATTACKS = {("lossvar", "loss_adv"), ("lossvar", "variation")}
+_FOUND_BY_ATTACKS = {("lossvar", name) for name in ("loss_adv", "variation", "prob_adv", "prob_variation")}
 _NOT_MEASURED = ("history", "checks")
 _RULES = ("prepare", "margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "theory", "metrics", "checks")
 

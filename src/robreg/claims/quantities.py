@@ -37,11 +37,16 @@ class Network:
 
     @cached_property
     def variation(self) -> Mapping[Extreme, Array]:
-        """Read the loss variation of every test example at the smallest and the largest eps of lossvar.parquet."""
-        frame = parquet.read(self.folder / "lossvar.parquet", ["eps", "index", "variation"]).to_pandas()
+        """Read the loss variation of every test example at the smallest and the largest eps of lossvar.parquet.
+
+        It is the label's probability that an attack can take, as in the paper's Table 1 (see measures.loss_variation).
+        """
+        frame = parquet.read(self.folder / "lossvar.parquet", ["eps", "index", "prob_variation"]).to_pandas()
         frame = frame.sort_values("index")
         ends: dict[Extreme, float] = {"smallest": frame["eps"].min(), "largest": frame["eps"].max()}
-        return {name: frame.loc[frame["eps"] == eps, "variation"].to_numpy("float64") for name, eps in ends.items()}
+        return {
+            name: frame.loc[frame["eps"] == eps, "prob_variation"].to_numpy("float64") for name, eps in ends.items()
+        }
 
     @cached_property
     def svstd(self) -> pd.DataFrame:
@@ -140,12 +145,12 @@ def indecisive_errors(network: Network) -> Estimate:
 
 
 def variation_mean(network: Network, eps: Extreme = "largest") -> Estimate:
-    """Return the mean loss variation (nats) over test examples at the smallest or largest eps."""
+    """Return the mean loss variation (probability) over test examples at the smallest or largest eps."""
     return estimates.mean(network.variation[eps], network.called())
 
 
 def variation_std(network: Network, eps: Extreme = "largest") -> Estimate:
-    """Return the standard deviation of the loss variation (nats) over test examples at the smallest or largest eps."""
+    """Return the std of the loss variation (probability) over test examples at the smallest or largest eps."""
     return estimates.std(network.variation[eps], network.called())
 
 

@@ -95,14 +95,14 @@ _LOSS_VARIATION = (
         "loss-variation-mean-falls",
         "The mean loss variation under a perturbation of the largest eps falls as AR grows.",
         FALLS,
-        Change("mean loss variation (nats) at the largest eps", quantities.variation_mean),
+        Change("mean loss variation (probability) at the largest eps", quantities.variation_mean),
         (Place("B.5, Figure 8, Table 1", "plain"),),
     ),
     Claim(
         "loss-variation-std-falls",
         "The standard deviation of the loss variation at the largest eps falls as AR grows.",
         FALLS,
-        Change("std of the loss variation (nats) at the largest eps", quantities.variation_std),
+        Change("std of the loss variation (probability) at the largest eps", quantities.variation_std),
         (Place("B.5, Figure 8, Table 1", "plain"),),
     ),
     *(

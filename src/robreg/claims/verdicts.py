@@ -20,6 +20,7 @@ from robreg.claims.registry import CLAIMS
 from robreg.claims.uncertainty import Effect, q_values
 from robreg.runs.catalogue import Run
 from robreg.runs.groups import group_by_setting
+from robreg.runs.variant import base_attack, paper_name
 from robreg.tables import files
 from robreg.tables.parquet import write_frame
 
@@ -144,14 +145,16 @@ def verdict(effect: Effect, sign: int) -> str:
 
 def _paper_kind(run: Run) -> Kind | None:
     """Return the paper's kind of networks that a run belongs to, or None if the paper does not show its kind."""
-    usual = run["arch"] == run["default_arch"]
+    if run["train_attack"] != base_attack(run["train_attack"]):
+        return None
+    usual = paper_name(run["arch"]) == paper_name(run["default_arch"])
     kinds: dict[tuple[bool, bool, bool], Kind] = {
         (True, False, False): "plain",
         (True, True, False): "FGSM",
         (True, False, True): "bounded",
     }
     key = (usual, run["train_attack"] == "fgsm", run["spectral_norm"] is not None)
-    deeper = run["arch"] == "resnet110" and key == (False, False, False)
+    deeper = paper_name(run["arch"]) == "resnet110" and key == (False, False, False)
     return "deeper" if deeper else kinds.get(key)
 
 

@@ -21,7 +21,7 @@ from robreg.tables.parquet import write_frame
 PANELS = {  # title: prefixes of the names of the metrics shown, unit, whether the axes may be logarithmic
     "Accuracies": (("train_acc", "test_acc", "pgd_acc"), "%", False),
     "Losses": (("train_loss", "test_loss"), "nats", True),
-    "Loss variation": (("loss_variation",), "nats", True),
+    "Loss variation": (("probability_variation",), "probability", True),
     "Error gap": (("acc_gap",), "% points", False),
     "Loss gap": (("loss_gap",), "nats", False),
     "Std of singular values (B.2)": (("svstd",), "change, AR 4 to 16", False),

@@ -22,17 +22,17 @@ _GRID_POINTS = 240  # points per density curve
 _SHOWN_QUANTILES = np.array([0.001, 0.999])  # quantiles of a split's margins; densities are drawn between them
 
 
-def metric_lines(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, Look], *, ylabel: str) -> None:
+def metric_lines(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, Look], *, ylabel: str, x: str = "radius") -> None:
     """Draw columns of frame, the keys of looks, against the training radius: mean over seeds, error bars of one std.
 
-    frame: one row per run, with the column radius, in pixels. As in the summaries of tables, a mean of seeds of which
-    one has no value (a conditional accuracy of no examples) is left out.
+    frame: one row per run, with the column radius, in pixels; x: another column for the horizontal axis. As in the
+    summaries of tables, a mean of seeds of which one has no value (a conditional accuracy of no examples) is left out.
     """
     for name, look in looks.items():
-        missing = frame[name].isna().groupby(frame["radius"]).transform("any")
+        missing = frame[name].isna().groupby(frame[x]).transform("any")
         sns.lineplot(
             frame[~missing],
-            x="radius",
+            x=x,
             y=name,
             errorbar="sd",
             err_style="bars",
@@ -153,8 +153,10 @@ def variation(ax: Axes, runs: Sequence[Run], looks: Mapping[float, Look]) -> Non
     thick error bars are the std of the mean over seeds. Series are shifted horizontally so that their error bars do not
     overlap. All runs are of one setting.
     """
-    frame = gather(runs, "lossvar", ["eps", "variation"]).astype({"variation": "float64"})
-    each = frame.groupby(["eps", "ar", "seed"])["variation"].agg(mean="mean", spread=lambda values: values.std(ddof=0))
+    frame = gather(runs, "lossvar", ["eps", "prob_variation"]).astype({"prob_variation": "float64"})
+    each = frame.groupby(["eps", "ar", "seed"])["prob_variation"].agg(
+        mean="mean", spread=lambda values: values.std(ddof=0)
+    )
     unit = strength_axis.pixels_per_unit(runs[0])
     places = [ar * unit for ar in list_strengths(runs)]
     shift = min(0.12 * min(np.diff(places), default=1.0), 0.05 * (places[-1] - places[0] or 8))
@@ -166,7 +168,7 @@ def variation(ax: Axes, runs: Sequence[Run], looks: Mapping[float, Look]) -> Non
         mean = over["mean", "mean"]
         ax.errorbar(x, mean, over["spread", "mean"], elinewidth=0.9, **look.marked)
         ax.errorbar(x, mean, over["mean", "std"].fillna(0), fmt="none", ecolor=look.color, elinewidth=3, capsize=0)
-    ax.set(xlabel=strength_axis.LABEL, ylabel="loss variation (nats)")
+    ax.set(xlabel=strength_axis.LABEL, ylabel="loss variation\n(label's probability)")
     ax.set_ylim(bottom=0)
 
 

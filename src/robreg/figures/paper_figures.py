@@ -30,8 +30,10 @@ from robreg.figures.panels import (
 )
 from robreg.figures.panels import spectra_std as spectra_
 from robreg.figures.style import Look
+from robreg.paper.reference import read_reference
 from robreg.runs.catalogue import Run
 from robreg.runs.groups import group_by_setting, list_strengths
+from robreg.runs.variant import SPACES, paper_name, split_spaces
 from robreg.tables.study_tables import KEYS, failed_masking_checks, gather
 
 PROBABILITY = np.linspace(0, 1, 11)
@@ -53,6 +55,12 @@ ACCURACIES = {
     "pgd_acc": Look("adversarial", "#3d3d3d", _DASHED, "s", filled=False),
 }
 Looks = Mapping[int, Look]  # by strength
+_PRINTED = {
+    "train_acc": "training accuracy (%)",
+    "test_acc": "test accuracy (%)",
+    "train_loss": "training loss (nats)",
+    "test_loss": "test loss (nats)",
+}
 
 
 def draw(name: str, runs: Sequence[Run], *, compare: Sequence[int], svg: Path, png: Path) -> None:
@@ -136,7 +144,9 @@ def fig7(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
 
 def fig8(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
     """Draw the largest loss variation that was found within eps of a test example, against AR."""
-    unit = "" if {run["space"] for run in runs} == {"pixel"} else " (\N{MULTIPLICATION SIGN} std in normalised space)"
+    words = {"normalised": "\N{MULTIPLICATION SIGN} std in normalised space", "symmetric": "half in symmetric space"}
+    others = sorted({split_spaces(run["space"])[1] for run in runs} - {"pixel"})
+    unit = f" ({', '.join(words[space] for space in others)})" if others else ""
     radii = style.by_radius(gather(runs, "lossvar", ["eps"])["eps"].unique().tolist(), unit)
     section = Section("", lambda ax, members: variation(ax, members, radii), height=2.5, over_strength=True)
     return grid.arrange(group_by_setting(runs), [[section]], list(radii.values()))[0]
@@ -154,12 +164,13 @@ def fig9(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
 def fig12(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
     """Draw the adversarial accuracy of all settings against AR, (a) conditional as in the paper, (b) unconditional.
 
-    Both perturbation spaces have a row of panels each, because the radius of the evaluation attack is another one, too.
+    Every perturbation space has a row of panels, because the radius of the evaluation attack is another one, too.
     Published accuracies are of attacks in pixel space.
     """
     settings = group_by_setting(runs)
     looks = style.by_setting(list(settings))
-    spaces = sorted({run["space"] for run in runs}, reverse=True)  # pixel space first
+    order = list(SPACES)  # pixel space first
+    spaces = sorted({run["space"] for run in runs}, key=lambda space: [*map(order.index, split_spaces(space))])
     figure = Figure(figsize=(style.WIDTH, 0.3 + 2.6 * len(spaces) + 0.1 * len(settings)), layout="constrained")
     stars = []
     for space, row in zip(spaces, figure.subplots(len(spaces), 2, sharey=True, squeeze=False), strict=True):
@@ -195,6 +206,38 @@ def spread(runs: Sequence[Run], compare: Sequence[int], looks: Looks) -> Figure:
     return figure
 
 
+def conventions(runs: Sequence[Run], _compare: Sequence[int], _looks: Looks) -> Figure:
+    """Draw clean accuracies and losses of all settings against the stated AR strength, with the paper's points.
+
+    One row of panels per data set of the paper. The strength is as stated, in the run's own space, because the paper's
+    space is what is looked for. Settings of standard training alone are points at AR 0.
+    """
+    settings, printed = group_by_setting(runs), read_reference()
+    looks = style.by_setting(list(settings))
+    datasets = list(dict.fromkeys(run["paper"] for run in runs))
+    figure = Figure(figsize=(style.WIDTH, 0.4 + 2.5 * len(datasets) + 0.18 * len(settings)), layout="constrained")
+    for dataset, row in zip(datasets, figure.subplots(len(datasets), 4, squeeze=False), strict=True):
+        for ax, (column, label) in zip(row, _PRINTED.items(), strict=True):
+            for name, members in settings.items():
+                if own := [run for run in members if run["paper"] == dataset]:
+                    metric_lines(ax, _read_metrics(own), {column: looks[name]}, ylabel=label, x="ar")
+            names = {paper_name(run["arch"]) for run in runs if run["paper"] == dataset}
+            points = printed[(printed["metric"] == column) & (printed["dataset"] == dataset)]
+            points = points[points["arch"].isin(names) & points["spectral_norm"].isna()]
+            points = points.drop_duplicates(["arch", "train_attack", "ar"])  # Table 6 repeats Table 3
+            for attack, marker in (("pgd", "x"), ("fgsm", "+")):
+                part = points[points["train_attack"] == attack]
+                ax.plot(part["ar"], part["paper"], marker, color="#c00000", markersize=7, markeredgewidth=1.8, zorder=5)
+            ax.relim()
+            ax.margins(0.15, 0.08)
+            ax.autoscale()  # to the points of the paper, too
+            ax.set_xlabel("stated AR (1/255)")
+        row[0].set_title(f"stands for the paper's {dataset}", loc="left")
+    stars = [Look(f"the paper, {words}", "#c00000", "none", marker) for words, marker in (("PGD", "x"), ("FGSM", "+"))]
+    style.legend(figure, [*looks.values(), *stars])
+    return figure
+
+
 FIGURES: dict[str, Callable[[Sequence[Run], Sequence[int], Looks], Figure]] = {
     "fig1": fig1,
     "fig2": lambda *_: figure2.fig2(),
@@ -209,6 +252,7 @@ FIGURES: dict[str, Callable[[Sequence[Run], Sequence[int], Looks], Figure]] = {
     "fig11": fig5,
     "fig12": fig12,
     "spread": spread,
+    "conventions": conventions,
 }
 
 

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 
 from robreg.runs.catalogue import Run
 from robreg.runs.groups import list_strengths
+from robreg.runs.variant import split_spaces
 from robreg.tables import parquet
 
 LABEL = "AR: radius in pixels (1/255)"
@@ -15,12 +16,13 @@ LABEL = "AR: radius in pixels (1/255)"
 def pixels_per_unit(run: Run) -> float:
     """Return the radius in pixels of a perturbation of radius 1 in the run's space.
 
-    It is 1 in pixel space. In normalised space, the radius is that of pixels divided by their channel's std: it differs
-    between channels, and this is its mean, the mean of the stds. Raises ValueError if masking.parquet, which every
-    figure depends on, does not state the stds.
+    It is 1 in pixel space, and 1/2 in symmetric space. In normalised space, the radius is that of pixels divided by
+    their channel's std: it differs between channels, and this is its mean, the mean of the stds. Raises ValueError if
+    masking.parquet, which every figure depends on, does not state the stds.
     """
-    if run["space"] == "pixel":
-        return 1.0
+    space, _ = split_spaces(run["space"])
+    if space != "normalised":
+        return {"pixel": 1.0, "symmetric": 0.5}[space]
     path = Path(run["folder"]) / "masking.parquet"
     std = parquet.read_metadata(path).get("std")
     if not (isinstance(std, list) and std and all(isinstance(one, (int, float)) for one in std)):
@@ -31,8 +33,8 @@ def pixels_per_unit(run: Run) -> float:
 def set_strengths(ax: Axes, runs: Sequence[Run]) -> None:
     """Label the horizontal axis, and place a tick at the strength of every run, at its radius in pixels.
 
-    In normalised space, a tick names the strength, too. Runs of different data sets in normalised space have strengths
-    at places that are close together, so the ticks are then at round radii.
+    In another space than that of pixels, a tick names the strength, too. Runs of different data sets in normalised
+    space have strengths at places that are close together, so the ticks are then at round radii.
     """
     ax.set_xlabel(LABEL)
     units = sorted({pixels_per_unit(run) for run in runs})

@@ -80,7 +80,7 @@ class AttackedNetwork:
     def accuracy(self, eps: float, *, steps: int, restarts: int = 1, space: str | None = None) -> float:
         """Return the percentage of all images that are classified correctly under PGD.
 
-        eps: the radius in 1/255; space: "pixel" or "normalised", by default that of spec. With steps=1 the attack is
+        eps: the radius in 1/255; space: see pixel_radius, by default that of spec. With steps=1 the attack is
         FGSM, which starts at the image itself.
         """
         size = pixel_radius(eps, space or self.spec["space"], self.model.normalise.std)
@@ -128,7 +128,9 @@ def masking_checks(attacked: AttackedNetwork) -> list[dict[str, Any]]:
         _row("one_step", eps, one, base, base - one),
     ]
     if strength := spec["strength"]:
-        rows.append(_fall("fgsm_collapse", strength, accuracy(strength, steps=1), accuracy(strength, steps=many)))
+        space = spec.get("strength_space")  # None for that of spec
+        one, more = (accuracy(strength, steps=steps, space=space) for steps in (1, many))
+        rows.append(_fall("fgsm_collapse", strength, one, more))
     rows.append(_row("zero_gradient", 0.0, None, None, attacked.zero_gradients()))
     return [{**row, "n": len(attacked.labels)} for row in rows]
 

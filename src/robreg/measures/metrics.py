@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from robreg.tables import parquet
+from robreg.tables.results import evaluation_row
 
 
 def record(*, margins: Path, attacks: Path, svstd: Path, metrics: Path) -> None:
@@ -23,16 +24,16 @@ def record(*, margins: Path, attacks: Path, svstd: Path, metrics: Path) -> None:
 def compute_metrics(margins: pd.DataFrame, attacks: pd.DataFrame, svstd: pd.DataFrame) -> dict[str, float | None]:
     """Compute accuracies in percent, losses in nats, gaps with the paper's signs, and the spectral complexity.
 
-    margins, attacks, svstd: the run's tables; attacks has exactly one row of PGD, the evaluation attack, on the test
-    split. acc_gap = train - test accuracy; loss_gap = test - train loss. spectral_complexity is the product of the
-    largest singular values of all layers, as circular convolutions like all published spectra, or None if it is outside
-    the range of a float; its log10 is always finite. (The product for the layers as the network applies them, with zero
-    padding, is in the study's table padding.) Raises ValueError if a layer has no positive singular value.
+    margins, attacks, svstd: the run's tables. acc_gap = train - test accuracy; loss_gap = test - train loss.
+    spectral_complexity is the product of the largest singular values of all layers, as circular convolutions like all
+    published spectra, or None if it is outside the range of a float; its log10 is always finite. (The product for the
+    layers as the network applies them, with zero padding, is in the study's table padding.) Raises ValueError if a
+    layer has no positive singular value.
     """
     clean = margins.assign(acc=100.0 * (margins["prediction"] == margins["label"]), loss=margins["loss"].astype(float))
     means = clean.groupby("split")[["acc", "loss"]].mean()
     train, test = means.loc["train"], means.loc["test"]
-    (attack,) = attacks[(attacks["attack"] == "pgd") & (attacks["split"] == "test")].to_dict("records")
+    attack = evaluation_row(attacks)
     return {
         "train_acc": train["acc"],
         "test_acc": test["acc"],

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from robreg.networks.classifier import Classifier, Normalise
-from robreg.networks.fixup_resnet import FixupResNet
+from robreg.networks.fixup_resnet import SCALARS, FixupResNet
 from robreg.networks.user_defined import build_user_network
 from robreg.networks.wide_resnet import wide_resnet50
+from robreg.runs.variant import ARCHITECTURES
 
 MAX_DEPTH = 1202  # the deepest of He et al. (2016); a checkpoint could state any depth, and take hours to build
 
@@ -30,19 +31,18 @@ def build_network(  # noqa: PLR0913 - all that is needed to rebuild a network fr
     user-defined architecture, what build_user_network needs, or None for one of the package's architectures.
     Raises ValueError if the name is unknown.
     """
-    depth = re.fullmatch(r"resnet(\d+)", arch)
+    residual = re.fullmatch(r"(resnet|fixup)(\d+)|resnet(\d+)(nobias)", arch)
     if factory is not None:
         network = build_user_network(factory, classes)
     elif arch == "wrn50":
         network = wide_resnet50(shape[0], classes, width)
-    elif depth is not None and int(depth[1]) > MAX_DEPTH:
-        raise ValueError(f"architecture {arch!r} is deeper than resnet{MAX_DEPTH}")
-    elif depth is not None:
-        network = FixupResNet(int(depth[1]), shape[0], classes, width)
+    elif residual is None:
+        raise ValueError(f"architecture {arch!r} is unknown: use {', '.join(ARCHITECTURES)}, or a user-defined one")
     else:
-        raise ValueError(
-            f"architecture {arch!r} is unknown: use resnet8, resnet56, resnet110, wrn50, or a user-defined architecture"
-        )
+        depth, scalars = int(residual[2] or residual[3]), SCALARS[residual[1] or residual[4]]
+        if depth > MAX_DEPTH:
+            raise ValueError(f"architecture {arch!r} is deeper than resnet{MAX_DEPTH}")
+        network = FixupResNet(depth, shape[0], classes, width, scalars)
     return Classifier(Normalise(mean, std), network)
 
 

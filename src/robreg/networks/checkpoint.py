@@ -97,8 +97,8 @@ def load_network(
 
     >>> import robreg
     >>> model, meta = robreg.load("results/digits/ar8/checkpoint.pt")
-    >>> meta["arch"], meta["classes"]
-    ('resnet8', 10)
+    >>> meta["dataset"], meta["classes"]
+    ('digits', 10)
     """
     model, meta, _ = load_with_images(Path(checkpoint), architecture=architecture)
     return model.to(device), meta
@@ -115,7 +115,8 @@ def load_with_images(
     try:
         content = load_file(checkpoint, "cpu")
         _check_description(content["meta"])
-        meta, weights = content["meta"], content["model"]
+        weights = content["model"]
+        meta = {**content["meta"], "arch": _architecture_name(content["meta"], weights)}
         _check_normalisation(weights, meta)
         model = _build(checkpoint, meta, architecture)
         load_weights(model, weights)
@@ -133,6 +134,12 @@ def load_with_images(
     _check_behaviour(checkpoint, meta, difference)
     images = torch.empty(0, *meta["shape"], dtype=torch.uint8) if difference is None else content["probe"]["images"]
     return model.eval(), meta, images
+
+
+def _architecture_name(meta: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """Return the present name of a network's architecture: without biases, resnet56nobias was once called resnet56."""
+    old = re.fullmatch(r"resnet\d+", meta["arch"]) and meta["factory"] is None and "network.bias1" not in weights
+    return f"{meta['arch']}nobias" if old else meta["arch"]
 
 
 def _build(checkpoint: Path, meta: Mapping[str, Any], architecture: Mapping[str, Any] | nn.Module | None) -> Classifier:
@@ -162,7 +169,7 @@ def _build(checkpoint: Path, meta: Mapping[str, Any], architecture: Mapping[str,
 
 def _is_small(meta: Mapping[str, Any]) -> bool:
     """Return whether any network that the metadata can state takes less than 200 MB; building it directly is faster."""
-    depth = re.fullmatch(r"resnet(\d{1,3})", meta["arch"])
+    depth = re.fullmatch(r"(?:resnet|fixup)(\d{1,3})(?:nobias)?", meta["arch"])
     sizes = (meta["width"], *meta["shape"][:1], meta["classes"] / 16)
     return depth is not None and int(depth[1]) <= 110 and all(size <= 64 for size in sizes)
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 from robreg.claims.claim import NOT_RUN
 from robreg.paper import reference
 from robreg.runs.catalogue import Run
+from robreg.runs.variant import base_attack, paper_name
 from robreg.tables import study_tables
 
 SCHEMA = pa.schema(
@@ -20,18 +21,20 @@ SCHEMA = pa.schema(
 COMPARED = "compared"
 B2 = (4, 16)  # the strengths of appendix B.2, in 1/255
 _CELL = ("dataset", "arch", "train_attack", "spectral_norm", "ar", "metric")
+_OUR_CELL = ("dataset", "paper_arch", "paper_attack", "spectral_norm", "ar", "metric")
 
 
 def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Make one row for every number of the paper and every data set and space of ours that it can be compared with.
 
     A run can be compared if the key "paper" of its data set names the paper's data set, and architecture, training
-    attack, bound and strength are the same; the paper does not state the space of its perturbations. A number of the
-    paper without such runs has one row without a number of ours. difference: ours - paper.
+    attack, bound and strength are the same. The paper does not state the space of its perturbations, and leaves open
+    which of Fixup's scalars its networks have and whether they see clean examples, so all of ours are compared. A
+    number of the paper without such runs has one row without a number of ours. difference: ours - paper.
     """
     ours_by_cell: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in our_numbers(runs):
-        ours_by_cell.setdefault(tuple(row[key] for key in _CELL), []).append(row)
+        ours_by_cell.setdefault(tuple(row[key] for key in _OUR_CELL), []).append(row)
     rows = []
     for cell in _to_rows(reference.read_reference()):
         matching = ours_by_cell.get(tuple(cell[key] for key in _CELL), [])
@@ -52,6 +55,7 @@ def our_numbers(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
         for row in _to_rows(summary):
             keys = {key: row[key] for key in study_tables.SETTING} | {"run_dataset": row["dataset"]}
             keys |= {"dataset": paper_names[row["dataset"]], "n_seeds": row["n_seeds"]}
+            keys |= {"paper_arch": paper_name(row["arch"]), "paper_attack": base_attack(row["train_attack"])}
             for metric in metrics:
                 yield keys | {"metric": metric, "mean": row[f"{metric}_mean"], "std": row[f"{metric}_std"]}
 
@@ -72,8 +76,7 @@ def _comparison_row(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str
     """Return the row that compares one number of the paper with one of ours."""
     return {
         **cell,
-        "run_dataset": row["run_dataset"],
-        "space": row["space"],
+        **{key: row[key] for key in ("run_dataset", "arch", "train_attack", "space")},
         "ours_mean": row["mean"],
         "ours_std": row["std"],
         "n_seeds": row["n_seeds"],

@@ -10,6 +10,7 @@ import pandas as pd
 from robreg.claims.claim import EXTENSION, FALLS, NOT_RUN, ONE_SEED, SEVERAL_SEEDS
 from robreg.claims.registry import CLAIMS
 from robreg.claims.uncertainty import LEVEL
+from robreg.runs.variant import base_attack, describe_setting, paper_name
 
 VERDICTS = {
     "holds": "several seeds: the 95 % interval of the effect excludes 0 in the claimed direction",
@@ -186,10 +187,8 @@ def _too_small(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def setting_name(row: Mapping[str, Any]) -> str:
     """Name the setting of a row, such as "digits, resnet8, FGSM"; missing, null and default values are left out."""
-    parts = [row.get("dataset"), row.get("arch")]
-    parts += ["FGSM"] if row.get("train_attack") == "fgsm" else []
-    parts += [] if row.get("spectral_norm") is None else [f"bound {row['spectral_norm']:g} on every layer"]
-    parts += ["normalised space"] if row.get("space") == "normalised" else []
+    words = describe_setting(row.get("train_attack"), row.get("spectral_norm"), row.get("space"))
+    parts = [row.get("dataset"), row.get("arch"), *words]
     return ", ".join(str(part) for part in parts if part) or "any"
 
 
@@ -227,8 +226,8 @@ def _topic(row: Mapping[str, Any]) -> str:
     special = {
         "Extensions": row["source"] == EXTENSION,
         "Bound on the spectral norm": row.get("spectral_norm") is not None,
-        "FGSM training": row.get("train_attack") == "fgsm",
-        "ResNet-110": row.get("arch") == "resnet110",
+        "FGSM training": base_attack(row.get("train_attack") or "pgd") == "fgsm",
+        "ResNet-110": paper_name(row.get("arch") or "") == "resnet110",
     }
     by_setting = [title for title, fits in special.items() if fits]
     by_id = [title for title, prefixes in _TOPICS if row["id"].startswith(prefixes)]

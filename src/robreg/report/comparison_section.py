@@ -6,10 +6,25 @@ from typing import Any
 
 import pandas as pd
 
+from robreg.paper.conventions import SURVIVORS, rank_conventions
 from robreg.report.claims_section import setting_name, to_rows
 from robreg.report.units import Quantity, describe
+from robreg.runs.variant import base_attack, paper_name
 
 _CELL = ("table", "dataset", "arch", "train_attack", "spectral_norm", "ar", "ar_high", "metric")
+_REACHED = {True: "passes", False: "fails", None: "not run"}
+_EXPLAINED = (
+    "The paper leaves open in which space radii are measured, whether training sees clean examples, too, and which of "
+    "Fixup's scalars its networks have. Here, what was tried is ranked by its distance to the numbers that the paper "
+    "prints for ResNet-56 on CIFAR-10 at AR 4 and 16: the mean of |ours - paper| / tolerance, where the tolerance is "
+    "what another training, or recompressed images, may change (about one point of accuracy). A distance below 1 "
+    "agrees with the paper. Networks that were trained for fewer epochs than the paper's 200 are further away for that "
+    "reason alone.",
+    "“AR 0” says whether standard training reaches 99.5 % on the training and 88.9 % on the test images, as the "
+    "paper's networks do at AR 4; a network that does not cannot be the paper's, whatever its distance.",
+    "The last columns give the radius in pixels (in 1/255) at which PGD leaves as many of the correctly classified "
+    "examples correct as the paper prints. If the paper evaluated all its networks alike, both are the same radius.",
+)
 _PLACE = ("dataset", "arch", "train_attack", "spectral_norm", "space")
 
 
@@ -58,6 +73,7 @@ def comparison_blocks(frame: pd.DataFrame) -> list[Block]:
 
 def count_sentence(frame: pd.DataFrame) -> str:
     """State how many of the paper's numbers can be compared with one of ours, and how many of those have a note."""
+    frame = frame.assign(arch=frame["arch"].map(paper_name), train_attack=frame["train_attack"].map(base_attack))
     numbers = len(frame.drop_duplicates(list(_CELL)))
     comparable = frame[frame["ours_mean"].notna()].drop_duplicates(list(_CELL))
     if comparable.empty:
@@ -72,6 +88,41 @@ def count_sentence(frame: pd.DataFrame) -> str:
         f"{len(comparable)} of the {numbers} numbers that the paper prints {compared} compared with a number of this "
         f"study.{note if doubtful else ''}"
     )
+
+
+@dataclass(frozen=True)
+class ConventionsTable:
+    """Conventions ranked by their distance to the paper's numbers, as text: columns, rows, and sentences about them."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    explained: tuple[str, ...]
+
+
+def conventions_table(frame: pd.DataFrame, study: Mapping[str, Any]) -> ConventionsTable | None:
+    """Make the table that ranks conventions; None if the study has only one, so that there is nothing to rank.
+
+    frame: comparison.parquet; study: as in page.write.
+    """
+    epochs = {name: one["training"]["epochs"] for name, one in study["settings"].items()}
+    ranked = rank_conventions(frame, study["runs"], epochs)
+    if len(ranked) < 2:
+        return None
+    radius = [f"radius in pixels with {value:g} % (AR {ar})" for ar, value in sorted(SURVIVORS.items())]
+    columns = ("Networks", "epochs", "numbers compared", "within tolerance", "distance", "AR 0", *radius)
+    rows = []
+    for row in to_rows(ranked):
+        attack = f"pgd+clean{row['clean']:g}" if row["clean"] else "pgd"
+        name = setting_name({**row, "dataset": row["run_dataset"], "train_attack": attack})
+        numbers = [f"{row['n']}", f"{row['within']}"] if row["n"] else ["none", ""]
+        radii = [_or_unknown(row[f"radius_ar{ar}"], ".2f") for ar in sorted(SURVIVORS)]
+        found = (_or_unknown(row["distance"], ".1f"), _REACHED[row["ar0"]])
+        rows.append((name, f"{row['epochs']}", *numbers, *found, *radii))
+    return ConventionsTable(columns, tuple(rows), _EXPLAINED)
+
+
+def _or_unknown(value: float | None, pattern: str) -> str:
+    return "not known" if value is None else format(value, pattern)
 
 
 def _block(rows: Sequence[Mapping[str, Any]]) -> Block:

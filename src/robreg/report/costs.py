@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from robreg.runs.catalogue import Run
-from robreg.runs.settings import describe_differences, flatten, training_settings
+from robreg.runs.settings import describe_differences, flatten, training_settings, with_present_names
 from robreg.tables import parquet
 from robreg.tables.files import open_regular
 from robreg.tables.provenance import code_hash
@@ -147,7 +147,9 @@ def _account(run: Run, settings: Mapping[str, Any]) -> RunAccount:
         memory_mb=max((spent["max_rss"] for spent in jobs.values()), default=None),
         code=_code(meta.get("code_hash"), code_hash(settings["factory"])),
         verified="probe_images" in meta,
-        differences=describe_differences(parquet.read_settings(history), settings) if "settings" in meta else "",
+        differences=describe_differences(with_present_names(parquet.read_settings(history)), settings)
+        if "settings" in meta
+        else "",
         **{key: str(meta.get(key, "not recorded")) for key in ("settings_hash", "version", "torch", "device")},
     )
 

@@ -16,6 +16,7 @@ from robreg.checks.study_audit import refuse_changed_study
 from robreg.paper.agreement import describe_closer_space
 from robreg.paper.deviations import deviations
 from robreg.report import claims_section, comparison_section
+from robreg.report.comparison_section import conventions_table
 from robreg.report.costs import RunAccount, rule_costs, run_accounts, shared_settings, versions
 from robreg.report.pictures import embed_figures
 from robreg.report.rule_graph import RULE_INPUTS, rule_graph
@@ -24,6 +25,7 @@ from robreg.report.units import format_duration, format_memory
 from robreg.report.wording import (
     cautions,
     describe_attack,
+    describe_conventions,
     describe_data,
     describe_radii,
     describe_weak_attacks,
@@ -48,6 +50,7 @@ SECTIONS = (  # title, figures, tables; first in the order of the paper, then th
     ("Training with FGSM (paper, appendix B.6)", ("fig9", "fig10", "fig11"), ("table2",)),
     ("Adversarial accuracy (paper, appendix D.2)", ("fig12",), ()),
     ("How evenly layers pass perturbations on (extension)", ("spread",), ()),
+    ("Which conventions give the paper's numbers (extension)", ("conventions",), ()),
     ("A stronger attack (extension)", (), ("attacks",)),
     ("Zero padding (extension)", (), ("padding",)),
     ("Theorem 3.1 and Lemma 3.1, measured (paper, section 3; extension)", (), ("theory",)),
@@ -87,10 +90,10 @@ def record(out: Path, study: Mapping[str, Any], files: Files, *, template: Path)
 def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> None:
     """Write the report of a study.
 
-    study: name, title, runs (from config.study_runs), compare, titles (of data sets, by name), settings (resolved, by
-    "dataset/variant") and shown (its figures and tables, each with what it is restricted to, or None for all);
-    template: the Jinja2 template of the page. The captions, {figure, table or comparison}.rst, must be in the same
-    folder. Raises ValueError if the page is larger than LIMIT.
+    study: name, title, runs (from config.chosen_runs), not_run (the names of its other runs), compare, titles (of data
+    sets, by name), settings (resolved, by "dataset/variant") and shown (its figures and tables, each with what it is
+    restricted to, or None for all); template: the Jinja2 template of the page. The captions, {figure, table or
+    comparison}.rst, must be in the same folder. Raises ValueError if the page is larger than LIMIT.
     """
     context = _study_context(study, files)
     context |= _claims_context(files.claims) | _results_context(study, files, template.parent)
@@ -158,6 +161,7 @@ def _study_context(study: Mapping[str, Any], files: Files) -> dict[str, Any]:
     return {
         "study": study,
         "datasets": [_dataset(study, name, meta) for name, meta in metas.items()],
+        "assumed": describe_conventions(settings),
         "cautions": cautions([_outcome(run) for run in study["runs"]], _classes(metas)),
         "limits": limits(settings, study["titles"], counts=counts, tables=tables),
         "deviations": deviations(settings, tables),
@@ -268,6 +272,7 @@ def _comparison_context(study: Mapping[str, Any], files: Files, captions: Path) 
         },
         "counted": comparison_section.count_sentence(frame),
         "nearer": describe_closer_space(frame) if compared else "",
+        "conventions": conventions_table(frame, study),
         "compared": compared,
         "uncompared": [block for block in all_blocks if not block.run],
     }

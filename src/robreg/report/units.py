@@ -4,7 +4,9 @@ import math
 import re
 from dataclasses import dataclass
 
-_VARIATION = re.compile(r"loss_variation_(mean|std)_eps(.+)")
+_VARIATION = re.compile(r"(loss|probability)_variation_(mean|std)_eps(.+)")
+_IN_PIXELS = re.compile(r"pixel_acc_eps(.+)")
+_VARIATIONS = {"loss": ("cross entropy", "nats"), "probability": ("label's probability", "")}
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,11 @@ def describe(column: str) -> Quantity:
     """Return label, unit and decimals of a column; an unknown column keeps its name and gets four decimals."""
     variation = _VARIATION.fullmatch(column)
     if variation:
-        return Quantity(f"loss variation at eps {variation[2]}/255 in the network's space, {variation[1]}", "nats", 4)
+        kind, unit = _VARIATIONS[variation[1]]
+        where = f"at eps {variation[3]}/255 in the network's space"
+        return Quantity(f"loss variation, {kind}, {where}, {variation[2]}", unit, 4)
+    if radius := _IN_PIXELS.fullmatch(column):
+        return Quantity(f"accuracy under PGD at {radius[1]}/255 in pixels, of those correct when clean", "%", 2)
     return _KNOWN.get(column, Quantity(column.replace("_", " "), "", 4))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from robreg.checks.run_checks import MIN_TRAINED
 from robreg.runs.settings import Settings
+from robreg.runs.variant import base_attack, paper_name, split_spaces
 
 _PAPER_DATA = {  # the setting `paper`: kind of the official files, name
     "c10": ("cifar10", "CIFAR-10"),
@@ -12,6 +13,11 @@ _PAPER_DATA = {  # the setting `paper`: kind of the official files, name
     "tin": ("tiny-imagenet", "Tiny-ImageNet"),
 }
 _PAPER_NETWORKS = ("resnet56", "resnet110", "wrn50")
+_SCALARS = {
+    "biases": " (Fixup's biases kept, its multipliers omitted)",
+    "all": " (with all of Fixup's scalars)",
+    "none": " (without any of Fixup's scalars: the channels that its stages add stay 0)",
+}
 _ALWAYS = (  # a limit, a table with more about it, and the sentence that is added if the study lists that table
     (
         "Adversarial accuracy is an upper estimate: an attack stronger than the evaluation attack may find more "
@@ -33,10 +39,12 @@ _ALWAYS = (  # a limit, a table with more about it, and the sentence that is add
     ),
 )
 _PRECISION = {"fp32": "float32", "bf16": "bfloat16, with weights and their updates in float32"}
-_NORMALISED = (
-    "in runs named normspace, every radius and step is multiplied by the channel's standard deviation, "
-    "in training and in every attack (by {:.3g}, averaged over the channels)"
-)
+_SPACES = {
+    "pixel": "pixels of [0, 1]",
+    "normalised": "pixels divided by the channels' standard deviations: every radius and step is multiplied by the "
+    "channel's standard deviation (by {:.3g}, averaged over the channels)",
+    "symmetric": "pixels scaled to [-1, 1]: every radius and step is halved",
+}
 _BATCH_NORM = (
     " (with batch normalisation: attacks use its running statistics, which only the training pass on adversarial "
     "batches updates)"
@@ -72,15 +80,12 @@ def describe_data(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict
         + (_WRITERS if first["data"]["kind"] == "digits" else ""),
         "Networks": describe_networks(settings),
         "AR strengths": f"{values['ar']} (in 1/255); seed{'s' if ',' in values['seed'] else ''} {values['seed']}",
+        "Space of radii": describe_spaces(settings, _mean(meta["std"])),
         "Training": "; or ".join(dict.fromkeys(describe_training(one["training"]) for one in settings)),
         "Training attack": describe_training_attack(settings),
         **({"Bound on every layer": describe_bound(settings)} if any(one["spectral_norm"] for one in settings) else {}),
-        **(
-            {"Space": _NORMALISED.format(_mean(meta["std"]))}
-            if any(one["space"] == "normalised" for one in settings)
-            else {}
-        ),
         "Evaluation attack": describe_attack(first["evaluation"]),
+        **({"Radii in pixels": describe_pixel_radii(radii)} if (radii := first["pixel_radii"])["eps"] else {}),
         "Stronger attack": describe_strong_attack(first["strong_attack"]),
         "Loss variation": describe_loss_variation(first["loss_variation"]),
         "Spread in the layers": describe_spread(first["spread"]),
@@ -90,6 +95,36 @@ def describe_data(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict
     }
 
 
+def describe_conventions(settings: Sequence[Settings]) -> str:
+    """Say in three sentences what a study of the paper's data assumes where the paper is silent; "" for other data."""
+    own = [one for one in settings if one["paper"] is not None]
+    if not own:
+        return ""
+    spaces = join_distinct(one["space"] for one in own)
+    scalars = join_distinct(_NETWORKS_IN_SHORT[_scalars_of(one["arch"])] for one in own if _has_scalars(one))
+    networks = f", and its residual networks {scalars}" if scalars else ""
+    return (
+        "The paper states neither the space in which its radii are measured nor which of Fixup's scalars its networks "
+        "have, and its printed accuracies have not been reached in pixels: at AR 8 it prints 87.5 % on the test images "
+        "of CIFAR-10, and published networks that are trained at 8/255 in pixels have 79 to 86 %. "
+        f"This study measures radii in these spaces: {spaces}{networks}. "
+        "Other choices may give other numbers; the study conventions compares them."
+    )
+
+
+def describe_spaces(settings: Sequence[Settings], std: float) -> str:
+    """Describe the spaces in which the runs measure radii; std: mean over the channels."""
+    both = dict.fromkeys((one["space"], one["evaluation"]["space"]) for one in settings)
+    texts = {space: _SPACES[space].format(std) for space in dict.fromkeys(space for pair in both for space in pair)}
+    sentences = [text if len(texts) == 1 else f"{space}: {text}" for space, text in texts.items()]
+    sentences += [
+        f"some runs train in {trained} and are attacked in {attacked} space"
+        for trained, attacked in both
+        if trained != attacked
+    ]
+    return "; ".join(sentences) + ". Radii that are said to be in pixels are in pixels of [0, 1]."
+
+
 def describe_networks(settings: Sequence[Settings]) -> str:
     """Name the networks, with their width or, for user-defined ones, the callable that builds them."""
     names = []
@@ -97,7 +132,7 @@ def describe_networks(settings: Sequence[Settings]) -> str:
         factory = next(one["factory"] for one in settings if one["arch"] == name)
         width = next(one["width"] for one in settings if one["arch"] == name)
         names.append(f"{name}, built by {factory['callable']}" if factory else f"{name}, width {width}")
-        names[-1] += _BATCH_NORM if name == "wrn50" else ""
+        names[-1] += _BATCH_NORM if name == "wrn50" else "" if factory else _SCALARS[_scalars_of(name)]
     return "; ".join(names)
 
 
@@ -154,6 +189,9 @@ def describe_training_attack(settings: Sequence[Settings]) -> str:
             else f"{_fraction(same[0]['step'] / same[0]['eps'])} of the strength"
         )
         descriptions.append(f"{kind.upper()}, {_start(same[0]['start'])}, {_steps(same[0]['steps'])} of {step}")
+    shares = sorted({attack["clean_share"] for attack in attacks if "clean_share" in attack})
+    mixed = ", ".join(f"{100 * share:g} %" for share in shares)
+    descriptions += [f"in runs named clean, the loss on the clean examples counts {mixed}"] if shares else []
     return "; ".join(descriptions) + (" (none at AR 0)" if len(attacks) < len(settings) else "")
 
 
@@ -164,6 +202,13 @@ def describe_attack(spec: Mapping[str, Any]) -> str:
         f"{spec['attack'].upper()}, radius {spec['eps']:g}/255, {_steps(spec['steps'])} of {spec['step']:g}/255, "
         f"{_start(spec['start'])}{restarts}"
     )
+
+
+def describe_pixel_radii(spec: Mapping[str, Any]) -> str:
+    """Describe the attacks at several radii in pixels."""
+    radii, step = ", ".join(f"{eps:g}" for eps in spec["eps"]), _fraction(spec["relative_step"])
+    images = "all test images" if spec["n"] is None else f"the first {spec['n']} test images"
+    return f"PGD, radius {radii} (in 1/255 of a pixel), {_steps(spec['steps'])} of {step} of the radius, on {images}"
 
 
 def describe_strong_attack(spec: Mapping[str, Any]) -> str:
@@ -180,8 +225,9 @@ def describe_loss_variation(spec: Mapping[str, Any]) -> str:
     radii = ", ".join(f"{eps:g}" for eps in spec["eps"])
     steps = f"{_steps(spec['steps'])} of {_fraction(spec['relative_step'])} of the radius"
     return (
-        f"PGD, radius {radii} (in 1/255), {steps}, on all test images; the largest increase that it finds is a lower "
-        "bound on the maximal one"
+        f"PGD on the cross entropy, radius {radii} (in 1/255), {steps}, on all test images; given as the probability "
+        "that the label loses, as the paper's numbers suggest, and as the rise of the cross entropy; the largest that "
+        "the attack finds is a lower bound on the maximal one"
     )
 
 
@@ -211,7 +257,7 @@ def limits(
     """
     data = {one["dataset"]: one for one in settings}
     sentences = [limit for name, one in data.items() if (limit := _other_data(one, titles[name]))]
-    others = {one["arch"]: one["factory"] for one in settings if one["arch"] not in _PAPER_NETWORKS}
+    others = {one["arch"]: one["factory"] for one in settings if paper_name(one["arch"]) not in _PAPER_NETWORKS}
     sentences += [
         f"The paper does not use {name}; it uses ResNet-56, ResNet-110 and a wide ResNet-50."
         if factory
@@ -250,7 +296,7 @@ def cautions(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, int]) -> l
                 f"{name} has hardly learned anything: its training accuracy is {row['train_acc']:.1f} %, and guessing "
                 f"gives {guess:.1f} %."
             )
-        elif row["train_attack"] == "fgsm" and row["ar"] and (row["pgd_acc"] or 0.0) < _MIN_ROBUST:
+        elif base_attack(row["train_attack"]) == "fgsm" and row["ar"] and (row["pgd_acc"] or 0.0) < _MIN_ROBUST:
             sentences.append(
                 f"{name} has collapsed: after training with FGSM, it does not withstand PGD (adversarial accuracy "
                 f"{row['pgd_acc'] or 0.0:.1f} %)."
@@ -279,24 +325,29 @@ def describe_weak_attacks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def describe_radii(runs: Sequence[Mapping[str, Any]], stds: Mapping[str, Sequence[float]]) -> list[str]:
-    """Return a sentence that converts the strengths of the runs in normalised space into pixels, in a list; else [].
+    """Return sentences that convert the strengths of runs in other spaces into pixels; [] if all are in pixels.
 
     runs: with dataset, space and ar; stds: of the channels, by data set.
     """
     strongest: dict[str, int] = {}
     for run in runs:
-        if run["space"] == "normalised":
+        if split_spaces(run["space"])[0] == "normalised":
             strongest[run["dataset"]] = max(run["ar"], strongest.get(run["dataset"], 0))
     factors = [
         f"{_mean(stds[name]):.3g} on {name} (AR {ar} is {ar * _mean(stds[name]):.2g}/255 in pixels)"
         for name, ar in strongest.items()
     ]
+    halved = any(split_spaces(run["space"])[0] == "symmetric" for run in runs)
+    sentences = [
+        "In symmetric space, a radius in pixels is half of the AR strength and of the radii of attacks."
+    ] * halved
     if not factors:
-        return []
+        return sentences
     return [
+        *sentences,
         "In normalised space, AR strengths and the radii of attacks are those of pixels divided by the standard "
         "deviation of their channel. To get the radius in pixels, multiply by the standard deviation. Its mean over "
-        f"the channels is {', '.join(factors)}."
+        f"the channels is {', '.join(factors)}.",
     ]
 
 
@@ -327,6 +378,22 @@ def _other_files(one: Settings, title: str) -> str:
         f"{title} stands for the paper's {name}: it has the same images, but from other files. If these use lossy "
         "compression, such as JPEG, the pixel values differ."
     )
+
+
+_NETWORKS_IN_SHORT = {
+    "biases": "keep Fixup's biases and omit its multipliers",
+    "all": "have all of Fixup's scalars",
+    "none": "have none of Fixup's scalars",
+}
+
+
+def _has_scalars(one: Settings) -> bool:
+    return one["factory"] is None and one["arch"].startswith(("resnet", "fixup"))
+
+
+def _scalars_of(arch: str) -> str:
+    """Return which of Fixup's scalars a residual network of the package has, as in robreg.networks.fixup_resnet."""
+    return "none" if arch.endswith("nobias") else "all" if arch.startswith("fixup") else "biases"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robreg.runs.variant import base_attack
+
 Run = Mapping[str, Any]  # what identifies a run (see config.study_runs), with the folder of its tables under "folder"
 
 
@@ -34,7 +36,7 @@ class Item:
 
 def _unbounded_pgd(runs: Sequence[Run]) -> list[Run]:
     """Choose runs of PGD or standard training that have no bound on their layers."""
-    return [run for run in runs if run["train_attack"] == "pgd" and run["spectral_norm"] is None]
+    return [run for run in runs if base_attack(run["train_attack"]) == "pgd" and run["spectral_norm"] is None]
 
 
 def _several_architectures(runs: Sequence[Run]) -> list[Run]:
@@ -46,15 +48,20 @@ def _several_architectures(runs: Sequence[Run]) -> list[Run]:
 
 def _fgsm_and_standard(runs: Sequence[Run]) -> list[Run]:
     """Choose runs trained with FGSM, and standard training of the same data set, architecture and space."""
-    with_fgsm = {_dataset_arch_space(run) for run in runs if run["train_attack"] == "fgsm"}
+    with_fgsm = {_dataset_arch_space(run) for run in runs if base_attack(run["train_attack"]) == "fgsm"}
     standard = [run for run in _unbounded_pgd(runs) if run["ar"] == 0 and _dataset_arch_space(run) in with_fgsm]
-    return [run for run in runs if run["train_attack"] == "fgsm" or run in standard]
+    return [run for run in runs if base_attack(run["train_attack"]) == "fgsm" or run in standard]
 
 
 def _bounded_and_unbounded(runs: Sequence[Run]) -> list[Run]:
     """Choose PGD and standard runs of each data set, architecture and space that has a run with a spectral bound."""
     with_bound = {_dataset_arch_space(run) for run in runs if run["spectral_norm"] is not None}
-    return [run for run in runs if _dataset_arch_space(run) in with_bound and run["train_attack"] == "pgd"]
+    return [run for run in runs if _dataset_arch_space(run) in with_bound and base_attack(run["train_attack"]) == "pgd"]
+
+
+def _of_the_paper(runs: Sequence[Run]) -> list[Run]:
+    """Choose runs without a bound on data sets that stand for one of the paper's."""
+    return [run for run in runs if run["paper"] is not None and run["spectral_norm"] is None]
 
 
 def _all_runs(runs: Sequence[Run]) -> list[Run]:
@@ -73,6 +80,7 @@ _PLAIN = Choice(_unbounded_pgd, "runs with attack: [pgd] and no spectral_norm")
 _COMPARED = Choice(_several_architectures, "a second architecture (arch) on a data set, for it compares architectures")
 _FGSM = Choice(_fgsm_and_standard, "runs with attack: [fgsm] and a strength above 0")
 _BOUNDED = Choice(_bounded_and_unbounded, "runs with a spectral_norm")
+_COMPARABLE = Choice(_of_the_paper, "runs of a data set with the key paper, and no spectral_norm")
 _ALL = Choice(_all_runs, "runs")
 _NONE = Choice(_no_runs, "runs")
 FIGURES = {
@@ -89,6 +97,7 @@ FIGURES = {
     "fig11": Item("FGSM: probabilities, losses, spread of singular values", ("margins", "svstd"), _FGSM),
     "fig12": Item("Adversarial accuracy", ("metrics",), _PLAIN),
     "spread": Item("How evenly layers pass perturbations on (extension)", ("spread",), _PLAIN),
+    "conventions": Item("Our curves against the paper's points (extension)", ("metrics",), _COMPARABLE),
 }
 TABLES = {
     "table1": Item("Loss variation", ("lossvar",), _PLAIN),

@@ -15,10 +15,11 @@ import yaml
 from robreg.runs.catalogue import FIGURES, TABLES, Item, describe_missing, places, select_runs
 from robreg.runs.radii import describe_mistaken_radius
 from robreg.runs.schema_errors import describe_first
-from robreg.runs.settings import ConfigError, dataset_block, describe_unknown_name, parse_run, run_settings
+from robreg.runs.settings import ConfigError, describe_unknown_name, name_defaults, parse_run, run_settings
 from robreg.runs.variant import Variant, is_available_name
 from robreg.runs.yaml_file import RECURSIVE_OR_DEEP
 
+_SIGNS_OF_TRAINING = ("checkpoint.pt", "checks.parquet")
 _PARTS: dict[str, dict[str, Item]] = {"figures": FIGURES, "tables": TABLES}
 _FORBIDDEN_CATEGORIES = ("Cc", "Cs")  # control characters and lone surrogates, which neither XML nor HTML can contain
 # Unlike JSON Schema, 20.0 does not count as an integer, because equal settings must have equal text.
@@ -245,7 +246,7 @@ def study_runs(config: Mapping[str, Any], study: str) -> list[dict[str, Any]]:
                 "variant": variant,
                 "arch": run.arch,
                 "train_attack": run.train_attack,
-                "space": run.space,
+                "space": run.spaces,
                 "spectral_norm": run.bound,
                 "ar": run.ar,
                 "seed": run.seed,
@@ -257,21 +258,65 @@ def study_runs(config: Mapping[str, Any], study: str) -> list[dict[str, Any]]:
     return runs
 
 
+def chosen_runs(config: Mapping[str, Any], study: str) -> list[dict[str, Any]]:
+    """List a study's runs as study_runs does; with the setting only_finished, only those whose networks are trained.
+
+    A run counts as trained if its folder holds a checkpoint, or the checks of results that came without one.
+    Raises ConfigError as study_runs does, and if none of the runs is trained.
+    """
+    listed = study_runs(config, study)
+    if not config.get("only_finished"):
+        return listed
+    trained = [run for run in listed if any(Path(run["folder"], name).exists() for name in _SIGNS_OF_TRAINING)]
+    if not trained:
+        raise ConfigError(
+            f"only_finished: none of the {len(listed)} runs of the study {study} is trained yet; leave this key out to "
+            "train them"
+        )
+    return trained
+
+
+def makeable_items(
+    config: Mapping[str, Any], study: str, part: str, runs: Sequence[Mapping[str, Any]]
+) -> dict[str, list[str] | None]:
+    """List the items of a study as study_items does, without what cannot be made from these of its runs."""
+    compare, items = config["studies"][study]["compare"], {}
+    for name, only in study_items(config, study, part).items():
+        places_left = [place for place in only or (None,) if _can_make(name, runs, place, compare)]
+        if places_left:
+            items[name] = only and [place for place in places_left if place]
+    return items
+
+
+def _can_make(name: str, runs: Sequence[Mapping[str, Any]], place: str | None, compare: Sequence[int]) -> bool:
+    return not describe_missing(name, select_runs(name, runs, place and [place]), compare)
+
+
 def _expand_grid(config: Mapping[str, Any], study: str, grid: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the runs of one entry of a study's `runs`: all combinations of what its keys list."""
     dataset = grid["dataset"]
     try:
-        default = dataset_block(config, dataset)["architecture"]
+        defaults = name_defaults(config, dataset)
     except ConfigError as error:
         raise ConfigError(f"config.yaml: studies.{study}.runs: {error}") from error
     axes = (
-        grid.get("arch", [default]),
+        grid.get("arch", [defaults.arch]),
         grid.get("attack", ["pgd"]),
+        grid.get("clean_share", [defaults.clean]),
         grid.get("spectral_norm", [None]),
-        grid.get("space", ["pixel"]),
+        grid.get("space", [defaults.space]),
+        grid.get("evaluation_space", [defaults.evaluation_space]),
     )
-    for arch, attack, bound, space in itertools.product(*axes):
+    for arch, attack, clean, bound, space, evaluated in itertools.product(*axes):
         for ar, seed in itertools.product(grid["ar"], grid.get("seeds", [0])):
-            fgsm = ar > 0 and attack == "fgsm"
-            run = Variant(ar, arch, fgsm=fgsm, bound=bound, normspace=space == "normalised", seed=seed)
-            yield dataset, run.name(default)
+            run = Variant(
+                ar,
+                arch,
+                fgsm=ar > 0 and attack == "fgsm",
+                clean=float(clean) if ar else 0.0,
+                bound=bound,
+                space=space,
+                evaluation_space=None if evaluated == space else evaluated,
+                seed=seed,
+            )
+            yield dataset, run.name(defaults)

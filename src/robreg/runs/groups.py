@@ -1,8 +1,9 @@
 """Group the runs of a study that differ only in strength and seed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from robreg.runs.catalogue import Run
+from robreg.runs.variant import describe_setting
 
 
 def group_by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -12,7 +13,8 @@ def group_by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
     its runs belong to the setting of every attack that the otherwise equal adversarial runs were trained with.
     """
     trained = {_setting_name(run, run["train_attack"]) for run in runs if run["ar"]}
-    names = {id(run): (_candidate_names(run) & trained) or {_setting_name(run, "pgd")} for run in runs}
+    attacks = {run["train_attack"] for run in runs}
+    names = {id(run): (_candidate_names(run, attacks) & trained) or {_setting_name(run, "pgd")} for run in runs}
     order = dict.fromkeys(
         name for run in sorted(runs, key=lambda run: not run["ar"]) for name in sorted(names[id(run)])
     )
@@ -24,13 +26,10 @@ def list_strengths(runs: Sequence[Run]) -> list[int]:
     return sorted({int(run["ar"]) for run in runs})
 
 
-def _candidate_names(run: Run) -> set[str]:
-    return {_setting_name(run, attack) for attack in (("pgd", "fgsm") if run["ar"] == 0 else (run["train_attack"],))}
+def _candidate_names(run: Run, attacks: Collection[str]) -> set[str]:
+    return {_setting_name(run, attack) for attack in (attacks if run["ar"] == 0 else (run["train_attack"],))}
 
 
 def _setting_name(run: Run, attack: str) -> str:
-    parts = [run["dataset"], run["arch"]]
-    parts += ["FGSM"] if attack == "fgsm" else []
-    parts += [] if run["spectral_norm"] is None else [f"bound {run['spectral_norm']:g} on every layer"]
-    parts += ["normalised space"] if run["space"] == "normalised" else []
-    return ", ".join(map(str, parts))
+    words = describe_setting(attack, run["spectral_norm"], run["space"])
+    return ", ".join([run["dataset"], run["arch"], *words])

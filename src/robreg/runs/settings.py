@@ -3,11 +3,12 @@
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from robreg.runs.source_code import callable_code
-from robreg.runs.variant import Variant, VariantError, parse
+from robreg.runs.variant import Defaults, Variant, VariantError, parse
 
 # The resolved settings of a run (run_settings); limits and deviations also need the key paper (config.study_runs).
 Settings = Mapping[str, Any]
@@ -16,7 +17,16 @@ Settings = Mapping[str, Any]
 DATA_KEYS = ("kind", "max_train", "max_test", "subset_seed", "crop")
 # Values that resolved settings leave out, so that runs from before these keys existed keep their settings.
 DEFAULTS = {"precision": "fp32", "compile": False, "deterministic": False}
-MEASURES = ("evaluation", "loss_variation", "strong_attack", "spread", "theory", "masking", "dense_spectrum")
+MEASURES = (
+    "evaluation",
+    "pixel_radii",
+    "loss_variation",
+    "strong_attack",
+    "spread",
+    "theory",
+    "masking",
+    "dense_spectrum",
+)
 
 _SHOWN = 60  # characters of a value in a description of differences
 
@@ -32,11 +42,22 @@ def dataset_block(config: Mapping[str, Any], dataset: str) -> Mapping[str, Any]:
     return config["datasets"][dataset]
 
 
+def name_defaults(config: Mapping[str, Any], dataset: str) -> Defaults:
+    """Return what the names of a data set's runs leave out. Raises ConfigError for an unknown data set."""
+    block = dataset_block(config, dataset)
+    return Defaults(
+        arch=block["architecture"],
+        clean=float(block["training_attack"].get("clean_share", 0)),
+        space=block.get("space", "pixel"),
+        evaluation_space=block["evaluation"].get("space"),
+    )
+
+
 def parse_run(config: Mapping[str, Any], dataset: str, variant: str) -> Variant:
     """Parse a run's name. Raises ConfigError for an unknown data set, or if the name is not written correctly."""
-    default = dataset_block(config, dataset)["architecture"]
+    defaults = name_defaults(config, dataset)
     try:
-        return parse(variant, default, config.get("architectures", {}))
+        return parse(variant, defaults, config.get("architectures", {}))
     except VariantError as error:
         raise ConfigError(f"{dataset}/{variant}: {error}") from error
 
@@ -70,6 +91,7 @@ def run_settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[
         raise ConfigError(f"{dataset}/{variant}: masking.more_steps must be greater than masking.steps")
     rounds = training.pop("clip_rounds", "exact")
     own = config.get("architectures", {}).get(run.arch)
+    evaluated = run.evaluation_space or run.space
     return {
         "dataset": dataset,
         "variant": variant,
@@ -77,6 +99,7 @@ def run_settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[
         "ar": run.ar,
         "arch": run.arch,
         "factory": own and _resolve_factory(own),
+        **_scalars(run.arch, own),
         "width": spec["width"],
         "seed": run.seed,
         "space": run.space,
@@ -85,18 +108,19 @@ def run_settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[
         "threads": spec["threads"],
         "training": training,
         "train_attack": _resolve_train_attack(spec["training_attack"], run),
-        "evaluation": _resolve_evaluation(spec["evaluation"], run),
+        "evaluation": _resolve_evaluation(spec["evaluation"], evaluated),
         "loss_variation": {
             "eps": [float(eps) for eps in spec["loss_variation"]["eps"]],
             "relative_step": _parse_step(spec["loss_variation"]["step"], 1),
             "steps": spec["loss_variation"]["steps"],
             "seed": spec["evaluation"]["seed"],
-            "space": run.space,
+            "space": evaluated,
         },
-        "strong_attack": {**spec["strong_attack"], "eps": float(spec["strong_attack"]["eps"]), "space": run.space},
-        "spread": _resolve_spread(spec["spread"], run),
+        "pixel_radii": _resolve_pixel_radii(spec),
+        "strong_attack": {**spec["strong_attack"], "eps": float(spec["strong_attack"]["eps"]), "space": evaluated},
+        "spread": _resolve_spread(spec["spread"], evaluated),
         "theory": {**spec["theory"], "eps": float(spec["theory"]["eps"])},
-        "masking": _resolve_masking(spec, run),
+        "masking": _resolve_masking(spec, run, evaluated),
         "dense_spectrum": spec["dense_spectrum"],
     }
 
@@ -151,6 +175,12 @@ def describe_unknown_name(what: str, name: str, known: Iterable[str]) -> str:
 
 def _refuse_unused_overrides(where: str, override: Mapping[str, Any], run: Variant) -> None:
     """Raise ConfigError for an override of a setting that the run does not use; where: its key in config.yaml."""
+    for place, key, name in (
+        ("training_attack", "clean_share", "with -clean"),
+        ("evaluation", "space", "with -evalpixel, -evalnormspace or -evalsymmetric"),
+    ):
+        if key in override.get(place, {}):
+            raise ConfigError(f"{where}.{place}.{key}: the name of a run says this; name a run {name} instead")
     keys = set(override.get("training_attack", {}))
     if keys and run.ar == 0:
         raise ConfigError(f"{where}.training_attack: standard training has no attack; remove the key")
@@ -177,17 +207,34 @@ def _resolve_factory(own: Mapping[str, Any]) -> dict[str, Any]:
     return {"callable": target, "arguments": dict(own.get("arguments", {})), "code": code}
 
 
+def _scalars(arch: str, own: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the setting "scalars" of a residual network that has some: which of Fixup's scalars these are.
+
+    Before there were any, "resnet56" was the network that is called "resnet56nobias" now.
+    """
+    family = None if own else re.fullmatch(r"(resnet|fixup)\d+", arch)
+    return {"scalars": {"resnet": "biases", "fixup": "all"}[family[1]]} if family else {}
+
+
+def with_present_names(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a network was trained with, with the present name of its architecture (see _scalars)."""
+    arch = stored.get("arch")
+    old = isinstance(arch, str) and re.fullmatch(r"resnet\d+", arch) and "scalars" not in stored
+    return {**stored, "arch": f"{arch}nobias"} if old and not stored.get("factory") else dict(stored)
+
+
 def _resolve_train_attack(spec: Mapping[str, Any], run: Variant) -> dict[str, Any] | None:
     """Resolve the attack that makes training examples, radius and step in 1/255; None for standard training."""
     if run.ar == 0:
         return None
+    clean = {"clean_share": run.clean} if run.clean else {}
     if not run.fgsm:
-        step = _parse_step(spec["step"], run.ar)
-        return {"attack": "pgd", "eps": float(run.ar), "step": step, "steps": spec["steps"], "start": spec["start"]}
+        own = {"step": _parse_step(spec["step"], run.ar), "steps": spec["steps"], "start": spec["start"]}
+        return {"attack": "pgd", "eps": float(run.ar), **own, **clean}
     # Plain FGSM, as in the paper, steps from x by eps. From a random start, the step is 1.25 eps (Wong et al. 2020).
     plain = spec.get("fgsm", "plain") == "plain"
     start, step = ("clean", float(run.ar)) if plain else ("random", 1.25 * run.ar)
-    return {"attack": "fgsm", "eps": float(run.ar), "step": step, "steps": 1, "start": start}
+    return {"attack": "fgsm", "eps": float(run.ar), "step": step, "steps": 1, "start": start, **clean}
 
 
 def _parse_step(step: float | str, eps: float) -> float:
@@ -195,11 +242,11 @@ def _parse_step(step: float | str, eps: float) -> float:
     return eps / int(step.removeprefix("eps/")) if isinstance(step, str) else float(step)
 
 
-def _resolve_evaluation(spec: Mapping[str, Any], run: Variant) -> dict[str, Any]:
+def _resolve_evaluation(spec: Mapping[str, Any], space: str) -> dict[str, Any]:
     """Resolve the attack that a run is evaluated with, radius and step in 1/255."""
     return {
         "attack": "pgd",
-        "space": run.space,
+        "space": space,
         "start": spec["start"],
         "loss": "cross_entropy",
         "eps": float(spec["eps"]),
@@ -210,15 +257,29 @@ def _resolve_evaluation(spec: Mapping[str, Any], run: Variant) -> dict[str, Any]
     }
 
 
-def _resolve_spread(spec: Mapping[str, Any], run: Variant) -> dict[str, Any]:
+def _resolve_pixel_radii(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve the attacks with several radii in pixels, radii in 1/255; no radius by default."""
+    own = {"eps": [], "steps": 10, "step": "eps/4", "n": None, **spec.get("pixel_radii", {})}
+    relative = _parse_step(own.pop("step"), 1)
+    return {
+        **own,
+        "eps": sorted(float(eps) for eps in own["eps"]),
+        "relative_step": relative,
+        "seed": spec["evaluation"]["seed"],
+    }
+
+
+def _resolve_spread(spec: Mapping[str, Any], space: str) -> dict[str, Any]:
     """Resolve how the spread of perturbations through the layers is measured, radius and step in 1/255."""
-    return {**spec, "eps": float(spec["eps"]), "step": _parse_step(spec["step"], spec["eps"]), "space": run.space}
+    return {**spec, "eps": float(spec["eps"]), "step": _parse_step(spec["step"], spec["eps"]), "space": space}
 
 
-def _resolve_masking(spec: Mapping[str, Any], run: Variant) -> dict[str, Any]:
+def _resolve_masking(spec: Mapping[str, Any], run: Variant, space: str) -> dict[str, Any]:
     """Resolve the checks for masked gradients, with the radii of the evaluation and training attacks (0: none)."""
     own = {**spec["masking"], "eps": sorted(float(eps) for eps in spec["masking"]["eps"])}
-    return {**own, "attack_eps": float(spec["evaluation"]["eps"]), "strength": float(run.ar), "space": run.space}
+    trained = {"strength_space": run.space} if run.evaluation_space else {}
+    found = {"attack_eps": float(spec["evaluation"]["eps"]), "strength": float(run.ar), "space": space}
+    return {**own, **found, **trained}
 
 
 def _canonical_training(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,5 +293,5 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base`, with the values that `over` gives instead, at any depth."""
     merged = dict(base)
     for key, value in over.items():
-        merged[key] = _merge(base[key], value) if isinstance(value, Mapping) else value
+        merged[key] = _merge(base.get(key, {}), value) if isinstance(value, Mapping) else value
     return merged

@@ -1,10 +1,20 @@
 """Read the results of a run or of a study into pandas."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from robreg.tables import parquet
+
+
+def evaluation_row(attacks: pd.DataFrame) -> dict[str, Any]:
+    """Return the row of attacks.parquet for the evaluation attack: the first one of PGD, on the test split.
+
+    The other rows of PGD are for the radii in pixels at which every network is attacked (the setting pixel_radii).
+    """
+    rows = attacks[(attacks["attack"] == "pgd") & (attacks["split"] == "test")]
+    return {str(name): value for name, value in rows.to_dict("records")[0].items()}
 
 
 def read_results(source: str | Path, results: str | Path = "results") -> dict[str, pd.DataFrame]:

@@ -67,6 +67,9 @@ SCHEMAS = {
             ("loss_clean", pa.float32()),
             ("loss_adv", pa.float32()),
             ("variation", pa.float32()),
+            ("prob_clean", pa.float32()),
+            ("prob_adv", pa.float32()),
+            ("prob_variation", pa.float32()),
         ]
     ),
     "sv": pa.schema(

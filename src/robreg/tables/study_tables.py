@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from robreg.runs.catalogue import Run
 from robreg.tables import files, parquet
+from robreg.tables.results import evaluation_row
 
 KEYS = ["dataset", "arch", "train_attack", "space", "spectral_norm", "ar", "seed"]
 SETTING = KEYS[:-1]
@@ -33,7 +34,8 @@ def gather(runs: Sequence[Run], kind: str, columns: Sequence[str] | None = None)
 def table1(runs: Sequence[Run]) -> pd.DataFrame:
     """Return mean and std (ddof 0) over test examples of the loss variation at every eps (paper, Table 1).
 
-    The loss variation is the largest that the attack finds, a lower bound on the maximal one.
+    It is given as the probability of the label, as the paper's numbers suggest, and as cross entropy in nats. It is the
+    largest that the attack finds, a lower bound on the maximal one.
     """
     return _one_row_per_run(runs, _variation_columns)
 
@@ -51,8 +53,9 @@ def table3(runs: Sequence[Run]) -> pd.DataFrame:
 def attacks(runs: Sequence[Run]) -> pd.DataFrame:
     """Compare the accuracies (percent) under PGD and under APGD, which attacks the first apgd_n test examples.
 
-    pgd_acc is over the examples that are classified correctly without an attack; the other accuracies are over all
-    attacked test examples. The accuracy for a loss without a row is null.
+    pgd_acc, and pixel_acc_eps for PGD with a radius in pixels (1/255) whatever the space of the run, are over the
+    examples that are classified correctly without an attack; the other accuracies are over all attacked test examples.
+    The accuracy for a loss without a row is null.
     """
     return _one_row_per_run(runs, _attack_columns)
 
@@ -177,18 +180,28 @@ def _one_row_per_run(runs: Sequence[Run], row: Callable[[Run], dict[str, Any]]) 
 
 def _variation_columns(run: Run) -> dict[str, Any]:
     row = {}
-    for eps, variation in _read(run, "lossvar", ["eps", "variation"]).groupby("eps")["variation"]:
-        row[f"loss_variation_mean_eps{eps:g}"] = variation.astype("float64").mean()
-        row[f"loss_variation_std_eps{eps:g}"] = variation.astype("float64").std(ddof=0)
+    frame = _read(run, "lossvar", ["eps", "prob_variation", "variation"])
+    for column, name in (("prob_variation", "probability_variation"), ("variation", "loss_variation")):
+        for eps, variation in frame.groupby("eps")[column]:
+            row[f"{name}_mean_eps{eps:g}"] = variation.astype("float64").mean()
+            row[f"{name}_std_eps{eps:g}"] = variation.astype("float64").std(ddof=0)
     return row
 
 
 def _attack_columns(run: Run) -> dict[str, Any]:
     frame = _read(run, "attacks").query("split == 'test'")
-    (pgd,) = frame[frame["attack"] == "pgd"].to_dict("records")
+    pgd = evaluation_row(frame)
     apgd = {row["loss"]: row for row in frame[frame["attack"] == "apgd"].to_dict("records")}
     row = {"pgd_acc": pgd["acc_conditional"], "robust_acc": pgd["acc_robust"], "apgd_n": apgd["worst"]["n"]}
+    row |= {f"pixel_acc_eps{eps:g}": acc for eps, acc in _accuracies_in_pixels(frame).items()}
     return row | {name: apgd[loss]["acc_robust"] if loss in apgd else np.nan for loss, name in _APGD.items()}
+
+
+def _accuracies_in_pixels(attacks: pd.DataFrame) -> dict[float, float]:
+    """Return the conditional accuracy (percent) under PGD at every radius in pixels (1/255)."""
+    pgd = attacks[(attacks["attack"] == "pgd") & (attacks["space"] == "pixel")]
+    first = pgd.drop_duplicates("eps").sort_values("eps")
+    return dict(zip(first["eps"].tolist(), first["acc_conditional"].tolist(), strict=True))
 
 
 def _padding_columns(run: Run) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def make_step(state: TrainingState, settings: Mapping[str, Any]) -> TrainingStep
     if attack is not None:
         std = state.model.normalise.std
         eps, step = (pixel_radius(attack[key], settings["space"], std) for key in ("eps", "step"))
-        attack = StepAttack(eps, step, attack["steps"])
+        attack = StepAttack(eps, step, attack["steps"], attack.get("clean_share", 0.0))
     options = {key: spec.get(key, default) for key, default in DEFAULTS.items()}
     return TrainingStep(state.model, state.optimizer, attack=attack, **options)
 
@@ -50,7 +50,7 @@ def train_epoch(
     epoch = len(state.history) + 1
     lr = learning_rate(spec, epoch)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)
     order, generator = epoch_randomness(settings["seed"], epoch, len(images), images.device)
     losses: list[Tensor] = []
     correct = torch.zeros((), dtype=torch.int64, device=images.device)

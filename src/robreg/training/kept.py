@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from robreg.data.errors import printable
-from robreg.runs.settings import describe_differences, hash_settings
+from robreg.runs.settings import describe_differences, hash_settings, with_present_names
 from robreg.tables import parquet
 from robreg.tables.files import cannot_write, remove_leftovers, temporary_path
 from robreg.tables.provenance import code_hash
@@ -167,7 +167,9 @@ def _describe(folder: Path) -> KeptNetwork:
     try:
         phrase = "in the run, {key} is {new}, not {old}"
         if whole:
-            own, used = (parquet.read_settings(place / "history.parquet") for place in (folder, run))
+            own, used = (
+                with_present_names(parquet.read_settings(place / "history.parquet")) for place in (folder, run)
+            )
             differences = describe_differences(own, used, phrase)
     except (OSError, ValueError) as error:
         differences = f"a history cannot be read: {error}"

@@ -34,6 +34,8 @@ from robreg.training.lease import Lease
 from robreg.training.resume import ResumeFile, TrainingState, resume_identity
 from robreg.training.step import deterministic_algorithms
 
+SCALARS_LR = 0.1  # of the learning rate, for Fixup's scalars, as in the code of its authors
+
 log = logging.getLogger(__name__)
 
 
@@ -162,8 +164,17 @@ def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.dev
             enclosing_grid(layer)  # raises for a layer that cannot be bounded
     spec = settings["training"]
     options = {key: spec[key] for key in ("lr", "momentum", "weight_decay")}
-    sgd = torch.optim.SGD(model.parameters(), **options, fused=device.type == "cuda" or None)
+    sgd = torch.optim.SGD(_parameter_groups(model, settings), **options, fused=device.type == "cuda" or None)
     return TrainingState(model, sgd, layers, [], code_hash(settings["factory"]))
+
+
+def _parameter_groups(model: Classifier, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the optimiser's groups of parameters: Fixup's scalars, where a network has some, have another rate."""
+    scalars = [weight for weight in model.parameters() if settings.get("scalars") and weight.ndim == 0]
+    if not scalars:
+        return [{"params": list(model.parameters())}]
+    others = [weight for weight in model.parameters() if weight.ndim]
+    return [{"params": others, "lr_factor": 1.0}, {"params": scalars, "lr_factor": SCALARS_LR}]
 
 
 def _check_state(model: Classifier, arch: str) -> None:

@@ -182,7 +182,7 @@ def _check_optimizer(saved: Mapping[str, Any], state: TrainingState, lr: float) 
     own = state.optimizer.state_dict()["param_groups"]
     for mine, theirs in zip(own, saved["param_groups"], strict=True):
         expected = {**mine, "lr": theirs["lr"], "fused": theirs["fused"]}
-        if theirs != expected or theirs["lr"] not in (mine["lr"], lr):
+        if theirs != expected or theirs["lr"] not in (mine["lr"], lr * mine.get("lr_factor", 1.0)):
             raise ValueError("its optimiser has other settings")
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     for index, one in saved["state"].items():

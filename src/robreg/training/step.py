@@ -25,11 +25,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepAttack:
-    """PGD on a batch; eps and step are in pixel units of [0, 1], as one number or one per channel, (C, 1, 1)."""
+    """PGD on a batch; eps and step are in pixel units of [0, 1], as one number or one per channel, (C, 1, 1).
+
+    clean_share: the weight of the loss on the clean examples (Kurakin et al. 2017); the rest is that of the adversarial
+    ones.
+    """
 
     eps: Radius
     step: Radius
     steps: int
+    clean_share: float = 0.0
 
 
 class TrainingStep:
@@ -81,6 +86,8 @@ class TrainingStep:
     def __call__(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Result:
         """Update the weights once; return the loss, a scalar, and the logits, (B, classes), both detached.
 
+        With a share of clean examples, the loss is that of both parts, and the logits are of the adversarial examples.
+
         x: (B, C, H, W) in [0, 1]; y: (B,) int64; noise: like x, in [-1, 1], to start the attack at x + eps * noise, or
         None to start it at x. The inputs are not checked, and nothing waits for the device.
         """
@@ -113,11 +120,16 @@ class TrainingStep:
 
     def _run(self, x: Tensor, y: Tensor, noise: Tensor | None) -> Result:
         network = self.compiled[0] if self.compiled and len(x) == self.size else self.model
-        x = self.adversarial(x, y, noise)
+        share = 0.0 if self.attack is None else self.attack.clean_share
+        adversarial = self.adversarial(x, y, noise)
         self.model.train()
         with self._autocast():
-            logits = network(x)
-            loss = functional.cross_entropy(logits, y)
+            if share:  # in one pass, so that batch normalisation sees both parts
+                clean, logits = network(torch.cat([x, adversarial])).chunk(2)
+                loss = share * functional.cross_entropy(clean, y) + (1 - share) * functional.cross_entropy(logits, y)
+            else:
+                logits = network(adversarial)
+                loss = functional.cross_entropy(logits, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
