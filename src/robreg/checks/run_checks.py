@@ -22,7 +22,7 @@ from robreg.checks.invariants import (
     with_files,
 )
 from robreg.checks.seals import CHECKED, CHECKPOINT, seal
-from robreg.data.errors import printable
+from robreg.data.errors import describe_error
 from robreg.networks.tensor_file import load_file
 from robreg.tables import parquet, schemas
 from robreg.tables.provenance import history_hash
@@ -101,7 +101,7 @@ def _check_checkpoint(path: Path, own: dict[str, dict[str, Any]]) -> Iterator[Ro
     try:
         meta = dict(load_file(path, "cpu")["meta"])
     except Exception as error:  # damaged files can raise any kind of error
-        why = printable(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+        why = describe_error(error)
         raise ValueError(f"{path} is damaged, or not a checkpoint: delete it and train again ({why})") from error
     own[path.name] = meta
     if "history_sha256" in meta:  # missing in older checkpoints

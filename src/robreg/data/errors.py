@@ -11,6 +11,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def describe_error(error: Exception) -> str:
+    """Describe an error that a damaged file raised, with its kind, in one printable line of a message."""
+    return printable(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+
+
 class DataError(ValueError):
     """Raised for data that cannot be used, with one sentence that names the file or key and how to fix it."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robreg.data.errors import printable
+from robreg.data.errors import describe_error, printable
 from robreg.networks.build import build_network
 from robreg.networks.classifier import Classifier, Normalise
 from robreg.networks.probe import TOLERANCE, check_probe, probe_difference
@@ -125,8 +125,7 @@ def load_with_images(
     except (FileNotFoundError, ArchitectureError):
         raise
     except Exception as error:  # damaged files can raise any kind of error
-        why = printable(" ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST])
-        raise ValueError(_unusable(checkpoint, meta, why)) from error
+        raise ValueError(_unusable(checkpoint, meta, describe_error(error))) from error
     if bad:
         raise ValueError(
             f"{checkpoint}: {printable(bad[0])} holds values that are not finite: delete it and train again"

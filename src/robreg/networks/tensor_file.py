@@ -127,6 +127,11 @@ def _check_pickle(archive: zipfile.ZipFile) -> None:
             )
 
 
+def repeats_values(tensor: Tensor) -> bool:
+    """Return whether a tensor has more values than are stored, as after expand."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+
+
 def _check_values(content: Any) -> None:  # noqa: ANN401 - it comes from a file
     """Raise ValueError if a file's values are more than MAX_VALUES, or if a tensor has more values than are stored.
 
@@ -142,5 +147,5 @@ def _check_values(content: Any) -> None:  # noqa: ANN401 - it comes from a file
             waiting += [*value, *value.values()]
         elif isinstance(value, list | tuple):
             waiting += value
-        elif isinstance(value, Tensor) and value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        elif isinstance(value, Tensor) and repeats_values(value):
             raise ValueError("one of its tensors repeats its values")  # a small file could fill any memory

@@ -14,7 +14,7 @@ import pandas as pd
 
 from robreg.paper.reference import MISPRINT
 from robreg.runs.catalogue import Run
-from robreg.runs.variant import base_attack, paper_name
+from robreg.runs.variant import base_attack, clean_share, paper_name
 from robreg.tables import parquet
 
 # By how much a number may differ without speaking against a hypothesis: one training on recompressed images differs by
@@ -58,7 +58,7 @@ def rank_conventions(comparison: pd.DataFrame, runs: Sequence[Run], epochs: Mapp
     for row in usable.to_dict("records"):
         tolerance = TOLERANCES.get((base_attack(row["train_attack"]), row["ar"], row["metric"]))
         if tolerance is not None:
-            key = (row["run_dataset"], row["arch"], _clean_share(row["train_attack"]), row["space"])
+            key = (row["run_dataset"], row["arch"], clean_share(row["train_attack"]), row["space"])
             found.setdefault(key, []).append(abs(row["difference"]) / tolerance)
     networks = _networks(runs)
     rows = []
@@ -90,7 +90,7 @@ def _networks(runs: Sequence[Run]) -> dict[tuple[Any, ...], list[Run]]:
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(chosen, key=lambda run: not run["ar"]):
         alike = [key for key in groups if key[:2] == (run["dataset"], run["arch"])]
-        own = (run["dataset"], run["arch"], _clean_share(run["train_attack"]), run["space"])
+        own = (run["dataset"], run["arch"], clean_share(run["train_attack"]), run["space"])
         for key in alike if alike and not run["ar"] else [own]:
             groups.setdefault(key, []).append(run)
     return groups
@@ -103,10 +103,6 @@ def _reaches_floors(runs: Sequence[Run]) -> bool | None:
     frames = [parquet.read(Path(run["folder"]) / "metrics.parquet", list(FLOORS)).to_pandas() for run in runs]
     means = pd.concat(frames).mean()
     return all(means[name] >= floor for name, floor in FLOORS.items())
-
-
-def _clean_share(train_attack: str) -> float:
-    return float(train_attack.partition("+clean")[2] or 0)
 
 
 def _radius_of(runs: Sequence[Run], ar: int) -> float:

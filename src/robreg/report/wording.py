@@ -101,7 +101,7 @@ def describe_conventions(settings: Sequence[Settings]) -> str:
     if not own:
         return ""
     spaces = join_distinct(one["space"] for one in own)
-    scalars = join_distinct(_NETWORKS_IN_SHORT[_scalars_of(one["arch"])] for one in own if _has_scalars(one))
+    scalars = join_distinct(_NETWORKS_IN_SHORT[one.get("scalars", "none")] for one in own if _has_scalars(one))
     networks = f", and its residual networks {scalars}" if scalars else ""
     return (
         "The paper states neither the space in which its radii are measured nor which of Fixup's scalars its networks "
@@ -132,7 +132,8 @@ def describe_networks(settings: Sequence[Settings]) -> str:
         factory = next(one["factory"] for one in settings if one["arch"] == name)
         width = next(one["width"] for one in settings if one["arch"] == name)
         names.append(f"{name}, built by {factory['callable']}" if factory else f"{name}, width {width}")
-        names[-1] += _BATCH_NORM if name == "wrn50" else "" if factory else _SCALARS[_scalars_of(name)]
+        scalars = next(one.get("scalars", "none") for one in settings if one["arch"] == name)
+        names[-1] += _BATCH_NORM if name == "wrn50" else "" if factory else _SCALARS[scalars]
     return "; ".join(names)
 
 
@@ -389,11 +390,6 @@ _NETWORKS_IN_SHORT = {
 
 def _has_scalars(one: Settings) -> bool:
     return one["factory"] is None and one["arch"].startswith(("resnet", "fixup"))
-
-
-def _scalars_of(arch: str) -> str:
-    """Return which of Fixup's scalars a residual network of the package has, as in robreg.networks.fixup_resnet."""
-    return "none" if arch.endswith("nobias") else "all" if arch.startswith("fixup") else "biases"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -113,12 +113,17 @@ def base_attack(train_attack: str) -> str:
     return train_attack.partition("+")[0]
 
 
+def clean_share(train_attack: str) -> float:
+    """Return the share of clean examples from what Variant.train_attack returns."""
+    return float(train_attack.partition("+clean")[2] or 0)
+
+
 def describe_setting(train_attack: str | None, spectral_norm: float | None, spaces: str | None) -> list[str]:
     """Describe training attack, bound and space in words; what is missing or the default is left out."""
-    attack, _, clean = (train_attack or "pgd").partition("+clean")
+    attack, share = base_attack(train_attack or "pgd"), clean_share(train_attack or "pgd")
     trained, evaluated = split_spaces(spaces or "pixel")
     words = ["FGSM"] if attack == "fgsm" else []
-    words += [f"{100 * float(clean):g} % clean examples"] if clean else []
+    words += [f"{100 * share:g} % clean examples"] if share else []
     words += [] if spectral_norm is None else [f"bound {spectral_norm:g} on every layer"]
     words += [f"{trained} space"] if spaces and trained != "pixel" else []
     return words + ([f"evaluated in {evaluated} space"] if evaluated != trained else [])

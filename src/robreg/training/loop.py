@@ -19,7 +19,7 @@ from robreg.networks.build import build_initial_network
 from robreg.networks.checkpoint import load_network, load_weights
 from robreg.networks.classifier import Classifier
 from robreg.networks.probe import TOLERANCE, evaluate, first_images, make_probe, probe_difference
-from robreg.networks.tensor_file import save_file
+from robreg.networks.tensor_file import repeats_values, save_file
 from robreg.networks.user_defined import ArchitectureError
 from robreg.runs.settings import DEFAULTS, hash_settings
 from robreg.runs.source_code import describe_changes
@@ -182,7 +182,7 @@ def _check_state(model: Classifier, arch: str) -> None:
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             problem, fix = f"is a {type(value).__name__}, and only tensors are saved", "make it a tensor"
-        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        elif repeats_values(value):
             problem, fix = "repeats the values of a smaller tensor (expand)", "register a copy of it (clone)"
         elif not bool(value.isfinite().all()):
             problem, fix = (

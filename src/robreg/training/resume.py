@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robreg.data.errors import printable
+from robreg.data.errors import describe_error, printable
 from robreg.networks.checkpoint import load_weights
 from robreg.networks.classifier import Classifier
 from robreg.networks.tensor_file import load_file, save_file
@@ -121,8 +121,7 @@ class ResumeFile:
             yield
         except Exception as error:
             raise ValueError(
-                f"{self.path} is damaged: delete it to train this run from the start "
-                f"({printable(' '.join(f'{type(error).__name__}: {error}'.split())[:200])})"
+                f"{self.path} is damaged: delete it to train this run from the start ({describe_error(error)})"
             ) from error
 
 
