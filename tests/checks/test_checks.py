@@ -47,7 +47,7 @@ def folder(run, tmp_path_factory):
     pixels = {"eps": [1.0, 4.0], "relative_step": 0.25, "steps": 2, "n": 20, "seed": 0}
     weak |= {"steps": 5, "restarts": 1}
     evaluation_attack.record(**both, attacks=out / "attacks.parquet", attack=weak, radii=pixels)
-    radii = spec | {"eps": [4.0, 8.0], "relative_step": 0.25, "steps": 3}
+    radii = spec | {"eps": [4.0, 8.0], "relative_step": 0.25, "steps": 3, "n": 30}
     loss_variation.record(**one, lossvar=out / "lossvar.parquet", attack=radii)
     files = {kind: out / f"{kind}.parquet" for kind in ("sv", "svstd", "live", "padding")}
     spectra.record(checkpoint=run.checkpoint, **files, dense=100, device="cpu")
@@ -185,16 +185,16 @@ FALSIFIERS = {
 
 
 def failed_checks(tables):
-    return {row["check"] for row in check(tables, bound=BOUND) if not row["passed"]}
+    return {row["check"] for row in check(tables, bound=BOUND, variations=30) if not row["passed"]}
 
 
 def test_correct_tables_pass_and_every_check_can_fail(tables):
-    rows = check(tables, bound=BOUND)
+    rows = check(tables, bound=BOUND, variations=30)
     assert failed_checks(tables) == set()
     names = {row["check"] for row in rows}
     assert len(names) == len(rows)
     assert names == FALSIFIERS.keys() | {name for name in names if name.startswith("spectrum_")}
-    without_bound = {row["check"] for row in check(tables, bound=None)}
+    without_bound = {row["check"] for row in check(tables, bound=None, variations=30)}
     assert without_bound == names - {"bound", "bound_epochs", "bound_history"}
 
 

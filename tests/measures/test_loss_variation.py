@@ -126,7 +126,7 @@ def test_the_model_is_left_unchanged(net: Callable[..., nn.Module], examples: tu
 
 
 def test_record_writes_every_test_example_at_every_eps(run, identity, margins_file, tmp_path) -> None:
-    attack = {"eps": [4.0, 16.0], "relative_step": 0.25, "steps": 3, "seed": 1, "space": "pixel"}
+    attack = {"eps": [4.0, 16.0], "relative_step": 0.25, "steps": 3, "seed": 1, "space": "pixel", "n": None}
     path = tmp_path / "lossvar.parquet"
     files = {"checkpoint": run.checkpoint, "data": run.prepared, "margins": margins_file, "lossvar": path}
     loss_variation.record(**files, attack=attack, batch=16, device="cpu")
@@ -141,6 +141,8 @@ def test_record_writes_every_test_example_at_every_eps(run, identity, margins_fi
             assert rows[name].tolist() == values.tolist()
     assert frame.groupby("eps")["variation"].mean().is_monotonic_increasing
     assert parquet.read_metadata(path).items() >= identity.items()
+    loss_variation.record(**files, attack=attack | {"n": 7}, batch=16, device="cpu")
+    assert parquet.read(path).to_pandas().equals(frame[frame["index"] < 7].reset_index(drop=True))
 
 
 def test_known_losses_are_not_computed_again(net: Callable[..., nn.Module], examples: tuple[Tensor, Tensor]) -> None:

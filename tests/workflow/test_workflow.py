@@ -78,8 +78,9 @@ def demo(tmp_path_factory):
 
 @pytest.fixture
 def restored(demo):
-    """Return the finished demo, and restore the content and times of its files after the test."""
-    watched = [path for part in ("config.yaml", "workflow", "src", "results") for path in files(demo / part)]
+    """Return the finished demo, and restore its files, and what Snakemake knows of them, after the test."""
+    parts = ("config.yaml", "workflow", "src", "results", ".snakemake/metadata")
+    watched = [path for part in parts for path in files(demo / part)]
     before = {path: (path.read_bytes(), path.stat()) for path in watched}
     yield demo
     for path, (content, stat) in before.items():

@@ -52,7 +52,8 @@ def record(folder: Path, *, bound: float | None, unprotected: bool) -> None:
     """
     tables = {kind: parquet.read(folder / f"{kind}.parquet").to_pandas() for kind in CHECKED}
     own = {f"{kind}.parquet": parquet.read_metadata(folder / f"{kind}.parquet") for kind in CHECKED}
-    rows = [*check(tables, bound=bound), *_check_checkpoint(folder / CHECKPOINT, own)]
+    variations = own["lossvar.parquet"]["attack"].get("n")  # missing in older tables, which have all examples
+    rows = [*check(tables, bound=bound, variations=variations), *_check_checkpoint(folder / CHECKPOINT, own)]
     rows.append(same_run(own, folder))
     raise_if_violated(rows, folder)
     if unprotected and _has_learned(tables):
@@ -63,15 +64,16 @@ def record(folder: Path, *, bound: float | None, unprotected: bool) -> None:
     parquet.write(folder / "checks.parquet", "checks", columns, meta)
 
 
-def check(tables: Tables, *, bound: float | None) -> list[Row]:
+def check(tables: Tables, *, bound: float | None, variations: int | None = None) -> list[Row]:
     """Check a run's tables against each other and return one row per check.
 
-    tables: by kind; bound: as for record. If a table has missing or duplicate rows, or values that are not finite, only
-    the checks of completeness are returned, because the others cannot be computed.
+    tables: by kind; bound: as for record; variations: the number of test examples in lossvar, None for all. If a table
+    has missing or duplicate rows, or values that are not finite, only the checks of completeness are returned, because
+    the others cannot be computed.
     """
     completeness = [
         row
-        for kind, complete in _complete_tables(tables).items()
+        for kind, complete in _complete_tables(tables, variations).items()
         for row in _check_completeness(kind, tables[kind], complete=complete)
     ]
     if not all(row["passed"] for row in completeness):
@@ -137,12 +139,13 @@ def _with_files(rows: Iterable[Row], *kinds: str) -> list[Row]:
     return with_files(rows, *(f"{kind}.parquet" for kind in kinds))
 
 
-def _complete_tables(tables: Tables) -> dict[str, bool]:
+def _complete_tables(tables: Tables, variations: int | None) -> dict[str, bool]:
     """Return for every table whether each expected row is there exactly once."""
     masking, lossvar = tables["masking"], tables["lossvar"]
     splits = {split: part["index"] for split, part in tables["margins"].groupby("split")}
     n_test = len(splits.get("test", ()))
     radii = [part["index"] for _, part in lossvar.groupby("eps")]
+    varied = n_test if variations is None else min(variations, n_test)
     attacks = _test_rows(tables["attacks"])
     kinds = set(attacks[["attack", "loss"]].itertuples(index=False, name=None))
     layers = {
@@ -153,7 +156,7 @@ def _complete_tables(tables: Tables) -> dict[str, bool]:
         "history": _are_consecutive(tables["history"]["epoch"], 1),
         "margins": splits.keys() == {"train", "test"} and all(_are_consecutive(part, 0) for part in splits.values()),
         "attacks": not attacks.duplicated(_ATTACK_SETTING).any() and kinds >= _NEEDED,
-        "lossvar": len(radii) > 0 and all(_are_consecutive(part, 0) and len(part) == n_test for part in radii),
+        "lossvar": len(radii) > 0 and all(_are_consecutive(part, 0) and len(part) == varied for part in radii),
         "sv": layers["sv"] == layers["svstd"],
         "svstd": _are_consecutive(tables["svstd"]["layer"], 1),
         **{

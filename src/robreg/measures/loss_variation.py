@@ -37,14 +37,15 @@ def record(  # noqa: PLR0913 - one argument per file and setting
     device: str,
     network: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write lossvar.parquet of one network: every test example at each of the attack's radii.
+    """Write lossvar.parquet of one network: the test examples at each of the attack's radii.
 
     margins: the run's margins.parquet, which holds the losses of the clean examples; attack: eps, a list of radii in
-    1/255; relative_step, the step in radii; steps, space, seed.
+    1/255; relative_step, the step in radii; steps, space, seed, and n, the number of test examples, None for all.
     """
     model, meta, prepared = open_run(checkpoint, data, device, network)
     images, labels = prepared.split("test")
     _, losses = read_clean(margins, labels)
+    images, labels, losses = (part[: attack["n"]] for part in (images, labels, losses))
     columns: dict[str, list[float]] = {name: [] for name in schemas.SCHEMAS["lossvar"].names}
     for eps in attack["eps"]:
         spec = {**attack, "eps": eps, "step": eps * attack["relative_step"]}

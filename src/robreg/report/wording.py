@@ -208,8 +208,14 @@ def describe_attack(spec: Mapping[str, Any]) -> str:
 def describe_pixel_radii(spec: Mapping[str, Any]) -> str:
     """Describe the attacks at several radii in pixels."""
     radii, step = ", ".join(f"{eps:g}" for eps in spec["eps"]), _fraction(spec["relative_step"])
-    images = "all test images" if spec["n"] is None else f"the first {spec['n']} test images"
-    return f"PGD, radius {radii} (in 1/255 of a pixel), {_steps(spec['steps'])} of {step} of the radius, on {images}"
+    return (
+        f"PGD, radius {radii} (in 1/255 of a pixel), {_steps(spec['steps'])} of {step} of the radius, "
+        f"on {_test_images(spec['n'])}"
+    )
+
+
+def _test_images(n: int | None) -> str:
+    return "all test images" if n is None else f"the first {n} test images"
 
 
 def describe_strong_attack(spec: Mapping[str, Any]) -> str:
@@ -226,9 +232,9 @@ def describe_loss_variation(spec: Mapping[str, Any]) -> str:
     radii = ", ".join(f"{eps:g}" for eps in spec["eps"])
     steps = f"{_steps(spec['steps'])} of {_fraction(spec['relative_step'])} of the radius"
     return (
-        f"PGD on the cross entropy, radius {radii} (in 1/255), {steps}, on all test images; given as the probability "
-        "that the label loses, as the paper's numbers suggest, and as the rise of the cross entropy; the largest that "
-        "the attack finds is a lower bound on the maximal one"
+        f"PGD on the cross entropy, radius {radii} (in 1/255), {steps}, on {_test_images(spec['n'])}; given as the "
+        "probability that the label loses, as the paper's numbers suggest, and as the rise of the cross entropy; the "
+        "largest that the attack finds is a lower bound on the maximal one"
     )
 
 

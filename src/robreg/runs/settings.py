@@ -113,6 +113,7 @@ def run_settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[
             "eps": [float(eps) for eps in spec["loss_variation"]["eps"]],
             "relative_step": _parse_step(spec["loss_variation"]["step"], 1),
             "steps": spec["loss_variation"]["steps"],
+            "n": spec["loss_variation"].get("n"),
             "seed": spec["evaluation"]["seed"],
             "space": evaluated,
         },
