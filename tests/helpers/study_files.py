@@ -63,7 +63,7 @@ def make(name: str, title: str, *, seeds: Sequence[int] | None = None) -> tuple[
         _write_run(Path(run["folder"]), run)
     block, out = CONFIG["studies"][name], Path(f"results/studies/{name}")
     datasets = list(dict.fromkeys(run["dataset"] for run in runs))
-    described = {"name": name, "title": title, "runs": runs, "not_run": [], "compare": block["compare"]}
+    described = {"name": name, "title": title, "runs": runs, "not_run": [], "not_made": [], "compare": block["compare"]}
     described["titles"] = {data: CONFIG["datasets"][data]["title"] for data in datasets}
     described["shown"] = {
         item: only for part in ("figures", "tables") for item, only in config.study_items(CONFIG, name, part).items()

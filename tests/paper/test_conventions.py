@@ -8,7 +8,8 @@ from paper.test_comparison import compared, make, study
 
 from robreg.paper import reference
 from robreg.paper.conventions import TOLERANCES, rank_conventions
-from robreg.report.comparison_section import conventions_table
+from robreg.paper.experiments import judge
+from robreg.report.comparison_section import conventions_tables
 from robreg.tables import parquet, schemas
 
 EPOCHS = 200
@@ -102,7 +103,7 @@ def test_the_table_of_the_report_names_networks_epochs_and_what_is_not_known(net
     alter(networks["c10/ar16"], train_acc=-60.0)
     runs = list(networks.values())
     settings = {name: {"training": {"epochs": 40 if "e40" in name else 200}} for name in networks}
-    table = conventions_table(compared(runs), {"runs": runs, "settings": settings})
+    table, _ = conventions_tables(compared(runs), {"runs": runs, "settings": settings, "not_run": []})
     assert table.columns[:5] == ("Networks", "epochs", "numbers compared", "within tolerance", "distance")
     by_name = {row[0]: row[1:] for row in table.rows}
     assert by_name["c10e40, resnet56, 50 % clean examples, symmetric space"][:5] == ("40", "4", "4", "0.0", "not run")
@@ -111,7 +112,99 @@ def test_the_table_of_the_report_names_networks_epochs_and_what_is_not_known(net
     alone = ("200", "none", "", "not known", "passes", "not known", "not known")
     assert by_name["c10, fixup56, normalised space"] == alone
     alone = [networks["c10/ar4"], networks["c10/ar16"]]
-    assert conventions_table(compared(alone), {"runs": alone, "settings": settings}) is None
+    assert conventions_tables(compared(alone), {"runs": alone, "settings": settings, "not_run": []}) == []
+
+
+def test_conventions_of_which_nothing_ran_are_listed_last(networks):
+    gone = ["c10/ar0-fixup56", "c10e40/ar16-symmetric", "tin/ar0"]
+    missing = [run | {"epochs": 200} for run in study("conventions") if f"{run['dataset']}/{run['variant']}" in gone]
+    runs = [run for name, run in networks.items() if name not in gone]
+    settings = {name: {"training": {"epochs": 200}} for name in networks if name not in gone}
+    described = {"runs": runs, "settings": settings, "not_run": missing}
+    table, experiments = conventions_tables(compared(runs), described)
+    assert {row[:3] for row in table.rows[-2:]} == {
+        ("c10, fixup56, normalised space", "200", "not run"),
+        ("c10e40, resnet56, symmetric space", "200", "not run"),
+    }
+    assert [row[2] for row in table.rows].count("not run") == 2
+    verdicts = {(row[0][:2], row[1]): row[3:] for row in experiments.rows}
+    assert verdicts["E1", "c10, fixup56, normalised space"] == (
+        "not run",
+        "training accuracy at least 99.5 %; test accuracy at least 88.9 %",
+        "",
+    )
+    assert verdicts["E6", "tin, wrn50, normalised space"][0] == "not run"
+    assert verdicts["E1", "c10, resnet56, normalised space"][0] == "passes"
+
+
+def outcomes(networks):
+    runs = list(networks.values())
+    lasted = {name: 40 if "e40" in name else 200 for name in networks}
+    found = judge(runs, [], lasted)
+    return {(one.experiment, one.run["dataset"], one.run["arch"], one.run["space"]): one for one in found}
+
+
+def test_networks_with_the_paper_s_numbers_pass_every_experiment(networks):
+    networks = {name: run for name, run in networks.items() if "literal" not in name}
+    found = outcomes(networks)
+    usual = {name: found[name, "c10", "resnet56", "normalised"] for name in ("E1", "E3", "E4", "E5")}
+    assert {name: one.verdict for name, one in usual.items()} == {
+        "E1": "passes",
+        "E3": "passes",
+        "E4": "fails",  # its PGD leaves as much as that of AR 16 at every radius
+        "E5": "passes",
+    }
+    assert "PGD at the radius of E3 leaves 51 to 62 %" in usual["E4"].rule
+    assert usual["E4"].found.endswith("72.2 % at 2.78/255")
+    assert usual["E3"].rule.startswith(
+        "training accuracy 95.97 ± 1.5 %; test accuracy 84.89 ± 1 %; training loss 0.105"
+    )
+    assert usual["E3"].found == "96.0 %; 84.9 %; 0.105; 0.650; at 2.78/255"
+    assert usual["E5"].rule.endswith("training loss above that of PGD")
+    assert usual["E5"].found == "82.8 %; 0.252; 0.105"
+    short = found["E2", "c10e40", "resnet56", "normalised"]
+    assert (short.verdict, short.epochs, short.found) == ("passes", 40, "96.0 %")
+    with_attacks(networks["c10/ar4"], {1.0: 90.0, 2.0: 70.0, 4.0: 40.0, 8.0: 10.0})
+    assert outcomes(networks)["E4", "c10", "resnet56", "normalised"].verdict == "passes"  # 58.3 % at 2.78/255
+
+
+@pytest.mark.parametrize(
+    ("name", "experiment", "changes"),
+    [
+        ("c10/ar0", "E1", {"train_acc": -1.0}),
+        ("c10/ar0", "E1", {"test_acc": -2.0}),
+        ("c10/ar16", "E3", {"train_acc": 1.6}),
+        ("c10/ar16", "E3", {"test_loss": -0.11}),
+        ("c10/ar4", "E4", {"test_acc": -1.1}),
+        ("c10/ar16-fgsm", "E5", {"train_loss": 0.1}),
+        ("c10/ar16-fgsm", "E5", {"train_loss": -0.16}),
+        ("c10e40/ar16", "E2", {"train_acc": -21.1}),
+    ],
+)
+def test_a_network_beyond_a_tolerance_fails_its_experiment(name, experiment, changes, networks):
+    with_attacks(networks["c10/ar4"], {1.0: 90.0, 2.0: 70.0, 4.0: 40.0, 8.0: 10.0})
+    key = (experiment, name.split("/")[0], "resnet56", "normalised")
+    assert outcomes(networks)[key].verdict == "passes"
+    alter(networks[name], **changes)
+    assert outcomes(networks)[key].verdict == "fails"
+
+
+def test_what_an_experiment_compares_with_may_be_missing(networks):
+    for experiment, name in (("E4", "c10/ar4"), ("E5", "c10/ar16-fgsm")):
+        (one,) = outcomes({name: networks[name]}).values()
+        assert (one.experiment, one.verdict) == (experiment, "not known")
+        assert one.found.endswith("not known")
+
+
+def test_the_radius_at_which_nothing_is_left_is_measured(tmp_path):
+    (run,) = (make(tmp_path, run) for run in study("conventions") if run["dataset"] == "tin")
+    for survivors, found in (
+        ({1.0: 40.0, 4.0: 0.0, 8.0: 0.0}, "at 4.00/255"),
+        ({8.0: 3.0}, "at no radius that was tried"),
+    ):
+        with_attacks(run, survivors)
+        (one,) = judge([run], [], {"tin/ar0": 90})
+        assert (one.experiment, one.verdict, one.rule, one.found) == ("E6", "measured", "", found)
 
 
 def test_every_tolerance_is_of_a_number_that_the_paper_prints():

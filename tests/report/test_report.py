@@ -503,12 +503,19 @@ def test_runs_that_are_missing_are_listed_at_the_top_and_the_conventions_that_ar
             name: [value] for name, value in study_files._make_row("attacks", attack="pgd", split="test").items()
         }
         parquet.write(Path(run["folder"]) / "attacks.parquet", "attacks", columns, {})
-    gone = ["c10/ar4", "tin/ar0"]
-    described["runs"] = [run for run in described["runs"] if f"{run['dataset']}/{run['variant']}" not in gone]
+    names = ["c10/ar4", "tin/ar0"]
+    gone = [run | {"epochs": 200} for run in described["runs"] if f"{run['dataset']}/{run['variant']}" in names]
+    described["runs"] = [run for run in described["runs"] if f"{run['dataset']}/{run['variant']}" not in names]
     study_files.write_frame(files.comparison, study_files.comparison(described["runs"]))
-    write(here / "some.html", described | {"not_run": gone}, files, template=study_files.template())
+    write(
+        here / "some.html",
+        described | {"not_run": gone, "not_made": ["table5"]},
+        files,
+        template=study_files.template(),
+    )
     page = text(here / "some.html")
-    assert "Not run yet, and therefore not shown: 2 of the 11 networks of this study (c10/ar4, tin/ar0)." in page
+    assert "Not run yet, and therefore not shown: 2 of the 11 networks of this study (c10/ar4, tin/ar0). " in page
+    assert "These figures and tables cannot be made without them: table5." in page
     assert "Which conventions are nearest" in page
     ranked = re.findall(r'<th scope="row">(c10[^<]*)</th>', page[page.index('id="conventions"') :])
     assert {

@@ -13,7 +13,15 @@ from helpers.snakemake_copy import copy_tree, snakemake
 
 from robreg.runs import settings
 from robreg.runs.catalogue import select_runs
-from robreg.runs.config import chosen_runs, makeable_items, run_names, study_items, study_runs, validate
+from robreg.runs.config import (
+    chosen_runs,
+    makeable_items,
+    run_names,
+    study_items,
+    study_runs,
+    unmakeable_items,
+    validate,
+)
 from robreg.runs.settings import ConfigError
 from robreg.runs.yaml_file import check_yaml_file
 
@@ -582,19 +590,22 @@ def test_settings_of_before_there_were_biases_name_the_network_without_them():
         assert settings.with_present_names(other) == other
 
 
-def test_a_study_can_be_made_of_the_runs_that_are_trained(config, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    everything = chosen_runs(config, "demo")
+def test_a_study_can_be_made_of_the_runs_that_are_trained(config):
+    finished = set()
+
+    def is_trained(folder, wanted):
+        assert (wanted["dataset"], wanted["variant"]) == (folder.parent.name, folder.name)
+        assert wanted["training"]["epochs"] == config["datasets"]["digits"]["training"]["epochs"]
+        return folder.name in finished
+
+    everything = chosen_runs(config, "demo", is_trained)
     assert everything == study_runs(config, "demo")
     config["only_finished"] = True
     validate(config, SCHEMA)
-    with pytest.raises(ConfigError, match="none of the 15 runs of the study demo is trained yet"):
-        chosen_runs(config, "demo")
-    for variant, file in (("ar0", "checkpoint.pt"), ("ar16", "checks.parquet"), ("ar8", "resume.pt")):
-        path = tmp_path / f"results/digits/{variant}/{file}"
-        path.parent.mkdir(parents=True)
-        path.touch()
-    trained = chosen_runs(config, "demo")
+    with pytest.raises(ConfigError, match="none of the 15 runs of the study demo is trained yet with the settings"):
+        chosen_runs(config, "demo", is_trained)
+    finished.update({"ar0", "ar16"})
+    trained = chosen_runs(config, "demo", is_trained)
     assert [run["variant"] for run in trained] == ["ar0", "ar16"]
     figures = makeable_items(config, "demo", "figures", trained)
     assert list(figures) == ["fig1", "fig2", "fig3", "fig4", "fig5", "fig8", "fig12", "spread"]
@@ -603,6 +614,8 @@ def test_a_study_can_be_made_of_the_runs_that_are_trained(config, tmp_path, monk
     assert makeable_items(config, "demo", "figures", everything) == study_items(config, "demo", "figures")
     config["studies"]["demo"]["figures"] = [{"fig3": ["digits", "digits/resnet56"]}]
     assert makeable_items(config, "demo", "figures", trained) == {"fig3": ["digits"]}
+    assert unmakeable_items(config, "demo", trained) == ["fig3 (digits/resnet56)", "table2", "table6", "b2"]
+    assert unmakeable_items(config, "demo", everything) == ["fig3 (digits/resnet56)"]
 
 
 def test_a_bound_is_projected_exactly_by_default(config):

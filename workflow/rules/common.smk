@@ -1,5 +1,6 @@
 # What all rules share: the validated configuration, and functions that look up what belongs to a run or a study. Their
 # ConfigErrors, in one sentence each, are all that driver.py prints of a wrong name.
+import functools
 from pathlib import Path
 
 from robreg.runs import config as study_config
@@ -13,6 +14,7 @@ from robreg.runs.settings import (
 )
 from robreg.runs.variant import paper_name
 from robreg.tables.provenance import COMPUTING, TRAINING, code_files
+from robreg.training.kept import is_trained
 from robreg.training.lease import made_progress
 
 RULES = [
@@ -140,9 +142,10 @@ def code_of_measure(module):
     return [f"src/robreg/{file}" for file in files]
 
 
+@functools.cache
 def runs(study):
     """Return the runs of a study, each with its folder and the columns that identify it; only the finished ones if wanted."""
-    return study_config.chosen_runs(config, study)
+    return study_config.chosen_runs(config, study, is_trained)
 
 
 def data_spec(wildcards):

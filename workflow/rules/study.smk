@@ -275,10 +275,18 @@ rule report:
         compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
         runs=lambda wildcards: runs(wildcards.study),
         not_run=lambda wildcards: [
-            f"{run['dataset']}/{run['variant']}"
+            run
+            | {
+                "epochs": run_settings(config, run["dataset"], run["variant"])[
+                    "training"
+                ]["epochs"]
+            }
             for run in study_config.study_runs(config, wildcards.study)
             if run not in runs(wildcards.study)
         ],
+        not_made=lambda wildcards: study_config.unmakeable_items(
+            config, wildcards.study, runs(wildcards.study)
+        ),
         titles=lambda wildcards: titles(wildcards.study),
         settings=lambda wildcards: {
             f"{run['dataset']}/{run['variant']}": run_settings(

@@ -15,6 +15,7 @@ with logged(snakemake.log[0]):
             "compare": snakemake.params.compare,
             "runs": snakemake.params.runs,
             "not_run": snakemake.params.not_run,
+            "not_made": snakemake.params.not_made,
             "titles": snakemake.params.titles,
             "settings": snakemake.params.settings,
             "shown": snakemake.params.shown,

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from robreg.paper.conventions import SURVIVORS, rank_conventions
+from robreg.paper.experiments import judge
 from robreg.report.claims_section import setting_name, to_rows
 from robreg.report.units import Quantity, describe
 from robreg.runs.variant import base_attack, paper_name
@@ -24,6 +25,11 @@ _EXPLAINED = (
     "paper's networks do at AR 4; a network that does not cannot be the paper's, whatever its distance.",
     "The last columns give the radius in pixels (in 1/255) at which PGD leaves as many of the correctly classified "
     "examples correct as the paper prints. If the paper evaluated all its networks alike, both are the same radius.",
+)
+_JUDGED = (
+    "Each experiment has a rule that follows from the paper's numbers and their tolerances. A network that fails "
+    "cannot be the paper's, and its conventions are out; one that passes may be. “Not known” means that a network that "
+    "the rule compares with did not run.",
 )
 _PLACE = ("dataset", "arch", "train_attack", "spectral_norm", "space")
 
@@ -91,34 +97,49 @@ def count_sentence(frame: pd.DataFrame) -> str:
 
 
 @dataclass(frozen=True)
-class ConventionsTable:
-    """Conventions ranked by their distance to the paper's numbers, as text: columns, rows, and sentences about them."""
+class TextTable:
+    """A table as text, and sentences that explain it; the first cell of each row is its heading."""
 
+    title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     explained: tuple[str, ...]
 
 
-def conventions_table(frame: pd.DataFrame, study: Mapping[str, Any]) -> ConventionsTable | None:
-    """Make the table that ranks conventions; None if the study has only one, so that there is nothing to rank.
+def conventions_tables(frame: pd.DataFrame, study: Mapping[str, Any]) -> list[TextTable]:
+    """Make the tables that judge and rank conventions; none if the study has only one, so that there is no choice.
 
     frame: comparison.parquet; study: as in page.write.
     """
     epochs = {name: one["training"]["epochs"] for name, one in study["settings"].items()}
-    ranked = rank_conventions(frame, study["runs"], epochs)
+    epochs |= {f"{run['dataset']}/{run['variant']}": run["epochs"] for run in study["not_run"]}
+    ranked = rank_conventions(frame, study["runs"], epochs, study["not_run"])
     if len(ranked) < 2:
-        return None
+        return []
+    return [_ranking(ranked), _experiments(study, epochs)]
+
+
+def _experiments(study: Mapping[str, Any], epochs: Mapping[str, int]) -> TextTable:
+    columns = ("Experiment", "network", "epochs", "verdict", "rule", "measured")
+    rows = []
+    for one in judge(study["runs"], study["not_run"], epochs):
+        name = setting_name(one.run)
+        rows.append((f"{one.experiment}: {one.question}", name, f"{one.epochs}", one.verdict, one.rule, one.found))
+    return TextTable("Experiments that decide", columns, tuple(rows), _JUDGED)
+
+
+def _ranking(ranked: pd.DataFrame) -> TextTable:
     radius = [f"radius in pixels with {value:g} % (AR {ar})" for ar, value in sorted(SURVIVORS.items())]
     columns = ("Networks", "epochs", "numbers compared", "within tolerance", "distance", "AR 0", *radius)
     rows = []
     for row in to_rows(ranked):
         attack = f"pgd+clean{row['clean']:g}" if row["clean"] else "pgd"
         name = setting_name({**row, "dataset": row["run_dataset"], "train_attack": attack})
-        numbers = [f"{row['n']}", f"{row['within']}"] if row["n"] else ["none", ""]
+        numbers = [f"{row['n']}", f"{row['within']}"] if row["n"] else ["none" if row["ran"] else "not run", ""]
         radii = [_or_unknown(row[f"radius_ar{ar}"], ".2f") for ar in sorted(SURVIVORS)]
         found = (_or_unknown(row["distance"], ".1f"), _REACHED[row["ar0"]])
         rows.append((name, f"{row['epochs']}", *numbers, *found, *radii))
-    return ConventionsTable(columns, tuple(rows), _EXPLAINED)
+    return TextTable("Which conventions are nearest", columns, tuple(rows), _EXPLAINED)
 
 
 def _or_unknown(value: float | None, pattern: str) -> str:

@@ -16,7 +16,7 @@ from robreg.checks.study_audit import refuse_changed_study
 from robreg.paper.agreement import describe_closer_space
 from robreg.paper.deviations import deviations
 from robreg.report import claims_section, comparison_section
-from robreg.report.comparison_section import conventions_table
+from robreg.report.comparison_section import conventions_tables
 from robreg.report.costs import RunAccount, rule_costs, run_accounts, shared_settings, versions
 from robreg.report.pictures import embed_figures
 from robreg.report.rule_graph import RULE_INPUTS, rule_graph
@@ -90,10 +90,11 @@ def record(out: Path, study: Mapping[str, Any], files: Files, *, template: Path)
 def write(out: Path, study: Mapping[str, Any], files: Files, template: Path) -> None:
     """Write the report of a study.
 
-    study: name, title, runs (from config.chosen_runs), not_run (the names of its other runs), compare, titles (of data
-    sets, by name), settings (resolved, by "dataset/variant") and shown (its figures and tables, each with what it is
-    restricted to, or None for all); template: the Jinja2 template of the page. The captions, {figure, table or
-    comparison}.rst, must be in the same folder. Raises ValueError if the page is larger than LIMIT.
+    study: name, title, runs (from config.chosen_runs), not_run (its other runs, with their epochs), not_made (the
+    figures and tables that this prevents), compare, titles (of data sets, by name), settings (resolved, by
+    "dataset/variant") and shown (its figures and tables, each with what it is restricted to, or None for all);
+    template: the Jinja2 template of the page. The captions, {figure, table or comparison}.rst, must be in the same
+    folder. Raises ValueError if the page is larger than LIMIT.
     """
     context = _study_context(study, files)
     context |= _claims_context(files.claims) | _results_context(study, files, template.parent)
@@ -272,7 +273,7 @@ def _comparison_context(study: Mapping[str, Any], files: Files, captions: Path) 
         },
         "counted": comparison_section.count_sentence(frame),
         "nearer": describe_closer_space(frame) if compared else "",
-        "conventions": conventions_table(frame, study),
+        "conventions": conventions_tables(frame, study),
         "compared": compared,
         "uncompared": [block for block in all_blocks if not block.run],
     }

@@ -4,7 +4,7 @@ import difflib
 import itertools
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -15,11 +15,17 @@ import yaml
 from robreg.runs.catalogue import FIGURES, TABLES, Item, describe_missing, places, select_runs
 from robreg.runs.radii import describe_mistaken_radius
 from robreg.runs.schema_errors import describe_first
-from robreg.runs.settings import ConfigError, describe_unknown_name, name_defaults, parse_run, run_settings
+from robreg.runs.settings import (
+    ConfigError,
+    describe_unknown_name,
+    name_defaults,
+    parse_run,
+    run_settings,
+    training_settings,
+)
 from robreg.runs.variant import Variant, is_available_name
 from robreg.runs.yaml_file import RECURSIVE_OR_DEEP
 
-_SIGNS_OF_TRAINING = ("checkpoint.pt", "checks.parquet")
 _PARTS: dict[str, dict[str, Item]] = {"figures": FIGURES, "tables": TABLES}
 _FORBIDDEN_CATEGORIES = ("Cc", "Cs")  # control characters and lone surrogates, which neither XML nor HTML can contain
 # Unlike JSON Schema, 20.0 does not count as an integer, because equal settings must have equal text.
@@ -258,22 +264,42 @@ def study_runs(config: Mapping[str, Any], study: str) -> list[dict[str, Any]]:
     return runs
 
 
-def chosen_runs(config: Mapping[str, Any], study: str) -> list[dict[str, Any]]:
+def chosen_runs(
+    config: Mapping[str, Any], study: str, is_trained: Callable[[Path, Mapping[str, Any]], bool]
+) -> list[dict[str, Any]]:
     """List a study's runs as study_runs does; with the setting only_finished, only those whose networks are trained.
 
-    A run counts as trained if its folder holds a checkpoint, or the checks of results that came without one.
-    Raises ConfigError as study_runs does, and if none of the runs is trained.
+    is_trained: says of a run's folder and training settings whether its network is there. Raises ConfigError as
+    study_runs does, and if none of the runs is trained.
     """
     listed = study_runs(config, study)
     if not config.get("only_finished"):
         return listed
-    trained = [run for run in listed if any(Path(run["folder"], name).exists() for name in _SIGNS_OF_TRAINING)]
+    trained = [
+        run
+        for run in listed
+        if is_trained(Path(run["folder"]), training_settings(run_settings(config, run["dataset"], run["variant"])))
+    ]
     if not trained:
         raise ConfigError(
-            f"only_finished: none of the {len(listed)} runs of the study {study} is trained yet; leave this key out to "
-            "train them"
+            f"only_finished: none of the {len(listed)} runs of the study {study} is trained yet with the settings "
+            "of config.yaml; leave this key out to train them"
         )
     return trained
+
+
+def unmakeable_items(config: Mapping[str, Any], study: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the figures and tables of a study that these of its runs cannot make, and the places missing in others."""
+    missing = []
+    for part in _PARTS:
+        made = makeable_items(config, study, part, runs)
+        for name, only in study_items(config, study, part).items():
+            lost = [place for place in only or () if place not in (made.get(name) or ())]
+            if name not in made:
+                missing.append(name)
+            elif lost:
+                missing.append(f"{name} ({', '.join(lost)})")
+    return missing
 
 
 def makeable_items(

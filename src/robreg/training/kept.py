@@ -111,6 +111,17 @@ def refuse_link(folder: Path) -> None:
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
 
 
+def is_trained(run: Path, settings: Mapping[str, Any]) -> bool:
+    """Return whether a run's folder holds a network that was trained with these training settings, or its checks.
+
+    Results may be passed on without their networks. Raises OSError or ValueError if the history cannot be read.
+    """
+    history = run / "history.parquet"
+    if not history.exists() or not any((run / name).exists() for name in (FILES[0], "checks.parquet")):
+        return False
+    return not describe_differences(with_present_names(parquet.read_settings(history)), settings)
+
+
 def _holds(folder: Path, run: Path) -> bool:
     """Return whether the network in a run's folder is kept in `folder`."""
     pairs = [(folder / name, run / name) for name in FILES]
