@@ -9,7 +9,7 @@ from paper.test_comparison import compared, make, study
 from robreg.paper import reference
 from robreg.paper.conventions import TOLERANCES, rank_conventions
 from robreg.paper.experiments import judge
-from robreg.report.comparison_section import conventions_tables
+from robreg.report.comparison_section import judge_conventions
 from robreg.tables import parquet, schemas
 
 EPOCHS = 200
@@ -103,7 +103,7 @@ def test_the_table_of_the_report_names_networks_epochs_and_what_is_not_known(net
     alter(networks["c10/ar16"], train_acc=-60.0)
     runs = list(networks.values())
     settings = {name: {"training": {"epochs": 40 if "e40" in name else 200}} for name in networks}
-    table, _ = conventions_tables(compared(runs), {"runs": runs, "settings": settings, "not_run": []})
+    table = judge_conventions(compared(runs), {"runs": runs, "settings": settings, "not_run": []})
     assert table.columns[:5] == ("Networks", "epochs", "numbers compared", "within tolerance", "distance")
     by_name = {row[0]: row[1:] for row in table.rows}
     assert by_name["c10e40, resnet56, 50 % clean examples, symmetric space"][:5] == ("40", "4", "4", "0.0", "not run")
@@ -112,7 +112,7 @@ def test_the_table_of_the_report_names_networks_epochs_and_what_is_not_known(net
     alone = ("200", "none", "", "not known", "passes", "not known", "not known")
     assert by_name["c10, fixup56, normalised space"] == alone
     alone = [networks["c10/ar4"], networks["c10/ar16"]]
-    assert conventions_tables(compared(alone), {"runs": alone, "settings": settings, "not_run": []}) == []
+    assert judge_conventions(compared(alone), {"runs": alone, "settings": settings, "not_run": []}) is None
 
 
 def test_conventions_of_which_nothing_ran_are_listed_last(networks):
@@ -121,20 +121,17 @@ def test_conventions_of_which_nothing_ran_are_listed_last(networks):
     runs = [run for name, run in networks.items() if name not in gone]
     settings = {name: {"training": {"epochs": 200}} for name in networks if name not in gone}
     described = {"runs": runs, "settings": settings, "not_run": missing}
-    table, experiments = conventions_tables(compared(runs), described)
+    table = judge_conventions(compared(runs), described)
     assert {row[:3] for row in table.rows[-2:]} == {
         ("c10, fixup56, normalised space", "200", "not run"),
         ("c10e40, resnet56, symmetric space", "200", "not run"),
     }
     assert [row[2] for row in table.rows].count("not run") == 2
-    verdicts = {(row[0][:2], row[1]): row[3:] for row in experiments.rows}
-    assert verdicts["E1", "c10, fixup56, normalised space"] == (
-        "not run",
-        "training accuracy at least 99.5 %; test accuracy at least 88.9 %",
-        "",
-    )
-    assert verdicts["E6", "tin, wrn50, normalised space"][0] == "not run"
-    assert verdicts["E1", "c10, resnet56, normalised space"][0] == "passes"
+    found = {(one.question[:2], row[0]): (row, one.rule) for one in table.experiments for row in one.rows}
+    gone = ("c10, fixup56, normalised space", "200", "not run", "")
+    assert found["E1", gone[0]] == (gone, "training accuracy at least 99.5 %; test accuracy at least 88.9 %")
+    assert found["E6", "tin, wrn50, normalised space"][0][2] == "not run"
+    assert found["E1", "c10, resnet56, normalised space"][0][2] == "passes"
 
 
 def outcomes(networks):

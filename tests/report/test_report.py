@@ -27,7 +27,7 @@ from robreg.report.page import SECTIONS, _code_sentences, caption, sections, wri
 from robreg.report.rule_graph import RULE_INPUTS, rule_graph
 from robreg.report.tables_section import split_constants, table_blocks
 from robreg.report.units import describe, format_cell, format_duration
-from robreg.report.wording import cautions, describe_conventions, limits
+from robreg.report.wording import cautions, describe_attack, describe_conventions, describe_data, limits
 from robreg.runs.catalogue import FIGURES
 from robreg.runs.settings import run_settings, training_settings
 from robreg.tables import parquet, provenance, study_tables
@@ -466,6 +466,16 @@ def test_limits_follow_from_the_data(demo: Path) -> None:
     assert "smaller" not in own
 
 
+def test_each_attack_that_was_used_is_described_with_the_space_of_its_radii() -> None:
+    meta = {"shape": [3, 32, 32], "n_train": 1, "n_test": 1, "classes": 10, "std": [0.2] * 3}
+    one, other = settings_of_run("c10", "ar8"), settings_of_run("c10", "ar8-pixel")
+    stronger = settings_of_run("c10", "ar16") | {"evaluation": one["evaluation"] | {"eps": 16.0}}
+    assert describe_data(meta, [one])["Evaluation attack"] == describe_attack(one["evaluation"])
+    both = describe_data(meta, [one, other])["Evaluation attack"]
+    assert both == f"{describe_attack(one['evaluation'])} (in the space of each run)"
+    assert describe_data(meta, [one, stronger])["Evaluation attack"].count("; or PGD, radius 16/255") == 1
+
+
 # Comparison
 
 
@@ -517,7 +527,7 @@ def test_runs_that_are_missing_are_listed_at_the_top_and_the_conventions_that_ar
     assert "Not run yet, and therefore not shown: 2 of the 11 networks of this study (c10/ar4, tin/ar0). " in page
     assert "These figures and tables cannot be made without them: table5." in page
     assert "Which conventions are nearest" in page
-    ranked = re.findall(r'<th scope="row">(c10[^<]*)</th>', page[page.index('id="conventions"') :])
+    ranked = re.findall(r'<th scope="row">(c10[^<]*)</th>', page[page.index("Which conventions are nearest") :])
     assert {
         "c10, resnet56, normalised space",
         "c10, resnet56nobias, normalised space",

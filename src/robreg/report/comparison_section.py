@@ -1,6 +1,7 @@
 """Prepare the comparison with the paper for the report: one block per table of the paper and setting."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +26,6 @@ _EXPLAINED = (
     "paper's networks do at AR 4; a network that does not cannot be the paper's, whatever its distance.",
     "The last columns give the radius in pixels (in 1/255) at which PGD leaves as many of the correctly classified "
     "examples correct as the paper prints. If the paper evaluated all its networks alike, both are the same radius.",
-)
-_JUDGED = (
-    "Each experiment has a rule that follows from the paper's numbers and their tolerances. A network that fails "
-    "cannot be the paper's, and its conventions are out; one that passes may be. “Not known” means that a network that "
-    "the rule compares with did not run.",
 )
 _PLACE = ("dataset", "arch", "train_attack", "spectral_norm", "space")
 
@@ -97,17 +93,29 @@ def count_sentence(frame: pd.DataFrame) -> str:
 
 
 @dataclass(frozen=True)
-class TextTable:
-    """A table as text, and sentences that explain it; the first cell of each row is its heading."""
+class Experiment:
+    """One experiment, as text. rule: what passes, "" if there is no rule; rows: network, epochs, verdict, measured."""
 
-    title: str
+    question: str
+    rule: str
+    rows: tuple[tuple[str, str, str, str], ...]
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """Conventions ranked by their distance to the paper's numbers, as text, and the experiments that judge them.
+
+    columns, rows: of the ranking; explained: sentences about it.
+    """
+
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     explained: tuple[str, ...]
+    experiments: tuple[Experiment, ...]
 
 
-def conventions_tables(frame: pd.DataFrame, study: Mapping[str, Any]) -> list[TextTable]:
-    """Make the tables that judge and rank conventions; none if the study has only one, so that there is no choice.
+def judge_conventions(frame: pd.DataFrame, study: Mapping[str, Any]) -> Conventions | None:
+    """Rank and judge the conventions of a study; None if it has only one, so that there is no choice.
 
     frame: comparison.parquet; study: as in page.write.
     """
@@ -115,20 +123,7 @@ def conventions_tables(frame: pd.DataFrame, study: Mapping[str, Any]) -> list[Te
     epochs |= {f"{run['dataset']}/{run['variant']}": run["epochs"] for run in study["not_run"]}
     ranked = rank_conventions(frame, study["runs"], epochs, study["not_run"])
     if len(ranked) < 2:
-        return []
-    return [_ranking(ranked), _experiments(study, epochs)]
-
-
-def _experiments(study: Mapping[str, Any], epochs: Mapping[str, int]) -> TextTable:
-    columns = ("Experiment", "network", "epochs", "verdict", "rule", "measured")
-    rows = []
-    for one in judge(study["runs"], study["not_run"], epochs):
-        name = setting_name(one.run)
-        rows.append((f"{one.experiment}: {one.question}", name, f"{one.epochs}", one.verdict, one.rule, one.found))
-    return TextTable("Experiments that decide", columns, tuple(rows), _JUDGED)
-
-
-def _ranking(ranked: pd.DataFrame) -> TextTable:
+        return None
     radius = [f"radius in pixels with {value:g} % (AR {ar})" for ar, value in sorted(SURVIVORS.items())]
     columns = ("Networks", "epochs", "numbers compared", "within tolerance", "distance", "AR 0", *radius)
     rows = []
@@ -139,7 +134,16 @@ def _ranking(ranked: pd.DataFrame) -> TextTable:
         radii = [_or_unknown(row[f"radius_ar{ar}"], ".2f") for ar in sorted(SURVIVORS)]
         found = (_or_unknown(row["distance"], ".1f"), _REACHED[row["ar0"]])
         rows.append((name, f"{row['epochs']}", *numbers, *found, *radii))
-    return TextTable("Which conventions are nearest", columns, tuple(rows), _EXPLAINED)
+    return Conventions(columns, tuple(rows), _EXPLAINED, tuple(_experiments(study, epochs)))
+
+
+def _experiments(study: Mapping[str, Any], epochs: Mapping[str, int]) -> Iterator[Experiment]:
+    outcomes = judge(study["runs"], study["not_run"], epochs)
+    for (name, question, rule), members in itertools.groupby(
+        outcomes, key=lambda one: (one.experiment, one.question, one.rule)
+    ):
+        rows = tuple((setting_name(one.run), f"{one.epochs}", one.verdict, one.found) for one in members)
+        yield Experiment(f"{name}: {question}", rule, rows)
 
 
 def _or_unknown(value: float | None, pattern: str) -> str:

@@ -16,7 +16,7 @@ from robreg.checks.study_audit import refuse_changed_study
 from robreg.paper.agreement import describe_closer_space
 from robreg.paper.deviations import deviations
 from robreg.report import claims_section, comparison_section
-from robreg.report.comparison_section import conventions_tables
+from robreg.report.comparison_section import judge_conventions
 from robreg.report.costs import RunAccount, rule_costs, run_accounts, shared_settings, versions
 from robreg.report.pictures import embed_figures
 from robreg.report.rule_graph import RULE_INPUTS, rule_graph
@@ -273,7 +273,7 @@ def _comparison_context(study: Mapping[str, Any], files: Files, captions: Path) 
         },
         "counted": comparison_section.count_sentence(frame),
         "nearer": describe_closer_space(frame) if compared else "",
-        "conventions": conventions_tables(frame, study),
+        "conventions": judge_conventions(frame, study),
         "compared": compared,
         "uncompared": [block for block in all_blocks if not block.run],
     }

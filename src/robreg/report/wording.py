@@ -1,6 +1,6 @@
 """Describe settings and data sets in words, for readers who have not seen config.yaml."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from robreg.checks.run_checks import MIN_TRAINED
@@ -81,18 +81,24 @@ def describe_data(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict
         "Networks": describe_networks(settings),
         "AR strengths": f"{values['ar']} (in 1/255); seed{'s' if ',' in values['seed'] else ''} {values['seed']}",
         "Space of radii": describe_spaces(settings, _mean(meta["std"])),
-        "Training": "; or ".join(dict.fromkeys(describe_training(one["training"]) for one in settings)),
+        "Training": _each(settings, "training", describe_training),
         "Training attack": describe_training_attack(settings),
         **({"Bound on every layer": describe_bound(settings)} if any(one["spectral_norm"] for one in settings) else {}),
-        "Evaluation attack": describe_attack(first["evaluation"]),
+        "Evaluation attack": _each(settings, "evaluation", describe_attack)
+        + (" (in the space of each run)" if len({one["evaluation"]["space"] for one in settings}) > 1 else ""),
         **({"Radii in pixels": describe_pixel_radii(radii)} if (radii := first["pixel_radii"])["eps"] else {}),
-        "Stronger attack": describe_strong_attack(first["strong_attack"]),
-        "Loss variation": describe_loss_variation(first["loss_variation"]),
-        "Spread in the layers": describe_spread(first["spread"]),
+        "Stronger attack": _each(settings, "strong_attack", describe_strong_attack),
+        "Loss variation": _each(settings, "loss_variation", describe_loss_variation),
+        "Spread in the layers": _each(settings, "spread", describe_spread),
         "Theory": describe_theory(first["theory"]),
         "Spectra": "exact for circular convolutions, and for zero-padded operators whose smaller side is at most "
         f"{first['dense_spectrum']} and whose larger side is at most {4 * first['dense_spectrum']}",
     }
+
+
+def _each(settings: Sequence[Settings], key: str, describe: Callable[[Mapping[str, Any]], str]) -> str:
+    """Describe each distinct value of a setting."""
+    return "; or ".join(dict.fromkeys(describe(one[key]) for one in settings))
 
 
 def describe_conventions(settings: Sequence[Settings]) -> str:
