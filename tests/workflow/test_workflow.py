@@ -317,7 +317,10 @@ def test_a_study_of_the_runs_that_are_trained_trains_nothing_and_lists_the_other
     page = (restored / "results/studies/demo/report.html").read_text()
     assert "1 of the 8 networks of this study (digits/ar8-s7)" in page
     refused = snakemake(restored, "-n", "--config", "only_finished=true", "--", "literal", check=False)
-    assert "only_finished: none of the 4 runs of the study literal is trained yet with the settings of config.yaml" in refused
+    assert (
+        "only_finished: none of the 4 runs of the study literal is trained yet with the settings of config.yaml"
+        in refused
+    )
 
 
 @pytest.mark.parametrize("setting", ["data_root=elsewhere", "device=cpu"])

@@ -7,6 +7,7 @@ from robreg.runs import config as study_config
 from robreg.runs.catalogue import FIGURES, TABLES, select_runs
 from robreg.runs.settings import (
     ConfigError,
+    data_settings,
     dataset_block,
     hash_settings,
     run_settings,
@@ -150,25 +151,7 @@ def runs(study):
 
 def data_spec(wildcards):
     """Return the settings that the preparation of a data set depends on."""
-    keys = (
-        "kind",
-        "source",
-        "incomplete",
-        "crop",
-        "max_train",
-        "max_test",
-        "subset_seed",
-        "image_column",
-        "label_column",
-    )
-    found = block(wildcards)
-    # The split of the digits was random once. This value has data with that split prepared again.
-    split = {"split": "writers"} if found["kind"] == "digits" else {}
-    return {
-        "name": wildcards.dataset,
-        **{key: found[key] for key in keys if key in found},
-        **split,
-    }
+    return data_settings(config, wildcards.dataset)
 
 
 def tables_of_runs(study, *kinds):

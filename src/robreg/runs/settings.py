@@ -42,6 +42,16 @@ def dataset_block(config: Mapping[str, Any], dataset: str) -> Mapping[str, Any]:
     return config["datasets"][dataset]
 
 
+def data_settings(config: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """Return the settings that the preparation of a data set depends on. Raises ConfigError for an unknown data set."""
+    keys = ("kind", "source", "incomplete", "crop", "max_train", "max_test", "subset_seed")
+    found = dataset_block(config, dataset)
+    # The split of the digits was random once. This value has data with that split prepared again.
+    split = {"split": "writers"} if found["kind"] == "digits" else {}
+    columns = ("image_column", "label_column")
+    return {"name": dataset, **{key: found[key] for key in (*keys, *columns) if key in found}, **split}
+
+
 def name_defaults(config: Mapping[str, Any], dataset: str) -> Defaults:
     """Return what the names of a data set's runs leave out. Raises ConfigError for an unknown data set."""
     block = dataset_block(config, dataset)

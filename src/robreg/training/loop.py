@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,19 @@ SCALARS_LR = 0.1  # of the learning rate, for Fixup's scalars, as in the code of
 log = logging.getLogger(__name__)
 
 
-def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device) -> None:
+def train(
+    settings: Mapping[str, Any],
+    data: Dataset,
+    *,
+    checkpoint: Path,
+    history: Path,
+    device: torch.device,
+    on_epoch: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
+) -> None:
     """Train one network, or resume from resume.pt next to the checkpoint, and write the checkpoint and the history.
 
-    settings: the run's training settings (runs.settings.training_settings). resume.pt is written atomically before the
+    settings: the run's training settings (runs.settings.training_settings); on_epoch: called after every epoch with the
+    rows of the history so far. resume.pt is written atomically before the
     first and after every epoch, and removed at the end. On a CPU, a run that is killed at any moment and started again
     produces bit-identical results.
     Raises ValueError if resume.pt is damaged or belongs to other settings, DivergedError if the loss or a weight is no
@@ -50,11 +59,17 @@ def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, histo
     """
     chosen = {**DEFAULTS, **settings["training"]}
     with deterministic_algorithms(device, wanted=chosen["deterministic"]), private_cache(wanted=chosen["compile"]):
-        _train(settings, data, checkpoint=checkpoint, history=history, device=device)
+        _train(settings, data, checkpoint=checkpoint, history=history, device=device, on_epoch=on_epoch)
 
 
 def _train(
-    settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device
+    settings: Mapping[str, Any],
+    data: Dataset,
+    *,
+    checkpoint: Path,
+    history: Path,
+    device: torch.device,
+    on_epoch: Callable[[Sequence[Mapping[str, Any]]], None] | None,
 ) -> None:
     _check_architecture_code(settings)
     state = _initial_state(settings, data, device)
@@ -69,7 +84,9 @@ def _train(
         else:
             resume.save(state)
         with _catch_sigterm() as stop, torch.random.fork_rng([] if device.type == "cpu" else [device]):
-            _train_epochs(state, settings, data, resume=resume, stop=stop)
+            for _ in _train_epochs(state, settings, data, resume=resume, stop=stop):
+                if on_epoch is not None:
+                    on_epoch(state.history)
         lease.check()
         meta = {**_metadata(settings, data, device), "code_hash": state.code, "step": "; ".join(state.how)}
         meta["history_sha256"] = history_hash(state.history)
@@ -127,8 +144,8 @@ def _check_kept(kept: Path, settings: Mapping[str, Any], data_sha256: str) -> No
 
 def _train_epochs(
     state: TrainingState, settings: Mapping[str, Any], data: Dataset, *, resume: ResumeFile, stop: threading.Event
-) -> None:
-    """Train the remaining epochs, and save the state after each."""
+) -> Iterator[None]:
+    """Train the remaining epochs, and save the state after each; yield when it is saved."""
     epochs = settings["training"]["epochs"]
     device = state.model.normalise.mean.device
     images, labels = data.train_images, data.train_labels
@@ -151,6 +168,7 @@ def _train_epochs(
             "epoch %d/%d lr %g loss %.4f acc %.2f %% %.0f examples/s, %.0f s left",
             *(epoch, epochs, row["lr"], row["loss"], row["acc"], row["examples_per_s"], mean * (epochs - epoch)),
         )
+        yield
 
 
 def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> TrainingState:
