@@ -1037,15 +1037,15 @@ MUTATIONS = (
     Mutation(
         "rank conventions by how many numbers they have",
         "paper/conventions",
-        'frame.sort_values("distance",',
-        'frame.sort_values("n",',
+        'frame.sort_values(["distance", "ran"],',
+        'frame.sort_values(["n", "ran"],',
         "tests/paper/test_conventions.py",
     ),
     Mutation(
         "let standard training be worse than the paper's networks",
         "paper/conventions",
-        "return all(means[name] >= floor",
-        "return any(means[name] >= floor",
+        "return all(mean_metric(runs, name) >= floor",
+        "return any(mean_metric(runs, name) >= floor",
         "tests/paper/test_conventions.py",
     ),
     Mutation(

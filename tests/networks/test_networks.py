@@ -24,6 +24,7 @@ from robreg.networks.classifier import Classifier, Normalise
 from robreg.networks.fixup_resnet import FixupResNet, ResidualBlock
 from robreg.networks.user_defined import build_user_network
 from robreg.networks.wide_resnet import wide_resnet50
+from robreg.training import loop
 
 H200 = Path(__file__).parents[3] / "shared/h200"
 
@@ -238,9 +239,14 @@ def test_a_network_and_its_training_equal_those_of_the_fixup_authors(arch: str) 
     torch.manual_seed(0)
     model, theirs = make(arch, width=4, shape=(3, 16, 16)).double(), AuthorsNet(4).double()
     copy_into(theirs, model.network)
+    scalars = {"resnet8": {"scalars": "biases"}, "resnet8nobias": {}, "fixup8": {"scalars": "all"}}[arch]
+    ours = [group | {"lr": 0.1 * group.get("lr_factor", 1)} for group in loop._parameter_groups(model, scalars)]
+    named = {name: one for name, one in theirs.named_parameters() if one.requires_grad}
+    small = [one for name, one in named.items() if scalars and ("bias" in name or "scale" in name)]  # as in their code
+    rest = [one for name, one in named.items() if not any(one is other for other in small)]
+    theirs_in_groups = [{"params": rest}, *([{"params": small, "lr": 0.01}] if small else [])]
     optimisers = [
-        torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.1, momentum=0.9, weight_decay=1e-4)
-        for one in (model, theirs)
+        torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-4) for groups in (ours, theirs_in_groups)
     ]
     x, y = torch.rand(20, 3, 16, 16, dtype=torch.float64), torch.arange(20) % 10
     for _ in range(4):

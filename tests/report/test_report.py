@@ -27,7 +27,14 @@ from robreg.report.page import SECTIONS, _code_sentences, caption, sections, wri
 from robreg.report.rule_graph import RULE_INPUTS, rule_graph
 from robreg.report.tables_section import split_constants, table_blocks
 from robreg.report.units import describe, format_cell, format_duration
-from robreg.report.wording import cautions, describe_attack, describe_conventions, describe_data, limits
+from robreg.report.wording import (
+    cautions,
+    describe_attack,
+    describe_conventions,
+    describe_data,
+    describe_radii,
+    limits,
+)
 from robreg.runs.catalogue import FIGURES
 from robreg.runs.settings import run_settings, training_settings
 from robreg.tables import parquet, provenance, study_tables
@@ -540,12 +547,31 @@ def test_runs_that_are_missing_are_listed_at_the_top_and_the_conventions_that_ar
 def test_the_page_says_at_its_top_what_it_assumes_where_the_paper_is_silent(paper: Path, demo: Path) -> None:
     top = text(paper).partition("<nav")[0]
     assert "This study measures radii in these spaces: normalised, and its residual networks keep Fixup&#39;s" in top
-    assert "The paper states neither" not in text(demo)
+    assert "The paper does not say clearly" not in text(demo)
     both = [settings_of_run("c10", name) for name in ("ar8-pixel", "ar8-fixup56-symmetric", "ar8-resnet56nobias")]
     assert (
-        "in these spaces: pixel, symmetric, normalised, and its residual networks keep Fixup's biases and omit its "
-        "multipliers, have all of Fixup's scalars, have none of Fixup's scalars."
+        "in these spaces: pixel, symmetric, normalised, and of its residual networks, some keep Fixup's biases and "
+        "omit its multipliers, some have all of Fixup's scalars, some have none of Fixup's scalars."
     ) in describe_conventions(both)
+    elsewhere = [settings_of_run("c10", "ar8-evalpixel") | {"paper": "c10"}]
+    assert "in these spaces: normalised (evaluated in pixel), and" in describe_conventions(elsewhere)
+
+
+def test_radii_of_training_and_of_attacks_are_converted_into_pixels() -> None:
+    def describe(*runs: tuple[str, int]) -> list[str]:
+        listed = [{"dataset": "c10", "space": space, "ar": ar} for space, ar in runs]
+        return describe_radii(listed, {"c10": [0.2, 0.25, 0.3]})
+
+    normalised = (
+        "A radius in normalised space is one of pixels divided by the standard deviation of their channel. To get it "
+        "in pixels, multiply by the standard deviation. Its mean over the channels is 0.25 on c10"
+    )
+    assert describe(("pixel", 8)) == []
+    assert describe(("normalised", 8), ("normalised", 16), ("pixel", 32)) == [
+        f"{normalised} (AR 16 is 4/255 in pixels)."
+    ]
+    assert describe(("normalised", 0)) == describe(("pixel, evaluated in normalised", 8)) == [f"{normalised}."]
+    assert describe(("pixel, evaluated in symmetric", 8)) == ["A radius in symmetric space is half as large in pixels."]
 
 
 def test_number_compared_in_two_spaces_counts_once_and_the_nearer_space_is_named(here: Path) -> None:

@@ -16,7 +16,7 @@ TEXT = (ROOT / "config.yaml").read_text()
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 OWN = {"title": "Mine", "runs": [{"dataset": "digits", "ar": [0, 8]}], "compare": [0, 8]}
 OWN |= {"figures": ["fig3"], "tables": []}
-UNKNOWN_DATA = "known: c10, c100, tin, c10wd, c10e40, c10jpeg, c10small, digits"
+UNKNOWN_DATA = "known: c10, c100, tin, c10wd, c10e40, c10jpeg, c10short, c10small, digits"
 KNOWN_TRAINING = (
     "known: epochs, batch_size, lr, lr_drops, lr_factor, momentum, weight_decay, augmentation, clip_rounds, pad, "
     "precision, compile, deterministic"
@@ -37,9 +37,9 @@ ARCHITECTURES = {
 TARGETS = {  # what follows `snakemake -n`: the message
     "dmeo": "there is no target 'dmeo': did you mean demo?",
     "fig1": "there is no target 'fig1': did you mean results/studies/demo/figures/fig1.svg, or that of c10-small or "
-    "conventions or literal or paper?",
+    "conventions or first-light or literal or paper?",
     "report.html": "there is no target 'report.html': did you mean results/studies/demo/report.html, or that of "
-    "c10-small or conventions or literal or paper?",
+    "c10-small or conventions or first-light or literal or paper?",
     "svstd.parquet": "there is no target 'svstd.parquet': did you mean results/digits/ar0/svstd.parquet, or that of "
     "another run?",
     "digits/ar8/svstd.parquet": "there is no target 'digits/ar8/svstd.parquet': did you mean "
@@ -60,7 +60,7 @@ TARGETS = {  # what follows `snakemake -n`: the message
     "results/digits/ar8-resnet9/metrics.parquet": "digits/ar8-resnet9: 'ar8-resnet9' names an unknown architecture "
     f"'resnet9': use one of {NETWORKS}",
     "results/studies/dmeo/report.html": "config.yaml: studies: there is no study 'dmeo'; add its block, or ask for "
-    "one of: paper, literal, conventions, c10-small, demo (did you mean demo?)",
+    "one of: paper, literal, conventions, first-light, c10-small, demo (did you mean demo?)",
     "results/studies/demo/figures/fig99.svg": "there is no target 'results/studies/demo/figures/fig99.svg': did you "
     "mean results/studies/demo/figures/fig9.svg?",
     "results/studies/demo/figures/fig7.svg": "config.yaml: studies.demo.figures: fig7 is not listed; add it there, or "
@@ -69,8 +69,8 @@ TARGETS = {  # what follows `snakemake -n`: the message
     "tables/tabel1.csv": "there is no target 'tables/tabel1.csv': did you mean results/studies/demo/tables/table1.csv?",
     "train": "the rule train makes many files; ask for one of them, such as results/digits/ar0/checkpoint.pt",
     "--forcerun trian -- demo": "there is no target 'trian': did you mean train?",
-    "hello": "there is no target 'hello': ask for a study (all, paper, literal, conventions, c10-small, demo), or for "
-    "a file such as results/studies/demo/report.html",
+    "hello": "there is no target 'hello': ask for a study (all, paper, literal, conventions, first-light, c10-small, "
+    "demo), or for a file such as results/studies/demo/report.html",
     "demo --config devise=cpu": "config.yaml: devise: unknown key 'devise': did you mean 'device'? known: data_root, "
     "device, only_finished, architectures, datasets, runs, studies",
     'demo --config \'runs={"digits/ar8": {"evaluation": {"eps": 0.125}}}\'': "config.yaml: "

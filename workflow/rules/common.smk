@@ -48,9 +48,8 @@ wildcard_constraints:
 
 
 # What --config gives is text, except True and numbers.
-config["only_finished"] = {"true": True, "false": False}.get(
-    config.get("only_finished", False), config.get("only_finished", False)
-)
+if config.setdefault("only_finished", False) in ("true", "false"):
+    config["only_finished"] = config["only_finished"] == "true"
 study_config.validate(
     config,
     Path(workflow.basedir) / "workflow/schemas/config.schema.yaml",

@@ -225,8 +225,9 @@ rule report:
     """
     input:
         runs=lambda wildcards: tables_of_runs(
-            wildcards.study, "history", "metrics", "masking"
+            wildcards.study, "history", "metrics", "masking", "attacks"
         ),
+        reference="src/robreg/paper/reference.csv",
         data=lambda wildcards: prepared_data(wildcards.study),
         figures=lambda wildcards: [
             f"results/studies/{wildcards.study}/figures/{figure}.svg"

@@ -52,7 +52,7 @@ def record(folder: Path, *, bound: float | None, unprotected: bool) -> None:
     """
     tables = {kind: parquet.read(folder / f"{kind}.parquet").to_pandas() for kind in CHECKED}
     own = {f"{kind}.parquet": parquet.read_metadata(folder / f"{kind}.parquet") for kind in CHECKED}
-    variations = own["lossvar.parquet"]["attack"].get("n")  # missing in older tables, which have all examples
+    variations = own["lossvar.parquet"].get("attack", {}).get("n")  # older tables have all examples
     rows = [*check(tables, bound=bound, variations=variations), *_check_checkpoint(folder / CHECKPOINT, own)]
     rows.append(same_run(own, folder))
     raise_if_violated(rows, folder)

@@ -21,7 +21,7 @@ _NOTES: tuple[tuple[Mapping[str, Any], str | None, str], ...] = (  # which cells
         MISPRINT,
         "larger than at AR 8 (65.24), whereas every similar network has 55 to 58 at AR 4: 57.93, 56.83 and 54.91 with "
         "a bound of 1, 3 and 5 on the spectral norm, 58.02 with ResNet-110; and beside the loss variation of Table 1, "
-        "only about 57.9 agrees with AR 8 and 16",
+        "only about 57.9 agrees with AR 8 and 16 on CIFAR-10",
     ),
     *(
         (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from robreg.paper.conventions import SURVIVORS, rank_conventions
+from robreg.paper.conventions import FLOORS, SURVIVORS, rank_conventions
 from robreg.paper.experiments import judge
 from robreg.report.claims_section import setting_name, to_rows
 from robreg.report.units import Quantity, describe
@@ -20,12 +20,14 @@ _EXPLAINED = (
     "Fixup's scalars its networks have. Here, what was tried is ranked by its distance to the numbers that the paper "
     "prints for ResNet-56 on CIFAR-10 at AR 4 and 16: the mean of |ours - paper| / tolerance, where the tolerance is "
     "what another training, or recompressed images, may change (about one point of accuracy). A distance below 1 "
-    "agrees with the paper. Networks that were trained for fewer epochs than the paper's 200 are further away for that "
-    "reason alone.",
-    "“AR 0” says whether standard training reaches 99.5 % on the training and 88.9 % on the test images, as the "
-    "paper's networks do at AR 4; a network that does not cannot be the paper's, whatever its distance.",
+    "means that they differ by less than that on average. Networks that were trained for fewer epochs than the paper's "
+    "200 may be further away for that reason alone.",
+    f"“AR 0” says whether standard training reaches {FLOORS['train_acc']:g} % on the training and "
+    f"{FLOORS['test_acc']:g} % on the test images, as the paper's networks do at AR 4.",
     "The last columns give the radius in pixels (in 1/255) at which PGD leaves as many of the correctly classified "
-    "examples correct as the paper prints. If the paper evaluated all its networks alike, both are the same radius.",
+    "examples correct as the paper prints; at AR 4, where its number is a misprint, as its similar networks have. It "
+    "is interpolated between the radii that were tried. If the paper evaluated all its networks alike, both are the "
+    "same.",
 )
 _PLACE = ("dataset", "arch", "train_attack", "spectral_norm", "space")
 
@@ -131,7 +133,7 @@ def judge_conventions(frame: pd.DataFrame, study: Mapping[str, Any]) -> Conventi
         attack = f"pgd+clean{row['clean']:g}" if row["clean"] else "pgd"
         name = setting_name({**row, "dataset": row["run_dataset"], "train_attack": attack})
         numbers = [f"{row['n']}", f"{row['within']}"] if row["n"] else ["none" if row["ran"] else "not run", ""]
-        radii = [_or_unknown(row[f"radius_ar{ar}"], ".2f") for ar in sorted(SURVIVORS)]
+        radii = [_or_unknown(row[f"radius_ar{ar}"], ".1f") for ar in sorted(SURVIVORS)]
         found = (_or_unknown(row["distance"], ".1f"), _REACHED[row["ar0"]])
         rows.append((name, f"{row['epochs']}", *numbers, *found, *radii))
     return Conventions(columns, tuple(rows), _EXPLAINED, tuple(_experiments(study, epochs)))

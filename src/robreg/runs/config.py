@@ -275,11 +275,11 @@ def chosen_runs(
     listed = study_runs(config, study)
     if not config.get("only_finished"):
         return listed
-    trained = [
-        run
-        for run in listed
-        if is_trained(Path(run["folder"]), training_settings(run_settings(config, run["dataset"], run["variant"])))
-    ]
+    wanted = [training_settings(run_settings(config, run["dataset"], run["variant"])) for run in listed]
+    try:
+        trained = [run for run, own in zip(listed, wanted, strict=True) if is_trained(Path(run["folder"]), own)]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"only_finished: {error}") from error
     if not trained:
         raise ConfigError(
             f"only_finished: none of the {len(listed)} runs of the study {study} is trained yet with the settings "

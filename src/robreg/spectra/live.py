@@ -59,7 +59,7 @@ def reachable_inputs(network: nn.Module, layers: list[Layer], shape: tuple[int, 
         if isinstance(module, _BATCH_NORM):
             module.reset_running_stats()
         for parameter in module.parameters(recurse=False):
-            inputs = parameter[0].numel() if parameter.ndim else 1
+            inputs = parameter[:1].numel() if parameter.ndim else 1
             parameter.copy_((parameter != 0) / max(1, inputs))  # the mean of the inputs, so no overflow
         if original in names:
             module.register_forward_pre_hook(lambda module, args, name=names[original]: note(name, args[0]))

@@ -200,8 +200,8 @@ def _attack_columns(run: Run) -> dict[str, Any]:
 def _accuracies_in_pixels(attacks: pd.DataFrame) -> dict[float, float]:
     """Return the conditional accuracy (percent) under PGD at every radius in pixels (1/255)."""
     pgd = attacks[(attacks["attack"] == "pgd") & (attacks["space"] == "pixel")]
-    first = pgd.drop_duplicates("eps").sort_values("eps")
-    return dict(zip(first["eps"].tolist(), first["acc_conditional"].tolist(), strict=True))
+    own = pgd.drop_duplicates("eps", keep="last").sort_values("eps")  # the evaluation attack comes first
+    return dict(zip(own["eps"].tolist(), own["acc_conditional"].tolist(), strict=True))
 
 
 def _padding_columns(run: Run) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from robreg.training.lease import Lease
 from robreg.training.resume import ResumeFile, TrainingState, resume_identity
 from robreg.training.step import deterministic_algorithms
 
-SCALARS_LR = 0.1  # of the learning rate, for Fixup's scalars, as in the code of its authors
+SCALARS_LR = 0.1  # of the learning rate, for Fixup's scalars and the last bias, as in the code of its authors
 
 log = logging.getLogger(__name__)
 
@@ -187,11 +187,10 @@ def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.dev
 
 
 def _parameter_groups(model: Classifier, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the optimiser's groups of parameters: Fixup's scalars, where a network has some, have another rate."""
-    scalars = [weight for weight in model.parameters() if settings.get("scalars") and weight.ndim == 0]
-    if not scalars:
+    """Return the optimiser's groups of parameters: with Fixup's scalars, these and the last bias have another rate."""
+    if not settings.get("scalars"):
         return [{"params": list(model.parameters())}]
-    others = [weight for weight in model.parameters() if weight.ndim]
+    scalars, others = ([one for one in model.parameters() if (one.ndim < 2) is small] for small in (True, False))
     return [{"params": others, "lr_factor": 1.0}, {"params": scalars, "lr_factor": SCALARS_LR}]
 
 

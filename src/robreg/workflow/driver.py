@@ -152,6 +152,11 @@ def _explain_trainings(init: Callable[..., None]) -> Callable[..., None]:
     """Wrap the start of the scheduler, at which all jobs are planned and none has started."""
 
     def wrapper(scheduler: JobScheduler, workflow: "Workflow", *arguments: object) -> None:
+        if workflow.globals["config"].get("only_finished") and (names := plan.planned_trainings(workflow)):
+            raise ConfigError(
+                f"only_finished is for networks that are trained, but {', '.join(names)} would be trained, because a "
+                "file that is asked for needs it; leave this key out to train"
+            )
         lines = plan.describe_trainings(workflow)
         if lines and workflow.dryrun:
             atexit.register(print, "\n".join(["Networks that were trained before:", *lines]))  # below all planned jobs

@@ -129,7 +129,8 @@ def _work(settings: Mapping[str, Any], data: Dataset) -> float:
     attack = settings["train_attack"]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(1, *data.shape))
-    passes = 3 + 2 * (attack["steps"] if attack else 0)  # the attack needs no gradients of weights
+    clean = bool(attack and attack.get("clean_share"))  # clean examples are as many as adversarial ones
+    passes = 3 * (1 + clean) + 2 * (attack["steps"] if attack else 0)  # the attack needs no gradients of weights
     return float(counter.get_total_flops()) * passes * len(data.train_images)
 
 

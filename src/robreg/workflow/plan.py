@@ -65,6 +65,11 @@ def mark_forced(workflow: "Workflow") -> None:
             raise WorkflowError(f"{mark.parent} is not a folder of kept networks ({why}); remove it") from error
 
 
+def planned_trainings(workflow: "Workflow") -> list[str]:
+    """Name the runs whose training is planned."""
+    return [f"{job.wildcards.dataset}/{job.wildcards.variant}" for job in _trainings(workflow)]
+
+
 def describe_trainings(workflow: "Workflow") -> list[str]:
     """Describe the planned trainings whose settings have changed, or for which a network is kept, each in one line."""
     lines = []
