@@ -1,0 +1,68 @@
+"""The results in reference/first-light: README quotes them, and they can be made again from their networks."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from robreg.measures import spectra
+from robreg.networks.tensor_file import load_file
+from robreg.tables import parquet
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "reference/first-light"
+STRENGTHS = (0, 4, 8, 16)
+NETWORKS = ROOT.parent / "shared/h200"
+
+
+def run(ar):
+    return FOLDER / f"runs/c10short/ar{ar}"
+
+
+def numbers(ar):
+    """Return what README's table has of one network, as text."""
+    (row,) = parquet.read(run(ar) / "metrics.parquet").to_pylist()
+    spread = parquet.read(run(ar) / "svstd.parquet", ["std"]).to_pandas()["std"].sum()
+    values = {"test_acc": 1, "train_acc": 1, "loss_gap": 3, "pgd_acc": 1, "robust_acc": 1}
+    return [*(f"{row[key]:.{digits}f}" for key, digits in values.items()), f"{spread:.1f}"]
+
+
+def test_the_numbers_of_the_readme_are_in_the_tables():
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (\d+) \|(.*)\|$", text.partition("**First light.**")[2].partition("\n## ")[0], re.MULTILINE)
+    assert {int(ar): [cell.strip() for cell in cells.split("|")] for ar, cells in rows} == {
+        ar: numbers(ar) for ar in STRENGTHS
+    }
+
+
+def test_the_margins_of_the_readme_are_in_the_claims():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    claims = pd.read_csv(FOLDER / "claims.csv")
+    (row,) = claims[(claims["id"] == "margin-std-falls")].to_dict("records")
+    assert (row["ar_low"], row["ar_high"]) == (4, 16)
+    low, high = (f"{row[end]:.2f}" for end in ("at_low", "at_high"))
+    assert f"from {low} at AR 4 to {high} at AR 16" in text
+
+
+def test_the_tables_name_where_they_come_from():
+    for ar in STRENGTHS:
+        metas = [parquet.read_metadata(path) for path in run(ar).glob("*.parquet")]
+        assert len(metas) >= 12
+        assert {meta["variant"] for meta in metas} == {f"ar{ar}"}
+        assert len({meta["settings_hash"] for meta in metas}) == len({meta["data_sha256"] for meta in metas}) == 1
+
+
+@pytest.mark.skipif(not NETWORKS.exists(), reason="needs the networks in ../shared/h200")
+@pytest.mark.parametrize("ar", STRENGTHS)
+def test_the_tables_are_made_again_from_the_networks(ar, tmp_path):
+    checkpoint = NETWORKS / f"ar{ar}/checkpoint.pt"
+    meta = parquet.read_metadata(run(ar) / "svstd.parquet")
+    assert load_file(checkpoint, "cpu")["meta"]["settings_hash"] == meta["settings_hash"]
+    kinds = ("sv", "svstd", "live", "padding")
+    spectra.record(
+        checkpoint=checkpoint, **{kind: tmp_path / f"{kind}.parquet" for kind in kinds}, dense=1024, device="cpu"
+    )
+    for kind in kinds[1:]:
+        made, kept = (parquet.read(folder / f"{kind}.parquet").to_pandas() for folder in (tmp_path, run(ar)))
+        pd.testing.assert_frame_equal(made, kept, rtol=1e-9)
