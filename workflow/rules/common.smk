@@ -160,6 +160,7 @@ def data_spec(wildcards):
         "subset_seed",
         "image_column",
         "label_column",
+        "label_offset",
     )
     found = block(wildcards)
     # The split of the digits was random once. This value has data with that split prepared again.
