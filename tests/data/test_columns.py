@@ -72,15 +72,122 @@ def test_the_index_of_a_shuffled_table_is_no_label(tmp_path: Path, *, kept: bool
     assert sorted([*data.train_labels.tolist(), *data.test_labels.tolist()]) == sorted(CLASSES)
 
 
-def test_labels_that_are_text_are_not_replaced_by_an_index_or_another_column(tmp_path: Path) -> None:
+def class_names(folder: Path) -> list[str]:
+    """Return the names of the classes of the data that were prepared in folder."""
+    return json.loads((folder / "prepared/meta.json").read_text())["class_names"]
+
+
+@pytest.mark.parametrize("kind", ["object", "category", "large"])
+def test_labels_that_are_text_are_numbered_in_the_order_of_the_names(tmp_path: Path, kind: str) -> None:
+    names = np.array(["Zebra", "cat", "\u00e9\u0000\x1b[1m"])  # in the order of Python's text
     for folder, other in (("a", {}), ("b", {"width": CLASSES})):
-        write_split(tmp_path / folder, frame(label=ANIMALS, **other))
-        message = refusal_message(tmp_path / folder)
-        assert message.startswith(f"{tmp_path / folder / 'set/train.parquet'}: cannot tell which column has the labels")
-        assert "because label has no whole numbers" in message
-        assert "__index_level_0__ (int64, an index of pandas)" in message
-        assert "name a column of whole numbers in datasets.mine.label_column" in message
-    assert prepare_and_load(tmp_path / "b", label_column="width").classes == 3
+        table = frame(label=names[CLASSES], **other)
+        write_split(tmp_path / folder, table.astype({"label": "category"}) if kind == "category" else table)
+        for path in (tmp_path / folder / "set").glob("*.parquet") if kind == "large" else ():
+            content = pq.read_table(path)
+            column = content.schema.get_field_index("label")
+            labels = content["label"].cast(pa.large_string())
+            pq.write_table(content.set_column(column, "label", labels), path, row_group_size=7, use_dictionary=False)
+        data = prepare_and_load(tmp_path / folder)
+        assert class_names(tmp_path / folder) == ["Zebra", "cat", "\u00e9\\x00\\x1b[1m"]
+        shuffled = CLASSES[np.random.default_rng(3).permutation(40)]
+        assert [*data.train_labels.tolist(), *data.test_labels.tolist()] == shuffled.tolist()
+
+
+def test_text_is_taken_for_labels_only_where_a_name_says_so(tmp_path: Path) -> None:
+    write_split(tmp_path, frame(species=ANIMALS))
+    message = refusal_message(tmp_path)
+    assert message.startswith(f"{tmp_path / 'set/train.parquet'}: cannot tell which column has the labels")
+    assert "species (" in message
+    assert "__index_level_0__ (int64, an index of pandas)" in message
+    assert "name a column of whole numbers or of text in datasets.mine.label_column" in message
+    prepare_and_load(tmp_path, label_column="species")
+    assert class_names(tmp_path) == ["cat", "cow", "dog"]
+    write_split(tmp_path, frame(label=CLASSES / 2))
+    assert "because label has neither whole numbers nor text" in refusal_message(tmp_path)
+
+
+@pytest.mark.parametrize("label", [None, "", "a" * 101])
+def test_labels_that_name_no_class_are_refused_by_row(tmp_path: Path, label: str | None) -> None:
+    (tmp_path / "set").mkdir()
+    for split in ("train", "test"):
+        frame(label=ANIMALS).to_parquet(tmp_path / f"set/{split}.parquet", row_group_size=7)
+    frame(label=[*ANIMALS[:30], label, *ANIMALS[31:]]).to_parquet(tmp_path / "set/test.parquet", row_group_size=7)
+    message = refusal_message(tmp_path)
+    assert message == (
+        f"{tmp_path / 'set/test.parquet'}: no text of 1 to 100 letters in row 30 of the column label; give every image "
+        "the name of its class, or name another column in datasets.mine.label_column"
+    )
+
+
+def test_a_text_of_any_length_in_every_row_fills_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    labels = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000), ["x" * 2**16])
+    table = pa.table({"image": pa.array([{"bytes": IMAGES[0]}] * 20_000), "label": labels})
+    for split in ("train", "test"):  # without the schema of Arrow, which would have it read as a dictionary
+        pq.write_table(table, tmp_path / f"set/{split}.parquet", store_schema=False)
+    assert (tmp_path / "set/train.parquet").stat().st_size < 2**18  # and 1.3 GB of text
+    assert "no text of 1 to 100 letters in row 0" in refusal_message(tmp_path)
+    assert pa.default_memory_pool().max_memory() < 2**29
+
+
+def test_more_names_than_a_data_set_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_split(tmp_path, frame(label=ANIMALS))
+    monkeypatch.setattr("robreg.data.parquet_folder.MAX_NAMES", 2)
+    assert "the column label has more than 2 different texts" in refusal_message(tmp_path)
+
+
+def test_a_name_that_only_test_images_have_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    frame(label=ANIMALS).to_parquet(tmp_path / "set/train.parquet")
+    frame(label=["bird", "ant\n", *ANIMALS[2:]]).to_parquet(tmp_path / "set/test.parquet")
+    assert refusal_message(tmp_path) == (
+        "datasets.mine.source: test images have class 'ant\\n', 'bird', but no training image has it; add training "
+        "images of every class, or leave these test images out"
+    )
+
+
+def test_names_in_one_file_and_numbers_in_another_are_refused(tmp_path: Path) -> None:
+    write_split(tmp_path, frame(label=ANIMALS))
+    frame(label=CLASSES).to_parquet(tmp_path / "set/test.parquet")
+    message = refusal_message(tmp_path)
+    assert message.startswith(f"{tmp_path / 'set/test.parquet'}: the column label has text here or in ")
+
+
+def test_labels_that_begin_at_1_are_refused_unless_an_offset_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_split(tmp_path, frame(label=CLASSES + 1))
+    assert refusal_message(tmp_path).startswith(
+        "datasets.mine.source: the labels begin at 1 and not at 0; give datasets.mine.label_offset: 1, or "
+        "datasets.mine.label_offset: 0 if class 0 should stay without an image; if the column label"
+    )
+    data = prepare_and_load(tmp_path, label_offset=1)
+    assert (data.classes, warnings_of(caplog)) == (3, [])
+    assert json.loads((tmp_path / "prepared/meta.json").read_text())["label_offset"] == 1
+    shuffled = CLASSES[np.random.default_rng(3).permutation(40)]
+    assert [*data.train_labels.tolist(), *data.test_labels.tolist()] == shuffled.tolist()
+    assert "label 1 in row" in (message := refusal_message(tmp_path, label_offset=2))
+    assert message.endswith("labels must be whole numbers from 2, because datasets.mine.label_offset is 2")
+    assert prepare_and_load(tmp_path, label_offset=0).classes == 4
+    assert "no image has class 0; number the classes" in warnings_of(caplog)[0]
+    write_split(tmp_path, frame(label=ANIMALS))
+    assert refusal_message(tmp_path, label_offset=1) == (
+        "datasets.mine.label_offset: the labels in the column label are text and have no offset; remove this key"
+    )
+
+
+def test_names_of_classes_follow_the_offset_and_those_without_images_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_split(tmp_path, frame(label=CLASSES + 1))
+    features = {"info": {"features": {"label": {"names": ["none", "cat", "cow", "dog"], "_type": "ClassLabel"}}}}
+    path = tmp_path / "set/train.parquet"
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+    assert prepare_and_load(tmp_path).classes == 4  # the names say that the numbers are meant
+    assert "no image has class 0 (none); number the classes" in warnings_of(caplog)[0]
+    prepare_and_load(tmp_path, label_offset=1)
+    assert class_names(tmp_path) == ["cat", "cow", "dog"]
 
 
 def test_a_named_index_is_taken_only_where_the_configuration_names_it(
@@ -221,7 +328,7 @@ def test_names_of_classes_are_logged_and_long_lists_are_cut(
 def test_what_is_said_of_the_data_is_also_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_split(tmp_path, frame(label=CLASSES + 1))
     with logged(str(tmp_path / "log"), shown=True):
-        prepare_and_load(tmp_path)
+        prepare_and_load(tmp_path, label_offset=0)
     printed, log = capsys.readouterr().err, (tmp_path / "log").read_text()
     for text in (printed, log):
         assert "INFO" in text

@@ -715,14 +715,6 @@ def test_cifar100_in_the_layout_of_hugging_face_has_its_fine_labels(tmp_path: Pa
     assert data.train_labels.tolist() == [0, 1, 0, 1]
 
 
-def test_labels_that_are_text_are_refused(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        write_parquet(tmp_path / f"set/{split}.parquet", GOOD, ["cat", "dog", "cat", "dog"])
-    message = refusal_message(tmp_path, kind="parquet", source="set", label_column="label")
-    assert "label (string)" in message
-    assert "name a column of whole numbers in datasets.d.label_column" in message
-
-
 def test_class_names_from_hugging_face_metadata(tmp_path: Path) -> None:
     write_folder(tmp_path / "set", colours(6), np.arange(6) % 2)
     path = tmp_path / "set/train.parquet"
@@ -730,6 +722,11 @@ def test_class_names_from_hugging_face_metadata(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": json.dumps(features)}), path)
     prepare_and_load(tmp_path, kind="parquet", source="set")
     assert json.loads((tmp_path / "prepared/meta.json").read_text())["class_names"] == ["cat", "dog"]
+    for names in (["cat", 1], ["cat"], "cd", None):
+        features["info"]["features"]["label"]["names"] = names
+        pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+        prepare_and_load(tmp_path, kind="parquet", source="set")
+        assert json.loads((tmp_path / "prepared/meta.json").read_text())["class_names"] is None
 
 
 @pytest.mark.parametrize("kind", [pa.uint8(), pa.uint64(), pa.int16()])

@@ -483,6 +483,29 @@ def test_each_attack_that_was_used_is_described_with_the_space_of_its_radii() ->
     assert describe_data(meta, [one, stronger])["Evaluation attack"].count("; or PGD, radius 16/255") == 1
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["cat", "dog\x1b[1m"], "2 classes (cat, dog\\x1b[1m)"),
+        ([f"c{label}" for label in range(12)], "12 classes (c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 and 2 more)"),
+        (["x" * 999, 7], f"2 classes ({'x' * 100}, 7)"),  # as received data may have them
+        (["0", "1", "2"], "3 classes"),
+        (None, "3 classes"),
+        ("abc", "3 classes"),
+    ],
+)
+def test_the_first_names_of_classes_are_listed(names: object, expected: str) -> None:
+    meta = {
+        "shape": [3, 32, 32],
+        "n_train": 1,
+        "n_test": 1,
+        "classes": int(expected.split(maxsplit=1)[0]),
+        "std": [0.2] * 3,
+    }
+    said = describe_data(meta | {"class_names": names}, [settings_of_run("c10", "ar8")])["Data"]
+    assert said.endswith(f", 3 channels, {expected}")
+
+
 # Comparison
 
 

@@ -173,6 +173,7 @@ def test_the_schema_describes_every_key():
             "download",
             r"datasets\.c10jpeg\.source: .* cannot be downloaded; give their folder",
         ),
+        ("datasets.c10jpeg.label_offset", -1, r"datasets\.c10jpeg\.label_offset: -1 is less than the minimum of 0"),
         ("datasets.digits.training.pad", 4, r"digits/ar0: training\.pad: augmentation none does not pad; give 0"),
         ("datasets.c10.training.lr_drops", [100, 100], r"training\.lr_drops: .* non-unique"),
         (

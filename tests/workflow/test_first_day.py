@@ -120,8 +120,20 @@ VALUES = (  # the path of a key, its value, the message
     (
         "datasets.digits.training.lr",
         "1e-1",
-        "'1e-1' is not of type 'number'; write 0.1, without quotes (inside --config all values are text: use "
-        "--configfile) (learning rate of SGD at the start)",
+        "'1e-1' is not of type 'number'; write 0.1, without quotes (inside --config all values are text: use a "
+        "file and --configfile) (learning rate of SGD at the start)",
+    ),
+    (
+        "datasets.digits.training.compile",
+        "True",
+        "'True' is not of type 'boolean'; write true, without quotes (inside --config all values are text: use a file "
+        "and --configfile) (use torch.compile and, on a GPU, a CUDA graph of the whole step; false if left out)",
+    ),
+    (
+        "datasets.digits.masking.eps",
+        [8, 16],
+        "give at least one radius of 128 or more, which [8, 16] has not (increasing radii of attacks in pixel space, "
+        "in 1/255; one must be at least 128, where any image can be made gray)",
     ),
     ("device", "gpu", "'gpu' is not one of ['auto', 'cpu', 'cuda'] (auto uses a GPU if there is one)"),
     (

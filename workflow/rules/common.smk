@@ -40,6 +40,10 @@ RULES = [
     "report",
 ]
 
+# Code, schema and templates lie with the Snakefile, data and results in the working directory (--directory). Where these
+# are one folder, paths are relative, as those are that Snakemake recorded for finished jobs.
+HERE = "" if Path(workflow.basedir).samefile(".") else f"{workflow.basedir}/"
+
 
 wildcard_constraints:
     dataset="(?!studies/)[^/]+",
@@ -52,7 +56,7 @@ if config.setdefault("only_finished", False) in ("true", "false"):
     config["only_finished"] = config["only_finished"] == "true"
 study_config.validate(
     config,
-    Path(workflow.basedir) / "workflow/schemas/config.schema.yaml",
+    Path(f"{HERE}workflow/schemas/config.schema.yaml"),
     reserved=RULES,
 )
 
@@ -133,13 +137,13 @@ def measure_resources():
 
 def code_of(*modules):
     """Return the files of these modules, and of everything that they import from the package."""
-    return [f"src/robreg/{file}" for file in code_files(*modules, folders=None)]
+    return [f"{HERE}src/robreg/{file}" for file in code_files(*modules, folders=None)]
 
 
 def code_of_measure(module):
     """Return the files that decide a measure's numbers; editing how tables are written repeats no measure."""
     files = code_files(f"measures.{module}", folders=COMPUTING)
-    return [f"src/robreg/{file}" for file in files]
+    return [f"{HERE}src/robreg/{file}" for file in files]
 
 
 @functools.cache

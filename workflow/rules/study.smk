@@ -139,7 +139,7 @@ rule comparison:
             wildcards.study, "metrics", "svstd", "lossvar"
         ),
         code=code_of("figures.comparison_plot"),
-        reference="src/robreg/paper/reference.csv",
+        reference=f"{HERE}src/robreg/paper/reference.csv",
     output:
         parquet="results/studies/{study}/comparison.parquet",
         csv=report(
@@ -238,14 +238,14 @@ rule report:
             for table in items(wildcards.study, "tables")
             for part in ("", "_summary")
         ],
-        template="workflow/report/report.html.j2",
-        style="workflow/report/report.css",
+        template=f"{HERE}workflow/report/report.html.j2",
+        style=f"{HERE}workflow/report/report.css",
         captions=lambda wildcards: [
-            f"workflow/report/{item}.rst"
+            f"{HERE}workflow/report/{item}.rst"
             for kind in ("figures", "tables")
             for item in items(wildcards.study, kind)
         ]
-        + ["workflow/report/comparison.rst"],
+        + [f"{HERE}workflow/report/comparison.rst"],
         claims="results/studies/{study}/claims.parquet",
         audit="results/studies/{study}/audit.parquet",
         comparison="results/studies/{study}/comparison.parquet",

@@ -2,17 +2,29 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 
-from robreg.data.errors import DataError
+from robreg.data.errors import MAX_NAME, DataError
 from robreg.data.source import OFFICIAL, Labels, Settings, Source, config_key
 
 LISTED = 20  # classes that a message lists one by one
+MAX_NAMES = 2**15  # names of classes; ImageNet-21k has 21,841
 
 log = logging.getLogger(__name__)
+
+
+def refuse_untrained(names: Iterable[str], known: Container[str], where: str) -> None:
+    """Raise DataError, which begins with `where`, if a class of the test split is not among the known training ones."""
+    if unknown := sorted(name for name in names if name not in known):
+        listed = ", ".join(repr(name[:MAX_NAME]) for name in unknown[:LISTED])
+        more = f" and {len(unknown) - LISTED} more" if len(unknown) > LISTED else ""
+        raise DataError(
+            f"{where}: test images have class {listed}{more}, but no training image has it; add training images of "
+            "every class, or leave these test images out"
+        )
 
 
 def describe_classes(labels: Labels, source: Source) -> str:
@@ -59,22 +71,37 @@ def check_training_images(source: Source, settings: Settings) -> None:
     """
     counts, where, fix = _count(source.train_labels), config_key(settings, "source"), other_column(source, settings)
     if unknown := sorted(_count(source.test_labels).keys() - counts.keys()):
+        listed = _listing(unknown, len(unknown), source.class_names)
         raise DataError(
-            f"{where}: test images have class {_listing(unknown, len(unknown))}, but no training image has it; "
+            f"{where}: test images have class {listed}, but no training image has it; "
             f"add training images of every class, or leave these test images out{fix}"
         )
     if missing := source.classes - len(counts):
-        listed = _listing(_absent(counts, source.classes), missing)
+        listed = _listing(_absent(counts, source.classes), missing, source.class_names)
         if source.columns is not None and source.columns.labels.guessed:
             raise DataError(
                 f"{where}: no image has class {listed}, so the column {source.columns.labels.name}, which was only "
                 f"taken because {source.columns.labels.reason}, hardly has the labels; name their column in "
                 f"{config_key(settings, 'label_column')}, {source.columns.labels.name} itself if it is meant"
             )
+        _refuse_offset(source, settings, fix)
         log.warning("%s: no image has class %s; number the classes from 0 without gaps%s", where, listed, fix)
     if single := [label for label in counts if counts[label] == 1]:
-        listed = _listing(single, len(single))
+        listed = _listing(single, len(single), source.class_names)
         log.warning("%s: only one training image has class %s; add images of it%s", where, listed, fix)
+
+
+def _refuse_offset(source: Source, settings: Settings, fix: str) -> None:
+    """Raise DataError if the numbers of a Parquet file's labels begin above 0 and no name or key says that they do."""
+    low = int(min(source.train_labels.min(), source.test_labels.min()))
+    if low == 0 or source.columns is None or source.class_names is not None or "label_offset" in settings:
+        return
+    key = config_key(settings, "label_offset")
+    below = "class 0" if low == 1 else f"the classes below {low}"
+    raise DataError(
+        f"{config_key(settings, 'source')}: the labels begin at {low} and not at 0; give {key}: {low}, or {key}: 0 if "
+        f"{below} should stay without an image{fix}"
+    )
 
 
 def check_subset(source: Source, chosen: Labels, settings: Settings) -> None:
@@ -84,11 +111,12 @@ def check_subset(source: Source, chosen: Labels, settings: Settings) -> None:
     """
     key, present = config_key(settings, "max_train"), _count(chosen).keys()
     if len(present) == 1:
-        what = f"all {len(chosen)} training images have class {chosen[0]}, of which no network can learn anything"
+        only = _listing(present, 1, source.class_names)
+        what = f"all {len(chosen)} training images have class {only}, of which no network can learn anything"
         fix = f"give a larger number, or null, and a source with two classes or more{other_column(source, settings)}"
         raise DataError(f"{key}: {what}; {fix}")
     if lost := sorted(_count(source.train_labels).keys() - present):
-        listed = _listing(lost, len(lost))
+        listed = _listing(lost, len(lost), source.class_names)
         log.warning("%s: none of the %d images has class %s; give a larger number, or null", key, len(chosen), listed)
 
 
@@ -111,7 +139,10 @@ def _absent(counts: Counter[int], classes: int) -> Iterator[int]:
     return (label for label in range(classes) if label not in counts)
 
 
-def _listing(labels: Iterable[int], n: int) -> str:
-    """List the first of n labels."""
-    listed = ", ".join(map(str, islice(labels, LISTED)))
+def _listing(labels: Iterable[int], n: int, names: Sequence[str] | None) -> str:
+    """List the first of n labels, with the names of their classes if they have any."""
+    first = islice(labels, LISTED)
+    listed = ", ".join(
+        f"{label} ({names[label]})" if names and names[label] != str(label) else f"{label}" for label in first
+    )
     return f"{listed} and {n - LISTED} more" if n > LISTED else listed

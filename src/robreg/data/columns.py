@@ -18,8 +18,8 @@ def choose_columns(schema: pa.Schema, settings: Settings, path: Path) -> Columns
     """Choose the columns of images and of labels in the file `path`. Raises DataError if a choice is not clear.
 
     The keys image_column and label_column decide. Without them, the images are the only structs with a binary field
-    `bytes`, otherwise the only column of binary values. The labels are the column label or fine_label, otherwise the
-    only column of whole numbers, but never an index of pandas, which numbers the rows.
+    `bytes`, otherwise the only column of binary values. The labels, whole numbers or text, are the column label or
+    fine_label, otherwise the only column of whole numbers, but never an index of pandas, which numbers the rows.
     """
     labels = _choose_labels(schema, settings, path)
     return Columns(_choose_images(schema, settings, path), labels, path)
@@ -27,6 +27,9 @@ def choose_columns(schema: pa.Schema, settings: Settings, path: Path) -> Columns
 
 def check_same_columns(found: Columns, first: Columns) -> None:
     """Raise DataError if a file of a data set has its images or labels in other columns than the first file."""
+    if found.labels.text != first.labels.text and found.labels.path == first.labels.path:
+        problem = f"the column {found.labels.path} has text here or in {first.file}, and whole numbers in the other"
+        raise DataError(f"{found.file}: {problem}; write all files with the same type of labels")
     if (found.images.path, found.labels.path) != (first.images.path, first.labels.path):
         raise DataError(
             f"{found.file}: expected one column of images, {first.images.path}, and one of labels, "
@@ -36,8 +39,9 @@ def check_same_columns(found: Columns, first: Columns) -> None:
 
 
 def _choose_labels(schema: pa.Schema, settings: Settings, path: Path) -> Column:
-    """Choose the column of labels, which has whole numbers."""
+    """Choose the column of labels, which has whole numbers, or text where its name says that it is meant."""
     whole = [field.name for field in schema if pa.types.is_integer(field.type)]
+    text = [field.name for field in schema if _is_text(field.type)]
     index = _index_columns(schema)
     remaining = [name for name in whole if name not in index]
     named = [name for name in LABEL_NAMES if name in schema.names and name not in index]
@@ -48,15 +52,17 @@ def _choose_labels(schema: pa.Schema, settings: Settings, path: Path) -> Column:
         candidates, reason = [chosen], f"{key} names it"
     elif named:
         # A column that is called label has the labels, even if they are text: another column would be a wrong guess.
-        candidates, reason = [name for name in named if name in whole] or named, "it has the usual name of labels"
+        usable = [name for name in named if name in whole] or [name for name in named if name in text]
+        candidates, reason = usable or named, "it has the usual name of labels"
     else:
         candidates, reason = remaining, "it is the only column of whole numbers"
         reason += f", apart from pandas' index {', '.join(sorted(index))}" if index else ""
-    if len(candidates) != 1 or candidates[0] not in whole:
-        why = f", because {candidates[0]} has no whole numbers" if len(candidates) == 1 else ""
-        fix = f"name a column of whole numbers in {key}, or add one that numbers the classes from 0"
+    if len(candidates) != 1 or candidates[0] not in whole + text:
+        why = f", because {candidates[0]} has neither whole numbers nor text" if len(candidates) == 1 else ""
+        fix = f"name a column of whole numbers or of text in {key}, or add one that numbers the classes from 0"
         raise DataError(f"{path}: cannot tell which column has the labels{why}: {_list_columns(schema)}; {fix}")
-    return Column(candidates[0], candidates[0], reason, guessed=chosen is None and not named)
+    name = str(candidates[0])
+    return Column(name, name, reason, guessed=chosen is None and not named, text=name in text)
 
 
 def _choose_images(schema: pa.Schema, settings: Settings, path: Path) -> Column:
@@ -111,3 +117,9 @@ def _has_bytes(kind: pa.DataType) -> bool:
 def _is_binary(kind: pa.DataType) -> bool:
     """Return whether a column's values are bytes of any length."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Return whether a column's values are text, each stored by itself or as the number of one (pandas' category)."""
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(value) or pa.types.is_large_string(value))

@@ -1,5 +1,9 @@
 """The error for data that cannot be used, and text from files that is safe to print."""
 
+from collections.abc import Iterable
+
+MAX_NAME = 100  # letters of the name of a class
+
 
 def printable(text: str) -> str:
     """Escape what a terminal may obey or cannot show: control and bidirectional characters, halves of surrogate pairs.
@@ -9,6 +13,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def safe_names(names: Iterable[str]) -> list[str]:
+    """Return names of classes from a file, printable and with at most MAX_NAME letters each."""
+    return [printable(name)[:MAX_NAME] for name in names]
 
 
 def describe_error(error: Exception) -> str:

@@ -1,8 +1,6 @@
 """Read folders of Parquet files that contain encoded images, in the layout of Hugging Face data sets."""
 
-import io
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,22 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
+from robreg.data.classes import MAX_NAMES, refuse_untrained
 from robreg.data.columns import check_same_columns, choose_columns
-from robreg.data.errors import DataError
+from robreg.data.encoded_images import Encoded, stream_splits
+from robreg.data.errors import MAX_NAME, DataError, safe_names
 from robreg.data.parquet_pages import largest_page
-from robreg.data.source import OFFICIAL, Columns, Images, Labels, Settings, Source, Stream, config_key, stream_images
+from robreg.data.source import MAX_ROWS, OFFICIAL, Columns, Labels, Settings, Source, Stream, config_key
 
 BATCH_ROWS, BATCH_BYTES = 256, 2**26  # limits on the encoded images that are in memory at a time
 _BUFFER = 2**16  # bytes of a file that pyarrow reads at a time, beyond which a page counts
 LOSSLESS = ("cifar10", "cifar100")  # kinds whose official images never had lossy compression
-MAX_ROWS = 2**24  # of a split, because a few bytes can claim any number of equal rows
-MAX_PIXELS = 2**22  # of an image, because a small file can claim thousands of times as many
-GRAY = ("1", "L", "LA")  # Pillow's modes of images without colour
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # without EPS, for which Pillow would run Ghostscript
-DEEP = ("I", "F")  # first letters of Pillow's modes with more than 8 bits per channel
 
 
 class _Split(NamedTuple):
@@ -38,31 +33,32 @@ class _Split(NamedTuple):
 def open_folder(folder: Path, settings: Settings) -> Source:
     """Open a folder with train*.parquet and test*.parquet (or valid*.parquet), one or several files for each split.
 
-    `choose_columns` says which columns have images and labels; they must be the same in all files. The number of
-    classes is that of the official data set, or one more than the largest training label. Raises DataError if the
-    files do not fit this.
+    `choose_columns` says which columns have images and labels; they must be the same in all files. Labels are whole
+    numbers from label_offset, by default 0, or the names of classes, which are numbered in their order. The number of
+    classes is that of the official data set, or that of the names or of the numbers up to the largest training label.
+    Raises DataError if the files do not fit this.
     """
     train_files = _find_files(folder, ["train"], config_key(settings, "source"))
     test_files = _find_files(folder, ["test", "valid"], config_key(settings, "source"))
     with _open_file(train_files[0]) as file:
         columns = choose_columns(file.schema_arrow, settings, train_files[0])
-    train_labels, test_labels = (_read_labels(files, settings, columns) for files in (train_files, test_files))
+    read_labels = _read_names if columns.labels.text else _read_numbers
+    train_labels, test_labels, names = read_labels(train_files, test_files, settings, columns)
     train, test = (_Split(files, columns.images.path) for files in (train_files, test_files))
     kind = settings["kind"]
     classes = OFFICIAL[kind].classes if kind in OFFICIAL else int(train_labels.max(initial=-1)) + 1
+    names = names[:classes] if names is not None and len(names) >= classes else None
 
     def read(train_rows: Labels, test_rows: Labels) -> tuple[Stream, Stream]:
         if kind in LOSSLESS:
             _refuse_lossy(train, kind, config_key(settings, "kind"))
-        train_size, train_gray = _read_headers(train, train_rows)
-        test_size, test_gray = _read_headers(test, test_rows)
-        channels = 1 if train_gray and test_gray and kind != "tiny-imagenet" else 3
-        return (
-            stream_images(_decode_rows(train, train_rows, train_size, channels), (channels, *train_size)),
-            stream_images(_decode_rows(test, test_rows, test_size, channels), (channels, *test_size)),
+        return stream_splits(
+            lambda: _encoded_images(train, train_rows),
+            lambda: _encoded_images(test, test_rows),
+            colour=kind == "tiny-imagenet",
         )
 
-    return Source(train_labels, test_labels, classes, _class_names(columns, classes), read, columns)
+    return Source(train_labels, test_labels, classes, names, read, columns)
 
 
 def _find_files(folder: Path, prefixes: Sequence[str], where: str) -> list[Path]:
@@ -76,8 +72,8 @@ def _find_files(folder: Path, prefixes: Sequence[str], where: str) -> list[Path]
 
 
 @contextmanager
-def _open_file(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file, whose pages are then read one by one.
+def _open_file(path: Path, dictionaries: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file, whose pages are then read one by one; dictionaries: the columns to read as dictionaries.
 
     Raises DataError, which names the file, for anything in it that pyarrow cannot read, and for a file that is none,
     such as a pipe, which could be read for ever.
@@ -85,7 +81,7 @@ def _open_file(path: Path) -> Iterator[pq.ParquetFile]:
     if not path.is_file():
         raise DataError(f"{path}: not a regular file; put the file itself there")
     try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER, read_dictionary=list(dictionaries)) as file:
             yield file
     except (DataError, MemoryError):
         raise
@@ -93,67 +89,123 @@ def _open_file(path: Path) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{path}: not a readable Parquet file ({error}); copy it again") from error
 
 
-def _read_labels(files: Sequence[Path], settings: Settings, columns: Columns) -> Labels:
-    """Read the labels (N,) of a split. Raises DataError for other columns, or if a label is null or negative."""
-    parts, rows = [], 0
+def _read_numbers(
+    train: Sequence[Path], test: Sequence[Path], settings: Settings, columns: Columns
+) -> tuple[Labels, Labels, list[str] | None]:
+    """Read the labels (N,) of both splits, less the label_offset, and Hugging Face's names of the classes, if any.
+
+    Raises DataError if a label is null or less than the label_offset.
+    """
+    offset = settings.get("label_offset", 0)
+
+    def read(files: Sequence[Path]) -> Labels:
+        parts = [np.empty(0, np.int64)]
+        for path, start, column in _label_columns(files, settings, columns):
+            labels = column.cast(pa.int64()).fill_null(-1).to_numpy()
+            wrong = np.flatnonzero(labels < offset)
+            if len(wrong):
+                where = f"row {start + wrong[0]} of the column {columns.labels.name}"
+                problem = f"label {column[wrong[0]].as_py()} in {where}; labels must be whole numbers from {offset}"
+                key = config_key(settings, "label_offset")
+                raise DataError(f"{path}: {problem}{f', because {key} is {offset}' if offset else ''}")
+            parts.append(labels - offset)
+        return np.concatenate(parts)
+
+    names = _class_names(columns)
+    return read(train), read(test), None if names is None else names[offset:]
+
+
+def _read_names(
+    train: Sequence[Path], test: Sequence[Path], settings: Settings, columns: Columns
+) -> tuple[Labels, Labels, list[str]]:
+    """Read labels (N,) that are names of classes, as numbers in the order of the training split's names.
+
+    Returns the labels of both splits and the names. Raises DataError for a name that only the test split has.
+    """
+    if "label_offset" in settings:
+        problem = f"the labels in the column {columns.labels.name} are text and have no offset; remove this key"
+        raise DataError(f"{config_key(settings, 'label_offset')}: {problem}")
+    (train_labels, train_names), (test_labels, test_names) = (
+        _read_texts(files, settings, columns) for files in (train, test)
+    )
+    number = {name: label for label, name in enumerate(sorted(train_names))}
+    refuse_untrained(test_names, number, config_key(settings, "source"))
+    train_labels, test_labels = (
+        np.array([number[name] for name in names], dtype=np.int64)[labels]
+        for labels, names in ((train_labels, train_names), (test_labels, test_names))
+    )
+    return train_labels, test_labels, safe_names(number)
+
+
+def _read_texts(files: Sequence[Path], settings: Settings, columns: Columns) -> tuple[Labels, list[str]]:
+    """Read the labels of a split that are text, as row numbers (N,) in the list of their distinct texts.
+
+    Raises DataError for a label that is null or empty, or has more than MAX_NAME letters, and for more than MAX_NAMES.
+    """
+    number, parts = dict[str, int](), [np.empty(0, np.int64)]
+    key = config_key(settings, "label_column")
+    for path, first_row, column in _label_columns(files, settings, columns):
+        start = first_row
+        for chunk in column.chunks:
+            rows = chunk.indices.fill_null(-1).to_numpy().astype(np.int64)
+            used, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+            texts = chunk.dictionary.take(pa.array(used, mask=used < 0))
+            sizes = pc.utf8_length(texts).fill_null(0).to_numpy()
+            wrong = np.flatnonzero((sizes == 0) | (sizes > MAX_NAME))
+            if len(wrong):
+                where = f"row {start + first[wrong[0]]} of the column {columns.labels.name}"
+                fix = f"give every image the name of its class, or name another column in {key}"
+                raise DataError(f"{path}: no text of 1 to {MAX_NAME} letters in {where}; {fix}")
+            labels = [number.setdefault(text, len(number)) for text in texts.to_pylist()]
+            if len(number) > MAX_NAMES:
+                problem = f"the column {columns.labels.name} has more than {MAX_NAMES} different texts"
+                raise DataError(f"{path}: {problem}; name the column of labels in {key}")
+            parts.append(np.array(labels, dtype=np.int64)[inverse])
+            start += len(chunk)
+    return np.concatenate(parts), list(number)
+
+
+def _label_columns(
+    files: Sequence[Path], settings: Settings, columns: Columns
+) -> Iterator[tuple[Path, int, pa.ChunkedArray]]:
+    """Yield the labels of a split as they are stored, one row group at a time, after its file and its first row in it.
+
+    Texts come with their dictionary, because a small file can contain a long text in every row. Raises DataError for
+    other columns, too many rows, and pages that could fill the memory.
+    """
+    rows = 0
     for path in files:
-        with _open_file(path) as file:
+        with _open_file(path, [columns.labels.path] if columns.labels.text else []) as file:
             check_same_columns(choose_columns(file.schema_arrow, settings, path), columns)
             rows += _count_rows(file.metadata)
             if rows > MAX_ROWS:
                 raise DataError(f"{path}: with it, its split has more than {MAX_ROWS} rows; leave some of them out")
-            largest_page(path, file.metadata, columns.labels.path)  # raises for pages that could fill the memory
-            column = file.read(columns=[columns.labels.path]).column(columns.labels.path)
-            labels = column.cast(pa.int64()).fill_null(-1).to_numpy()
-        wrong = np.flatnonzero(labels < 0)
-        if len(wrong):
-            value = column[wrong[0]].as_py()
-            where = f"row {wrong[0]} of the column {columns.labels.name}"
-            raise DataError(f"{path}: label {value} in {where}; labels must be whole numbers from 0")
-        parts.append(labels)
-    return np.concatenate(parts)
+            largest_page(path, file.metadata, columns.labels.path)
+            start = 0
+            for group in range(file.metadata.num_row_groups):
+                column = file.read_row_group(group, columns=[columns.labels.path]).column(columns.labels.path)
+                yield path, start, column
+                start += len(column)
 
 
-def _class_names(columns: Columns, classes: int) -> list[str] | None:
-    """Read the names of the classes from Hugging Face's metadata; None if it has none."""
+def _class_names(columns: Columns) -> list[str] | None:
+    """Read the names of the classes (ClassLabel) from Hugging Face's metadata; None if it has none."""
     with _open_file(columns.file) as file:
         metadata = file.schema_arrow.metadata or {}
     try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"][columns.labels.name]["names"][:classes]
-        names = [name for name in names if isinstance(name, str)]
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][columns.labels.name]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):  # of metadata in another layout, or nested without end
         return None
-    return names if len(names) == classes else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return safe_names(names[:MAX_NAMES])
 
 
-def _read_headers(split: _Split, rows: Labels) -> tuple[tuple[int, int], bool]:
-    """Read the headers of the images of `rows`. Returns the height and width of the first, and whether all are gray.
+def _encoded_images(split: _Split, rows: Labels) -> Iterator[Encoded]:
+    """Yield the images of `rows`, sorted and numbered over all files, with one batch in memory at a time.
 
-    Raises DataError if an image cannot be opened or has more than MAX_PIXELS pixels.
+    Raises DataError for a row without an image.
     """
-    shape = None
-    for path, row, encoded in _encoded_images(split, rows):
-        with _open_image(encoded, path, row) as image:
-            size, gray = (image.height, image.width), image.mode in GRAY
-        shape = shape or size
-        if math.prod(shape) > MAX_PIXELS:
-            raise DataError(
-                f"{path}: the image in row {row} has more than {MAX_PIXELS} pixels; make the images smaller"
-            )
-        if not gray:
-            return shape, False
-    assert shape is not None  # an empty split was refused before
-    return shape, True
-
-
-def _decode_rows(split: _Split, rows: Labels, shape: tuple[int, int], channels: int) -> Iterator[Images]:
-    """Decode images, each to (channels, *shape); rows: sorted, numbered over all files. Raises DataError."""
-    for path, row, encoded in _encoded_images(split, rows):
-        yield _decode(encoded, path, row, shape)[:channels]
-
-
-def _encoded_images(split: _Split, rows: Labels) -> Iterator[tuple[Path, int, bytes | None]]:
-    """Yield file, row in the file and encoded image for each of `rows`, with one batch in memory at a time."""
     first = 0
     for path in split.files:
         start = first
@@ -163,7 +215,13 @@ def _encoded_images(split: _Split, rows: Labels) -> Iterator[tuple[Path, int, by
                 column = batch.column(0)
                 values = column.field("bytes") if pa.types.is_struct(column.type) else column
                 for row in rows[low:high]:  # one copy at a time
-                    yield path, int(row) - start, values[int(row) - first].as_py()
+                    content = values[int(row) - first].as_py()
+                    if content is None:
+                        raise DataError(
+                            f"{path}: no image bytes in row {row - start}; write the file again with the encoded "
+                            "images in it"
+                        )
+                    yield Encoded(f"{path}: the image in row {row - start}", content)
                 first += len(batch)
 
 
@@ -183,40 +241,6 @@ def _rows_per_batch(path: Path, metadata: pq.FileMetaData, column: str) -> int:
 
 def _refuse_lossy(split: _Split, kind: str, where: str) -> None:
     """Raise DataError if the first image has lossy compression, because its pixels are then not those of `kind`."""
-    _, _, encoded = next(_encoded_images(split, np.array([0])))
-    if encoded is not None and encoded.startswith((b"\xff\xd8", b"RIFF")):
+    if next(_encoded_images(split, np.array([0]))).content.startswith((b"\xff\xd8", b"RIFF")):
         problem = f"{split.files[0]} contains JPEG or WEBP images, whose pixels are not those of {kind}"
         raise DataError(f"{where}: {problem}; give kind parquet")
-
-
-@contextmanager
-def _open_image(encoded: bytes | None, path: Path, row: int) -> Iterator[Image.Image]:
-    """Open an encoded image. Raises DataError, which names its file and row, for any error while it is open."""
-    if encoded is None:
-        raise DataError(f"{path}: no image bytes in row {row}; write the file again with the encoded images in it")
-    try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            yield image
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types of errors for a damaged image
-        fix = "copy the file again, or write encoded images such as PNG, not pixels"
-        raise DataError(f"{path}: the image in row {row} cannot be decoded ({error}); {fix}") from error
-
-
-def _decode(encoded: bytes | None, path: Path, row: int, shape: tuple[int, int]) -> Images:
-    """Decode one image to RGB (3, H, W). Raises DataError if its size is not `shape` (H, W) or it cannot be decoded.
-
-    The size is read from the header, so that an image of another size is never decoded.
-    """
-    with _open_image(encoded, path, row) as image:
-        mode, size = image.mode, (image.height, image.width)
-        pixels = np.asarray(image.convert("RGB")) if size == shape else None
-    if pixels is None:
-        sizes = [f"{width}x{height}" for height, width in (size, shape)]
-        raise DataError(f"{path}: the image in row {row} is {sizes[0]}, not {sizes[1]}; make all images the same size")
-    if mode.startswith(DEEP):
-        raise DataError(
-            f"{path}: the image in row {row} has more than 8 bits per channel (mode {mode}); convert it to 8 bits"
-        )
-    return pixels.transpose(2, 0, 1)

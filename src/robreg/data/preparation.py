@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robreg.data.dataset import ARRAYS, META_FILE, hash_meta
+from robreg.data.encoded_images import describe_conversions
 from robreg.data.errors import DataError
 from robreg.data.selection import read_selection
 from robreg.data.source import Images, Selection, Settings, config_key, format_shape
@@ -29,13 +30,15 @@ def prepare(settings: Settings, *, data_root: Path, out: Path) -> None:
     """Read the data set that `settings` describe, and write its arrays and meta.json to the folder `out`.
 
     settings: kind, source, max_train, max_test, subset_seed; optionally crop, incomplete, image_column, label_column,
-    name. A local source is relative to `data_root`. The images are never all in memory at once. Files get their final
-    names only after all are complete, meta.json last. Raises DataError if the data cannot be used.
+    label_offset, name. A local source is relative to `data_root`. The images are never all in memory at once. Files get
+    their final names only after all are complete, meta.json last. Raises DataError if the data cannot be used.
     """
-    chosen = read_selection(settings, data_root=data_root)
+    chosen, where = read_selection(settings, data_root=data_root), config_key(settings, "source")
     out.mkdir(parents=True, exist_ok=True)
     with _unfinished(out) as unfinished:
-        histogram, fingerprint = _write(chosen, unfinished, config_key(settings, "source"))
+        histogram, fingerprint = _write(chosen, unfinished, where)
+        if converted := chosen.train_images.converted + chosen.test_images.converted:
+            log.warning("%s: %s", where, describe_conversions(converted))
         meta = _describe(chosen, settings, histogram) | {"sha256": fingerprint}
         meta["meta_sha256"] = hash_meta(meta)
         (unfinished / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -104,6 +107,7 @@ def _describe(chosen: Selection, settings: Settings, histogram: npt.NDArray[np.i
     return {
         **{field: settings.get(field) for field in RECORDED},
         **({"columns": chosen.columns.names()} if chosen.columns else {}),  # earlier versions did not record them
+        **({"label_offset": settings["label_offset"]} if "label_offset" in settings else {}),
         "classes": chosen.classes,
         "class_names": chosen.class_names,
         "n_train": len(chosen.train_labels),

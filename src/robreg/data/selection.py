@@ -5,12 +5,23 @@ from pathlib import Path
 
 import numpy as np
 
-from robreg.data import cifar, parquet_folder, tiny_imagenet
+from robreg.data import cifar, image_folder, parquet_folder, tiny_imagenet
 from robreg.data.classes import check_guess, check_subset, check_training_images, describe_classes, other_column
 from robreg.data.digits import open_digits
 from robreg.data.download import fetch
 from robreg.data.errors import DataError
-from robreg.data.source import KINDS, OFFICIAL, Labels, Selection, Settings, Source, Stream, config_key, format_shape
+from robreg.data.source import (
+    FOLDERS,
+    KINDS,
+    OFFICIAL,
+    Labels,
+    Selection,
+    Settings,
+    Source,
+    Stream,
+    config_key,
+    format_shape,
+)
 from robreg.data.subset import stratified_subset
 
 log = logging.getLogger(__name__)
@@ -43,7 +54,7 @@ def _log_columns(source: Source, settings: Settings) -> None:
             where = config_key(settings, "source")
             log.info("%s: the %s come from the column %s, because %s", where, what, column.name, column.reason)
         return
-    for field in ("image_column", "label_column"):
+    for field in ("image_column", "label_column", "label_offset"):
         if field in settings:
             log.warning("%s: only Parquet files have columns; remove this key", config_key(settings, field))
 
@@ -88,7 +99,8 @@ def _check_labels(source: Source, settings: Settings) -> None:
             fix = f"correct the labels of the source{column}"
             raise DataError(f"{where}: {problem} is outside 0..{source.classes - 1}; {fix}")
     if source.classes < 2:
-        raise DataError(f"{where}: all training labels are 0; give a source with two classes or more{column}")
+        only = source.class_names[0] if source.class_names else "0"
+        raise DataError(f"{where}: all training labels are {only}; give a source with two classes or more{column}")
     if kind in OFFICIAL:
         _check_official(source, settings)
     check_training_images(source, settings)
@@ -118,7 +130,7 @@ def _open_source(settings: Settings, data_root: Path) -> Source:
         if source is not None:
             raise DataError(f"{where}: kind digits is bundled with scikit-learn; leave source out, or give null")
         return open_digits(where)
-    if not source or (source == "download" and kind == "parquet"):
+    if not source or (source == "download" and kind in FOLDERS):
         raise DataError(f"{where}: {source!r} is not a source for kind {kind}; give a path relative to data_root")
     if source == "download":
         return _open_download(settings, data_root / "download")
@@ -155,12 +167,12 @@ def _open_download(settings: Settings, folder: Path) -> Source:
 
 
 def _open_file(path: Path, settings: Settings) -> Source:
-    """Open an archive that is a local file. Raises DataError for kind parquet, which needs a folder."""
+    """Open an archive that is a local file. Raises DataError for a kind that needs a folder."""
     kind = settings["kind"]
-    if kind == "parquet":
+    if kind in FOLDERS:
+        content = "the .parquet files" if kind == "parquet" else "the folders train and test"
         raise DataError(
-            f"{config_key(settings, 'source')}: {path} is a file; "
-            "kind parquet needs the folder that contains the .parquet files"
+            f"{config_key(settings, 'source')}: {path} is a file; kind {kind} needs the folder that contains {content}"
         )
     if kind == "tiny-imagenet":
         return tiny_imagenet.open_layout(path, settings)
@@ -168,7 +180,9 @@ def _open_file(path: Path, settings: Settings) -> Source:
 
 
 def _open_folder(path: Path, settings: Settings) -> Source:
-    """Open a folder of Parquet files, or an unpacked Tiny-ImageNet."""
+    """Open a folder of Parquet files or of images, or an unpacked Tiny-ImageNet."""
+    if settings["kind"] == "imagefolder":
+        return image_folder.open_folder(path, settings)
     if settings["kind"] == "tiny-imagenet" and not any(path.rglob("*.parquet")):
         return tiny_imagenet.open_layout(path, settings)
     return parquet_folder.open_folder(path, settings)

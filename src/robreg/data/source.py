@@ -1,8 +1,9 @@
 """Define the types that the readers of all sources share: streams of images, an opened source, a selection."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ Labels = npt.NDArray[np.int64]  # (N,)
 Settings = Mapping[str, Any]
 
 CHUNK = 2**22  # bytes of decoded images that are in memory at a time
+MAX_ROWS = 2**24  # of a split, because a few bytes can claim any number of equal ones
 
 
 class OfficialSize(NamedTuple):
@@ -40,23 +42,27 @@ class Stream:
     """Images of one shape (C, H, W) that are read on demand, in order, as `chunks`: uint8 arrays (n, C, H, W).
 
     A stream can be read once. A chunk has about CHUNK bytes, so that data sets of any size need little memory.
+    converted: how many images of which mode lost something so far, such as alpha.
     """
 
     shape: Shape
     chunks: Iterator[Images]
+    converted: Counter[str] = field(default_factory=Counter)
 
 
 class Column(NamedTuple):
     """A column of a Parquet file that has been chosen.
 
     path: of its values inside the file, such as image.bytes; reason: why it was chosen, ends a sentence after
-    "because"; guessed: whether neither its name nor the configuration says that it is the right one.
+    "because"; guessed: whether neither its name nor the configuration says that it is the right one; text: whether its
+    values are text, for labels.
     """
 
     name: str
     path: str
     reason: str
     guessed: bool = False
+    text: bool = False
 
 
 class Columns(NamedTuple):
@@ -110,9 +116,10 @@ def format_shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def stream_images(images: Iterable[Images], shape: Shape) -> Stream:
-    """Make a stream from single images, each of the given shape (C, H, W)."""
-    return Stream(shape, _chunks(iter(images), max(1, CHUNK // math.prod(shape))))
+def stream_images(images: Iterable[Images], shape: Shape, converted: Counter[str] | None = None) -> Stream:
+    """Make a stream from single images, each of the given shape (C, H, W); converted: see Stream."""
+    chunks = _chunks(iter(images), max(1, CHUNK // math.prod(shape)))
+    return Stream(shape, chunks, Counter() if converted is None else converted)
 
 
 def _chunks(images: Iterator[Images], n: int) -> Iterator[Images]:
@@ -130,4 +137,5 @@ def source_from_arrays(train: tuple[Images, Labels], test: tuple[Images, Labels]
     return Source(train[1], test[1], len(names), list(names), lambda a, b: (pick(train[0], a), pick(test[0], b)))
 
 
-KINDS = ("digits", *OFFICIAL, "parquet")
+FOLDERS = ("parquet", "imagefolder")  # kinds of images of the user's own, which are in a folder
+KINDS = ("digits", *OFFICIAL, *FOLDERS)

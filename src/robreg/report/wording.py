@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from robreg.checks.run_checks import MIN_TRAINED
+from robreg.data.errors import safe_names
 from robreg.runs.settings import Settings
 from robreg.runs.variant import base_attack, paper_name, split_spaces
 
@@ -58,6 +59,7 @@ _WRITERS = (
     "; the test images are the last ones of the source, and by other writers than the training images, except for ten "
     "of those"
 )
+_LISTED = 10  # names of classes
 _MIN_ROBUST = 5.0  # percent; below this adversarial accuracy, FGSM training has collapsed
 
 
@@ -71,7 +73,7 @@ def describe_data(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict
     values = {key: ", ".join(map(str, sorted({one[key] for one in settings}))) for key in ("ar", "seed")}
     return {
         "Data": f"{meta['n_train']} training and {meta['n_test']} test images, {height} x {width} pixels, "
-        f"{channels} channel{'s' if channels > 1 else ''}, {meta['classes']} classes"
+        f"{channels} channel{'s' if channels > 1 else ''}, {meta['classes']} classes{_class_names(meta)}"
         + (
             f"; the networks see {crop} x {crop} pixels"
             if (crop := first["data"]["crop"]) not in (None, height)
@@ -94,6 +96,15 @@ def describe_data(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict
         "Spectra": "exact for circular convolutions, and for zero-padded operators whose smaller side is at most "
         f"{first['dense_spectrum']} and whose larger side is at most {4 * first['dense_spectrum']}",
     }
+
+
+def _class_names(meta: Mapping[str, Any]) -> str:
+    """List the first names of the classes in brackets; "" if there are none, or if they are only the numbers."""
+    names = meta.get("class_names")  # received data may have anything there
+    if not isinstance(names, list) or names == [str(label) for label in range(len(names))]:
+        return ""
+    listed = ", ".join(safe_names(map(str, names[:_LISTED])))
+    return f" ({listed}{f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''})"
 
 
 def _each(settings: Sequence[Settings], key: str, describe: Callable[[Mapping[str, Any]], str]) -> str:

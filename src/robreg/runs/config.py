@@ -92,7 +92,7 @@ def _check_source(where: str, spec: Mapping[str, Any]) -> None:
         digits_fix = "the digits come with scikit-learn; give null"
         fix = digits_fix if kind == "digits" else "give download, or a path below data_root"
         raise ConfigError(f"{where}.source: kind {kind} cannot be read from {source!r}: {fix}")
-    if kind == "parquet" and source == "download":
+    if kind in ("parquet", "imagefolder") and source == "download":
         raise ConfigError(f"{where}.source: your own images cannot be downloaded; give their folder below data_root")
 
 

@@ -59,6 +59,9 @@ def _describe_error(error: ValidationError) -> str:
         return f"{f'{path}.' if path else ''}{extra}: {describe_unknown_name('key', extra, known)}"
     description = schema.get("description", "")
     hint = f" ({description})" if description else ""
+    if error.validator == "contains":  # of radii only
+        least = schema["contains"]["minimum"]
+        return f"{path}: give at least one radius of {least} or more, which {error.instance} has not{hint}"
     if error.validator == "pattern":
         return f"{path}: {error.instance!r} does not match what is allowed{f': {description}' if description else ''}"
     return f"{path or 'the file'}: {error.message}{_suggest_value(error)}{hint}"
@@ -77,6 +80,8 @@ def _suggest_value(error: ValidationError) -> str:
         return f"; write [{given}]"
     if wanted == "object" and given is None:
         return "; nothing stands below it: add its keys, or remove it"
-    if wanted in ("number", "integer") and isinstance(given, str) and _NUMBER.fullmatch(given):
-        return f"; write {float(given):.15g}, without quotes (inside --config all values are text: use --configfile)"
+    number = wanted in ("number", "integer") and isinstance(given, str) and _NUMBER.fullmatch(given)
+    if number or (wanted == "boolean" and given in ("True", "False")):
+        value = f"{float(given):.15g}" if number else given.lower()
+        return f"; write {value}, without quotes (inside --config all values are text: use a file and --configfile)"
     return ""

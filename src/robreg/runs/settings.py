@@ -48,7 +48,7 @@ def data_settings(config: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     found = dataset_block(config, dataset)
     # The split of the digits was random once. This value has data with that split prepared again.
     split = {"split": "writers"} if found["kind"] == "digits" else {}
-    columns = ("image_column", "label_column")
+    columns = ("image_column", "label_column", "label_offset")
     return {"name": dataset, **{key: found[key] for key in (*keys, *columns) if key in found}, **split}
 
 

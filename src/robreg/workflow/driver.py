@@ -8,6 +8,7 @@ import io
 import shlex
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from snakemake import benchmark, exceptions
+from snakemake.dag import DAG
 from snakemake.jobs import GroupJob, Job
 from snakemake.logging import logger
 from snakemake.persistence import ParamsChange
@@ -56,6 +58,7 @@ def install(workflow: "Workflow") -> None:
     exceptions.format_exception_to_string = _only_own_sentence(exceptions.format_exception_to_string)
     # A property, because the settings do not exist yet; a default profile instead would override the cluster's.
     type(workflow).rerun_triggers = property(_rerun_triggers)
+    DAG.update_needrun = _train_for_own_reasons(DAG.update_needrun)
     Job.restart_times = property(_restart_times)
     Job.prepare = _keep_network(Job.prepare)
     benchmark.write_benchmark_records = _write_benchmark
@@ -103,6 +106,28 @@ def _rerun_triggers(workflow: "Workflow") -> frozenset[RerunTrigger]:
     chosen = workflow.dag_settings.rerun_triggers
     data_only = frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS, RerunTrigger.INPUT})
     return data_only if chosen == RerunTrigger.all() else chosen
+
+
+def _train_for_own_reasons(update_needrun: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Wrap the decision which jobs are needed: a training is if its network is missing or its settings have changed.
+
+    To Snakemake, ancient input that is absent is new, so that results which were copied without their prepared data
+    would be trained again; and it would not look at the settings of a training whose data must be prepared. Measures
+    refuse a network that was trained on other bytes than those that are prepared then.
+    """
+
+    async def wrapper(dag: DAG, *arguments: object, **others: object) -> None:
+        full = dag.depending
+        without = {
+            job: {one: files for one, files in found.items() if one.rule.name != "train"} for job, found in full.items()
+        }
+        dag.depending = defaultdict(full.default_factory, without)
+        try:
+            await update_needrun(dag, *arguments, **others)
+        finally:
+            dag.depending = full
+
+    return wrapper
 
 
 def _restart_times(job: Job) -> int:
