@@ -227,7 +227,7 @@ rule report:
         runs=lambda wildcards: tables_of_runs(
             wildcards.study, "history", "metrics", "masking", "attacks"
         ),
-        reference="src/robreg/paper/reference.csv",
+        reference=f"{HERE}src/robreg/paper/reference.csv",
         data=lambda wildcards: prepared_data(wildcards.study),
         figures=lambda wildcards: [
             f"results/studies/{wildcards.study}/figures/{figure}.svg"
