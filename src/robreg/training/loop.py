@@ -28,11 +28,13 @@ from robreg.spectra.projection import enclosing_grid
 from robreg.tables.parquet import read_history, read_metadata, write
 from robreg.tables.provenance import code_hash, history_hash
 from robreg.training.compile_cache import private_cache
-from robreg.training.epoch import make_step, train_epoch
+from robreg.training.epoch import make_step, split_batches, train_epoch
+from robreg.training.estimate import TimedSteps
 from robreg.training.kept import keep, kept_folder, set_aside, take_up, wants_training
 from robreg.training.lease import Lease
 from robreg.training.resume import ResumeFile, TrainingState, resume_identity
 from robreg.training.step import deterministic_algorithms
+from robreg.training.trial_batch import try_batch
 
 SCALARS_LR = 0.1  # of the learning rate, for Fixup's scalars, as in the code of its authors
 
@@ -136,9 +138,11 @@ def _train_epochs(
         images, labels = images.to(device), labels.to(device)
     first = len(state.history) + 1
     step = make_step(state, settings)
+    batches = len(split_batches(labels, settings["training"]["batch_size"], joins_last=state.joins_last))
+    timed = TimedSteps(step, images=len(images), batches=batches, epochs=epochs - len(state.history))
     for epoch in range(first, epochs + 1):
         begin = time.perf_counter()
-        row = train_epoch(state, step, settings, images, labels, stop=stop)
+        row = train_epoch(state, timed, settings, images, labels, stop=stop)
         row["seconds"] = time.perf_counter() - begin
         row["examples_per_s"] = len(images) / row["seconds"]
         state.history.append(row)
@@ -158,6 +162,7 @@ def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.dev
     model = _build(settings, data).to(device)
     layers = list_layers(model, data.shape)  # raises for a network that cannot be measured, before hours of training
     _check_state(model, settings["arch"])
+    joins_last = try_batch(model, settings, data)  # raises for a network that cannot be trained
     _rebuild(model, settings, data)  # raises for a network that gives no logits on a CPU, or cannot be saved
     if settings["clip_rounds"] == "exact":
         for layer in layers:
@@ -165,7 +170,7 @@ def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.dev
     spec = settings["training"]
     options = {key: spec[key] for key in ("lr", "momentum", "weight_decay")}
     sgd = torch.optim.SGD(_parameter_groups(model, settings), **options, fused=device.type == "cuda" or None)
-    return TrainingState(model, sgd, layers, [], code_hash(settings["factory"]))
+    return TrainingState(model, sgd, layers, [], code_hash(settings["factory"]), joins_last=joins_last)
 
 
 def _parameter_groups(model: Classifier, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
