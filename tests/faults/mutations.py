@@ -2103,8 +2103,8 @@ MUTATIONS = (
     Mutation(
         "join a single last image to a batch for any network with batch normalisation",
         "training/trial_batch",
-        '        try:\n            _try(model, *batch, data.classes, f"{arch}: in the last',
-        '        if _has_batch_norm(model):\n            return True\n        try:\n            _try(model, *batch, data.classes, f"{arch}: in the last',
+        "        if not alone:\n            return False",
+        "        if not alone or _has_batch_norm(model):\n            return alone",
         "tests/training/test_trial_batch.py",
     ),
     Mutation(
