@@ -14,5 +14,6 @@ with logged(snakemake.log[0]):
         load_dataset(Path(snakemake.input.data).parent, snakemake.params.settings["data"]),
         checkpoint=Path(snakemake.output.checkpoint),
         history=Path(snakemake.output.history),
+        weights=next(map(Path, snakemake.input.weights), None),
         device=choose_device(snakemake.config["device"], snakemake.params.settings["threads"]),
     )

@@ -18,6 +18,7 @@ from robreg.data.dataset import Dataset
 from robreg.networks.build import build_initial_network
 from robreg.networks.checkpoint import load_network, load_weights
 from robreg.networks.classifier import Classifier
+from robreg.networks.pretrained import load_pretrained
 from robreg.networks.probe import TOLERANCE, evaluate, first_images, make_probe, probe_difference
 from robreg.networks.tensor_file import repeats_values, save_file
 from robreg.networks.user_defined import ArchitectureError
@@ -27,6 +28,7 @@ from robreg.spectra.layers import list_layers
 from robreg.spectra.projection import enclosing_grid
 from robreg.tables.parquet import read_history, read_metadata, write
 from robreg.tables.provenance import code_hash, history_hash
+from robreg.tables.schemas import SCHEMAS
 from robreg.training.compile_cache import private_cache
 from robreg.training.epoch import make_step, split_batches, train_epoch
 from robreg.training.estimate import TimedSteps
@@ -34,22 +36,34 @@ from robreg.training.kept import keep, kept_folder, set_aside, take_up, wants_tr
 from robreg.training.lease import Lease
 from robreg.training.resume import ResumeFile, TrainingState, resume_identity
 from robreg.training.step import deterministic_algorithms
-from robreg.training.trial_batch import try_batch
+from robreg.training.trial_batch import try_batch, try_evaluation
 
 SCALARS_LR = 0.1  # of the learning rate, for Fixup's scalars, as in the code of its authors
 
 log = logging.getLogger(__name__)
 
 
-def train(settings: Mapping[str, Any], data: Dataset, *, checkpoint: Path, history: Path, device: torch.device) -> None:
+def train(
+    settings: Mapping[str, Any],
+    data: Dataset,
+    *,
+    checkpoint: Path,
+    history: Path,
+    device: torch.device,
+    weights: Path | None = None,
+) -> None:
     """Train one network, or resume from resume.pt next to the checkpoint, and write the checkpoint and the history.
 
-    settings: the run's training settings (runs.settings.training_settings). resume.pt is written atomically before the
-    first and after every epoch, and removed at the end. On a CPU, a run that is killed at any moment and started again
-    produces bit-identical results.
+    settings: the run's training settings (runs.settings.training_settings); weights: the file of a network that is
+    trained already, with which nothing is trained. resume.pt is written atomically before the first and after every
+    epoch, and removed at the end. On a CPU, a run that is killed at any moment and started again produces bit-identical
+    results.
     Raises ValueError if resume.pt is damaged or belongs to other settings, DivergedError if the loss or a weight is no
     longer finite, StoppedError on SIGTERM, and the errors of Lease.
     """
+    if weights is not None:
+        _adopt(settings, data, weights, checkpoint=checkpoint, history=history)
+        return
     chosen = {**DEFAULTS, **settings["training"]}
     with deterministic_algorithms(device, wanted=chosen["deterministic"]), private_cache(wanted=chosen["compile"]):
         _train(settings, data, checkpoint=checkpoint, history=history, device=device)
@@ -73,16 +87,44 @@ def _train(
         with _catch_sigterm() as stop, torch.random.fork_rng([] if device.type == "cpu" else [device]):
             _train_epochs(state, settings, data, resume=resume, stop=stop)
         lease.check()
-        meta = {**_metadata(settings, data, device), "code_hash": state.code, "step": "; ".join(state.how)}
-        meta["history_sha256"] = history_hash(state.history)
+        made = {"code_hash": state.code, "step": "; ".join(state.how)}
+        meta = {**_metadata(settings, data, device), **made}
         probe = make_probe(_rebuild(state.model, settings, data), data.split("test")[0])
-        meta["probe_images"] = len(probe["images"])
-        save_file(checkpoint, {"model": state.model.state_dict(), "meta": meta, "probe": probe})
-        columns = {key: [row[key] for row in state.history] for key in state.history[0]}
-        write(history, "history", columns, meta)
-        keep(checkpoint.parent)
+        _store(state.model, state.history, probe=probe, meta=meta, checkpoint=checkpoint, history=history)
         wants_training(kept).unlink(missing_ok=True)
         resume.path.unlink()
+
+
+def _store(
+    model: Classifier,
+    rows: list[dict[str, Any]],
+    *,
+    probe: dict[str, Tensor],
+    meta: dict[str, Any],
+    checkpoint: Path,
+    history: Path,
+) -> None:
+    """Write the checkpoint of a network and its history, which has a row for each epoch, and keep both."""
+    meta = {**meta, "history_sha256": history_hash(rows), "probe_images": len(probe["images"])}
+    save_file(checkpoint, {"model": model.state_dict(), "meta": meta, "probe": probe})
+    write(history, "history", {name: [row[name] for row in rows] for name in SCHEMAS["history"].names}, meta)
+    keep(checkpoint.parent)
+
+
+def _adopt(settings: Mapping[str, Any], data: Dataset, weights: Path, *, checkpoint: Path, history: Path) -> None:
+    """Write the checkpoint of a network that is trained already, and a history without epochs."""
+    _check_architecture_code(settings)
+    model, arch = _build(settings, data), settings["arch"]
+    load_pretrained(model.network, weights, settings["pretrained"]["sha256"])
+    _check_state(model, arch)
+    try_evaluation(model, arch, data)
+    cpu = torch.device("cpu")
+    meta = {key: value for key, value in _metadata(settings, data, cpu).items() if key not in DEFAULTS}
+    made = {"code_hash": code_hash(settings["factory"]), "device": "not trained here"}
+    probe = make_probe(_rebuild(model, settings, data), data.split("test")[0])
+    _store(model, [], probe=probe, meta={**meta, **made}, checkpoint=checkpoint, history=history)
+    wants_training(kept_folder(checkpoint.parent, settings, data.sha256)).unlink(missing_ok=True)
+    log.info("nothing was trained: the weights are those of %s", weights)
 
 
 def _check_architecture_code(settings: Mapping[str, Any]) -> None:

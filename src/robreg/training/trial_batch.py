@@ -40,7 +40,7 @@ def try_batch(model: Classifier, settings: Mapping[str, Any], data: Dataset) -> 
     images, labels = (part[: min(size, IMAGES)].to(device) for part in data.split("train"))
     alone = size > 1 and len(data.train_labels) % size == 1
     with torch.random.fork_rng([] if device.type == "cpu" else [device]):
-        _try(model, images, labels, data.classes, f"{arch}: in evaluation mode")
+        try_evaluation(model, arch, data)
         batch = images.repeat(copies, 1, 1, 1), labels.repeat(copies)
         _try(model, *batch, data.classes, f"{arch}: in training mode", training=True)
         if not alone:
@@ -52,6 +52,14 @@ def try_batch(model: Classifier, settings: Mapping[str, Any], data: Dataset) -> 
             log.info("batch normalisation needs several images: the last image of an epoch joins the batch before it")
             return True
     return False
+
+
+def try_evaluation(model: Classifier, arch: str, data: Dataset) -> None:
+    """Compute a few images forward and backward in evaluation mode, and raise as try_batch does."""
+    device = model.normalise.mean.device
+    images, labels = (part[:IMAGES].to(device) for part in data.split("train"))
+    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+        _try(model, images, labels, data.classes, f"{arch}: in evaluation mode")
 
 
 def _try(model: nn.Module, images: Tensor, labels: Tensor, classes: int, where: str, *, training: bool = False) -> None:
