@@ -72,7 +72,7 @@ TARGETS = {  # what follows `snakemake -n`: the message
     "hello": "there is no target 'hello': ask for a study (all, paper, literal, conventions, first-light, c10-small, "
     "demo), or for a file such as results/studies/demo/report.html",
     "demo --config devise=cpu": "config.yaml: devise: unknown key 'devise': did you mean 'device'? known: data_root, "
-    "device, only_finished, architectures, datasets, runs, studies",
+    "device, only_finished, architectures, pretrained, datasets, runs, studies",
     'demo --config \'runs={"digits/ar8": {"evaluation": {"eps": 0.125}}}\'': "config.yaml: "
     "runs.digits/ar8.evaluation.eps: '0.125' is a share of the range of pixels, but radii are in 1/255: write 32 for "
     "32/255",

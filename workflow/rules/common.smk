@@ -10,6 +10,7 @@ from robreg.runs.settings import (
     data_settings,
     dataset_block,
     hash_settings,
+    pretrained_weights,
     run_settings,
     training_settings,
 )
@@ -76,6 +77,12 @@ def training(wildcards):
     return training_settings(settings(wildcards))
 
 
+def weights_of_pretrained(wildcards):
+    """Return the file of a network that is trained already, in a list; an empty list for one that is trained here."""
+    weights = pretrained_weights(config, settings(wildcards)["arch"])
+    return [] if weights is None else [str(weights)]
+
+
 def network(wildcards):
     """Return the architecture of a measure's network, and the hash of its settings, which may change without it."""
     found = training(wildcards)
@@ -124,6 +131,14 @@ def memory_of_training(value, **exceptions):
         return first(wildcards) * (2 if attempt > 1 and not made_progress(lease) else 1)
 
     return found
+
+
+def runtime_of_training(value, **exceptions):
+    """Do as by_architecture, but for networks that are trained already, of which only the weights are read."""
+    first = by_architecture(value, **exceptions)
+    return lambda wildcards: (
+        "30m" if "pretrained" in settings(wildcards) else first(wildcards)
+    )
 
 
 def measure_resources():

@@ -53,7 +53,11 @@ def record(folder: Path, *, bound: float | None, unprotected: bool) -> None:
     tables = {kind: parquet.read(folder / f"{kind}.parquet").to_pandas() for kind in CHECKED}
     own = {f"{kind}.parquet": parquet.read_metadata(folder / f"{kind}.parquet") for kind in CHECKED}
     variations = own["lossvar.parquet"].get("attack", {}).get("n")  # older tables have all examples
-    rows = [*check(tables, bound=bound, variations=variations), *_check_checkpoint(folder / CHECKPOINT, own)]
+    trained = "pretrained" not in parquet.read_settings(folder / "history.parquet")
+    rows = [
+        *check(tables, bound=bound, variations=variations, trained=trained),
+        *_check_checkpoint(folder / CHECKPOINT, own),
+    ]
     rows.append(same_run(own, folder))
     raise_if_violated(rows, folder)
     if unprotected and _has_learned(tables):
@@ -64,16 +68,17 @@ def record(folder: Path, *, bound: float | None, unprotected: bool) -> None:
     parquet.write(folder / "checks.parquet", "checks", columns, meta)
 
 
-def check(tables: Tables, *, bound: float | None, variations: int | None = None) -> list[Row]:
+def check(tables: Tables, *, bound: float | None, variations: int | None = None, trained: bool = True) -> list[Row]:
     """Check a run's tables against each other and return one row per check.
 
-    tables: by kind; bound: as for record; variations: the number of test examples in lossvar, None for all. If a table
-    has missing or duplicate rows, or values that are not finite, only the checks of completeness are returned, because
-    the others cannot be computed.
+    tables: by kind; bound: as for record; variations: the number of test examples in lossvar, None for all; trained:
+    whether the network was trained here, and did not come with its weights, so that it has a history. If a table has
+    missing or duplicate rows, or values that are not finite, only the checks of completeness are returned, because the
+    others cannot be computed.
     """
     completeness = [
         row
-        for kind, complete in _complete_tables(tables, variations).items()
+        for kind, complete in _complete_tables(tables, variations, trained=trained).items()
         for row in _check_completeness(kind, tables[kind], complete=complete)
     ]
     if not all(row["passed"] for row in completeness):
@@ -139,7 +144,7 @@ def _with_files(rows: Iterable[Row], *kinds: str) -> list[Row]:
     return with_files(rows, *(f"{kind}.parquet" for kind in kinds))
 
 
-def _complete_tables(tables: Tables, variations: int | None) -> dict[str, bool]:
+def _complete_tables(tables: Tables, variations: int | None, *, trained: bool) -> dict[str, bool]:
     """Return for every table whether each expected row is there exactly once."""
     masking, lossvar = tables["masking"], tables["lossvar"]
     splits = {split: part["index"] for split, part in tables["margins"].groupby("split")}
@@ -153,7 +158,7 @@ def _complete_tables(tables: Tables, variations: int | None) -> dict[str, bool]:
         for kind in ("sv", "svstd", "live", "padding")
     }
     return {
-        "history": _are_consecutive(tables["history"]["epoch"], 1),
+        "history": _is_complete(tables["history"], trained=trained),
         "margins": splits.keys() == {"train", "test"} and all(_are_consecutive(part, 0) for part in splits.values()),
         "attacks": not attacks.duplicated(_ATTACK_SETTING).any() and kinds >= _NEEDED,
         "lossvar": len(radii) > 0 and all(_are_consecutive(part, 0) and len(part) == varied for part in radii),
@@ -166,6 +171,11 @@ def _complete_tables(tables: Tables, variations: int | None) -> dict[str, bool]:
         "metrics": len(tables["metrics"]) == 1,
         "masking": len(masking) > 0 and not masking["check"].duplicated().any(),
     }
+
+
+def _is_complete(history: pd.DataFrame, *, trained: bool) -> bool:
+    """Return whether a history has all epochs: none, if the network was not trained here."""
+    return _are_consecutive(history["epoch"], 1) if trained else len(history) == 0
 
 
 def _are_consecutive(values: pd.Series, first: int) -> bool:

@@ -139,13 +139,14 @@ def first_term(
     layers: the rows of svstd.parquet, perhaps from restrict_to_live_part; v_min: the smallest distance to the boundary
     for pixels in [0, 1], None if unknown. The product of sigma_min runs over all layers before the last one, which is
     linear, over batch normalisation, and over the normalisation of the input, because distances are between pixels; its
-    smallest singular value is 1 / max std. The product's log10 is None if a factor is 0 or unknown.
+    smallest singular value is 1 / max std. The product's log10 is None if a factor is 0 or unknown, as it is of a
+    network that normalises its input itself.
     """
-    scales = _smallest_scales(model)
+    scales, first = _smallest_scales(model), model.normalise.smallest_scale
     smallest = [0.0 if layer["min"] <= _zero_threshold(layer) else layer["min"] for layer in layers[:-1]]
-    factors = [1 / float(model.normalise.std.max()), *smallest, *(scales or [])]
+    factors = [first or 1.0, *smallest, *(scales or [])]
     zero = factors.count(0.0)
-    product = None if zero or scales is None else math.fsum(map(math.log10, factors))
+    product = None if zero or scales is None or first is None else math.fsum(map(math.log10, factors))
     w_min = _smallest_row_distance(model, layers[-1])
     u_min = _log10_product(product, w_min, v_min)
     return {

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from robreg.networks.classifier import Classifier, Normalise
+from robreg.networks.classifier import Classifier, Normalise, Unchanged
 from robreg.networks.fixup_resnet import SCALARS, FixupResNet
 from robreg.networks.user_defined import build_user_network
 from robreg.networks.wide_resnet import wide_resnet50
@@ -28,7 +28,8 @@ def build_network(  # noqa: PLR0913 - all that is needed to rebuild a network fr
     """Build a Normalise layer and a network from an architecture's name, such as "resnet56".
 
     shape: (C, H, W) of the images, whose pixels are in [0, 1]; mean, std: one value per channel; factory: for a
-    user-defined architecture, what build_user_network needs, or None for one of the package's architectures.
+    user-defined architecture, what build_user_network needs, and "normalises" if the network normalises its input
+    itself, so that the first layer must not; or None for one of the package's architectures.
     Raises ValueError if the name is unknown.
     """
     residual = re.fullmatch(r"(resnet|fixup)(\d+)|resnet(\d+)(nobias)", arch)
@@ -43,7 +44,12 @@ def build_network(  # noqa: PLR0913 - all that is needed to rebuild a network fr
         if depth > MAX_DEPTH:
             raise ValueError(f"architecture {arch!r} is deeper than resnet{MAX_DEPTH}")
         network = FixupResNet(depth, shape[0], classes, width, scalars)
-    return Classifier(Normalise(mean, std), network)
+    return Classifier(first_layer(mean, std, factory), network)
+
+
+def first_layer(mean: Sequence[float], std: Sequence[float], factory: Mapping[str, Any] | None) -> Normalise:
+    """Make the layer that normalises, or, for a network that does so itself, the one that does not."""
+    return (Unchanged if factory and factory.get("normalises") else Normalise)(mean, std)
 
 
 def build_initial_network(arch: str, *, seed: int, **options: Any) -> Classifier:  # noqa: ANN401 - as in build_network

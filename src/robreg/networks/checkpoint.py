@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robreg.data.errors import describe_error, printable
-from robreg.networks.build import build_network
+from robreg.networks.build import build_network, first_layer
 from robreg.networks.classifier import Classifier, Normalise
 from robreg.networks.probe import TOLERANCE, check_probe, probe_difference
 from robreg.networks.tensor_file import load_file
@@ -65,7 +65,10 @@ def _check_description(meta: Mapping[str, Any]) -> None:
         right[key] = type(meta[key]) is list and all(type(one) in (int, float) for one in meta[key])
         right[key] = right[key] and right["shape"] and len(meta[key]) == shape[0]
     right["factory"] = factory is None or (
-        isinstance(factory, dict) and type(factory["callable"]) is str and isinstance(factory["arguments"], dict)
+        isinstance(factory, dict)
+        and type(factory["callable"]) is str
+        and isinstance(factory["arguments"], dict)
+        and type(factory.get("normalises", False)) is bool
     )
     if wrong := [key for key, is_right in right.items() if not is_right]:
         raise ValueError(f"{wrong[0]} is not what a checkpoint of this project has")
@@ -147,7 +150,7 @@ def _build(checkpoint: Path, meta: Mapping[str, Any], architecture: Mapping[str,
     The package's large architectures are built on the device "meta": they need no memory until they get the weights.
     """
     if isinstance(architecture, nn.Module):
-        return Classifier(Normalise(meta["mean"], meta["std"]), architecture)
+        return Classifier(first_layer(meta["mean"], meta["std"], meta["factory"]), architecture)
     if architecture is None and meta["factory"] is not None:
         raise ArchitectureError(
             f"{checkpoint} holds a network of the user-defined architecture {meta['arch']!r}, and what a file names is "
@@ -179,13 +182,14 @@ _UNKNOWN = "Nothing that is recorded has changed since, so its weights have, or 
 def _without_code(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the hashes of an architecture's code, which the run's logits are the judge of."""
     factory = architecture["factory"]
-    return {**architecture, "factory": factory and {key: factory[key] for key in ("callable", "arguments")}}
+    return {**architecture, "factory": factory and {key: value for key, value in factory.items() if key != "code"}}
 
 
 def _describe(architecture: Mapping[str, Any]) -> str:
     """Describe an architecture in a few words, of which some may come from a file."""
     factory = architecture["factory"]
     built = f" by {factory['callable']} with {dict(factory['arguments'])}" if factory else ""
+    built += ", normalising its input itself" if factory and factory.get("normalises") else ""
     return printable(f"{architecture['arch']} of width {architecture['width']}{built}"[: 2 * _LONGEST])
 
 

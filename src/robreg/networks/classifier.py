@@ -23,9 +23,27 @@ class Normalise(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
+    @property
+    def smallest_scale(self) -> float | None:
+        """The smallest singular value of the layer as a linear map, 1 / max std; None if it is unknown."""
+        return 1 / float(self.std.max())
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise pixels (B, C, H, W)."""
         return (x - self.mean) / self.std
+
+
+class Unchanged(Normalise):
+    """Leave pixels as they are, for a network that normalises them itself; mean and std are those of the data."""
+
+    @property
+    def smallest_scale(self) -> float | None:
+        """None: how the network itself scales pixels is unknown."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return pixels (B, C, H, W)."""
+        return x
 
 
 class Classifier(nn.Module):

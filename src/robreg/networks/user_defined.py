@@ -15,12 +15,13 @@ class ArchitectureError(ValueError):
 def build_user_network(factory: Mapping[str, Any], classes: int) -> nn.Module:
     """Build a user-defined network by calling factory["callable"], "module:name".
 
-    It is called with num_classes and the keyword arguments factory["arguments"]. Raises ArchitectureError, naming the
-    callable and the fix, if find_callable does, or if it cannot be called or returns no network.
+    It is called with the keyword arguments factory["arguments"], and with num_classes unless they contain it. Raises
+    ArchitectureError, naming the callable and the fix, if find_callable does, or if it cannot be called or returns no
+    network.
     """
     where = _where(factory)
     try:
-        network = find_callable(factory)(num_classes=classes, **factory["arguments"])
+        network = find_callable(factory)(**{"num_classes": classes, **factory["arguments"]})
     except TypeError as error:
         raise ArchitectureError(_describe_bad_call(where, error)) from error
     if not isinstance(network, nn.Module):
@@ -51,7 +52,7 @@ def find_callable(factory: Mapping[str, Any]) -> Callable[..., Any]:
         fix = "name a subclass of nn.Module, or annotate the function with -> nn.Module"
         raise ArchitectureError(f"{where} is not declared to return an nn.Module; {fix}")
     try:
-        signature(target).bind(num_classes=2, **factory["arguments"])
+        signature(target).bind(**{"num_classes": 2, **factory["arguments"]})
     except TypeError as error:
         raise ArchitectureError(_describe_bad_call(where, error)) from error
     except ValueError:
@@ -60,7 +61,8 @@ def find_callable(factory: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def _where(factory: Mapping[str, Any]) -> str:
-    return f"config.yaml: architectures: callable {factory['callable']!r}"
+    block = "pretrained" if "normalises" in factory else "architectures"
+    return f"config.yaml: {block}: callable {factory['callable']!r}"
 
 
 def _describe_bad_call(where: str, error: TypeError) -> str:

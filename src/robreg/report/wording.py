@@ -155,6 +155,7 @@ def describe_networks(settings: Sequence[Settings]) -> str:
         factory = next(one["factory"] for one in settings if one["arch"] == name)
         width = next(one["width"] for one in settings if one["arch"] == name)
         names.append(f"{name}, built by {factory['callable']}" if factory else f"{name}, width {width}")
+        names[-1] += ", trained already" if any("pretrained" in one for one in settings if one["arch"] == name) else ""
         scalars = next(one.get("scalars", "none") for one in settings if one["arch"] == name)
         names[-1] += _BATCH_NORM if name == "wrn50" else "" if factory else _SCALARS[scalars]
     return "; ".join(names)
@@ -162,6 +163,8 @@ def describe_networks(settings: Sequence[Settings]) -> str:
 
 def describe_training(spec: Mapping[str, Any]) -> str:
     """Describe how networks are trained: epochs, optimiser, learning rate, augmentation and precision."""
+    if not spec["epochs"]:
+        return "none here, of networks that came with their weights"
     drops = " and ".join(map(str, spec["lr_drops"]))
     falls = (
         f" (divided by {spec['lr_factor']:g} after epoch{'s' if len(spec['lr_drops']) > 1 else ''} {drops})"

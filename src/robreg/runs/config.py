@@ -20,6 +20,7 @@ from robreg.runs.settings import (
     describe_unknown_name,
     name_defaults,
     parse_run,
+    pretrained_weights,
     run_settings,
     training_settings,
 )
@@ -53,13 +54,9 @@ def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[st
         raise ConfigError(f"config.yaml: {describe_first(config, errors)}")
     if "studies" in config["datasets"]:
         raise ConfigError("config.yaml: datasets.studies: this name is reserved for results/studies; choose another")
-    for name in config.get("architectures", {}):
-        if not is_available_name(name):
-            raise ConfigError(
-                f"config.yaml: architectures.{name}: this name is reserved by the grammar of run names, "
-                "or does not fit it; choose another, of lower-case letters and digits"
-            )
+    _check_architecture_names(config)
     _check_datasets(config)
+    _check_pretrained(config)
     for key in config.get("runs", {}):
         dataset, _, variant = key.partition("/")
         try:
@@ -70,6 +67,17 @@ def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[st
         if name in reserved:
             raise ConfigError(f"config.yaml: studies.{name}: a rule of the workflow has this name; choose another")
         _check_study(config, name)
+
+
+def _check_architecture_names(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the first architecture or trained network whose name cannot stand in the name of a run."""
+    for block in ("architectures", "pretrained"):
+        for name in config.get(block, {}):
+            if not is_available_name(name) or (block == "pretrained" and name in config.get("architectures", {})):
+                raise ConfigError(
+                    f"config.yaml: {block}.{name}: this name is reserved by the grammar of run names, "
+                    "or does not fit it, or is given twice; choose another, of lower-case letters and digits"
+                )
 
 
 def _check_datasets(config: Mapping[str, Any]) -> None:
@@ -83,6 +91,16 @@ def _check_datasets(config: Mapping[str, Any]) -> None:
         _check_source(where, spec)
         if "incomplete" in spec and spec["kind"] != "tiny-imagenet":
             raise ConfigError(f"{where}.incomplete: only kind tiny-imagenet has this key; remove it")
+
+
+def _check_pretrained(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the first network that is trained already and can have no run; its file is not needed."""
+    for name, given in config.get("pretrained", {}).items():
+        try:
+            name_defaults(config, given["dataset"])
+            pretrained_weights(config, name)
+        except ConfigError as error:
+            raise ConfigError(f"config.yaml: pretrained.{name}: {error}") from error
 
 
 def _check_source(where: str, spec: Mapping[str, Any]) -> None:

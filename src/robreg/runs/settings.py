@@ -5,6 +5,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from robreg.runs.source_code import callable_code
@@ -64,12 +66,19 @@ def name_defaults(config: Mapping[str, Any], dataset: str) -> Defaults:
 
 
 def parse_run(config: Mapping[str, Any], dataset: str, variant: str) -> Variant:
-    """Parse a run's name. Raises ConfigError for an unknown data set, or if the name is not written correctly."""
-    defaults = name_defaults(config, dataset)
+    """Parse a run's name.
+
+    Raises ConfigError for an unknown data set, if the name is not written correctly, or if it speaks of a training of a
+    network that is trained already.
+    """
+    defaults, pretrained = name_defaults(config, dataset), config.get("pretrained", {})
     try:
-        return parse(variant, defaults, config.get("architectures", {}))
+        run = parse(variant, defaults, [*config.get("architectures", {}), *pretrained])
     except VariantError as error:
         raise ConfigError(f"{dataset}/{variant}: {error}") from error
+    if run.arch in pretrained:
+        _refuse_training(f"{dataset}/{variant}", dataset, run, pretrained[run.arch])
+    return run
 
 
 def run_settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[str, Any]:
@@ -83,6 +92,11 @@ def run_settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[
     base = dataset_block(config, dataset)
     override = config.get("runs", {}).get(f"{dataset}/{variant}", {})
     _refuse_unused_overrides(f"runs.{dataset}/{variant}", override, run)
+    given = config.get("pretrained", {}).get(run.arch)
+    if given is not None and (keys := sorted({"training", "training_attack"} & override.keys())):
+        raise ConfigError(
+            f"runs.{dataset}/{variant}.{keys[0]}: pretrained.{run.arch} is not trained here; remove the key"
+        )
     spec = _merge(base, override)
     training = _canonical_training(spec["training"])
     if (training["augmentation"] == "resized-crop-flip") != (spec.get("crop") is not None):
@@ -100,15 +114,15 @@ def run_settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[
     if spec["masking"]["more_steps"] <= spec["masking"]["steps"]:
         raise ConfigError(f"{dataset}/{variant}: masking.more_steps must be greater than masking.steps")
     rounds = training.pop("clip_rounds", "exact")
-    own = config.get("architectures", {}).get(run.arch)
+    own = given or config.get("architectures", {}).get(run.arch)
     evaluated = run.evaluation_space or run.space
-    return {
+    resolved = {
         "dataset": dataset,
         "variant": variant,
         "data": {key: spec.get(key) for key in DATA_KEYS},
         "ar": run.ar,
         "arch": run.arch,
-        "factory": own and _resolve_factory(own),
+        "factory": own and _resolve_factory(own, "architectures" if given is None else "pretrained"),
         **_scalars(run.arch, own),
         "width": spec["width"],
         "seed": run.seed,
@@ -134,6 +148,58 @@ def run_settings(config: Mapping[str, Any], dataset: str, variant: str) -> dict[
         "masking": _resolve_masking(spec, run, evaluated),
         "dense_spectrum": spec["dense_spectrum"],
     }
+    weights = pretrained_weights(config, run.arch)
+    return resolved if weights is None else {**resolved, **_resolve_pretrained(weights, run.arch)}
+
+
+def pretrained_weights(config: Mapping[str, Any], arch: str) -> Path | None:
+    """Return the file with the weights of an architecture that is trained already; None for one that is trained here.
+
+    Raises ConfigError for a file that may be outside data_root.
+    """
+    given = config.get("pretrained", {}).get(arch)
+    if given is None:
+        return None
+    if ".." in Path(given["weights"]).parts:
+        raise ConfigError(
+            f"weights: {given['weights']} may lead out of data_root because of its '..'; "
+            "put the file below data_root, or give an absolute path"
+        )
+    return Path(config["data_root"]) / given["weights"]
+
+
+def _refuse_training(where: str, dataset: str, run: Variant, given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a run of a network that is trained already, if its name speaks of another training."""
+    if dataset != given["dataset"]:
+        raise ConfigError(f"{where}: pretrained.{run.arch} is a network for {given['dataset']}; use this data set")
+    if run.ar != given.get("ar", 0):
+        fix = "use this strength, or correct it in pretrained"
+        raise ConfigError(f"{where}: pretrained.{run.arch} was trained at strength {given.get('ar', 0)}; {fix}")
+    if run.fgsm or run.seed or run.bound is not None:
+        raise ConfigError(f"{where}: pretrained.{run.arch} is not trained here; name its run without -fgsm, -sn and -s")
+
+
+def _resolve_pretrained(path: Path, name: str) -> dict[str, Any]:
+    """Resolve the settings in which a network that is trained already, with weights in a file, differs from others.
+
+    The place of its weights does not count, but their SHA-256 does: another file repeats the run.
+    """
+    try:
+        info = path.stat()
+        weights = _hash_file(path, info.st_size, info.st_mtime_ns)
+    except OSError as error:
+        raise ConfigError(
+            f"config.yaml: pretrained.{name}.weights: {path} cannot be read ({error.strerror}); put the file there, or "
+            "correct the path"
+        ) from error
+    return {"training": {"epochs": 0}, "train_attack": None, "pretrained": {"sha256": weights}}
+
+
+@cache
+def _hash_file(path: Path, size: int, modified: int) -> str:
+    """Compute the SHA-256 of a file, once for all rules of a run; with another size or time, it is another file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def training_settings(resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,17 +271,18 @@ def _refuse_unused_overrides(where: str, override: Mapping[str, Any], run: Varia
         raise ConfigError(f"{where}.training.clip_rounds: this run has no bound; name a run with -sn instead")
 
 
-def _resolve_factory(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolve a user-defined architecture: its callable, its arguments, and the code of the callable."""
+def _resolve_factory(own: Mapping[str, Any], block: str) -> dict[str, Any]:
+    """Resolve a user-defined architecture in a block of config.yaml: callable, arguments, and the callable's code."""
     target = own["callable"]
     try:
         code = callable_code(target)
     except (ImportError, OSError, RecursionError, SyntaxError, ValueError) as error:
         raise ConfigError(
-            f"config.yaml: architectures: callable {target!r} cannot be imported ({error}); install it, put its file "
+            f"config.yaml: {block}: callable {target!r} cannot be imported ({error}); install it, put its file "
             "beside the Snakefile, or correct the path"
         ) from error
-    return {"callable": target, "arguments": dict(own.get("arguments", {})), "code": code}
+    normalises = {"normalises": own["normalises"]} if block == "pretrained" else {}
+    return {"callable": target, "arguments": dict(own.get("arguments", {})), "code": code, **normalises}
 
 
 def _scalars(arch: str, own: Mapping[str, Any] | None) -> dict[str, str]:

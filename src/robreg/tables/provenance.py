@@ -13,7 +13,8 @@ from robreg.runs.source_code import hash_code
 PACKAGE = Path(__file__).parents[1]
 COMPUTING = ("data", "networks", "attacks", "spectra", "training", "measures")  # folders that affect a run's numbers
 TRAINING = ("training.loop", "data.preparation")  # import, directly or not, all code that affects the weights
-_NO_EFFECT = ("training.lease", "training.kept")  # on any number: they say who trains a run, and keep what was trained
+# These affect no number: they say who trains a run, keep what was trained, and estimate how long it takes.
+_NO_EFFECT = ("training.lease", "training.kept", "training.estimate")
 _RUN_KEYS = ("dataset", "variant", "seed", "version", "settings_hash")
 
 

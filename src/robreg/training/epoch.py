@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,14 +38,17 @@ def make_step(state: TrainingState, settings: Mapping[str, Any]) -> TrainingStep
 
 def train_epoch(
     state: TrainingState,
-    step: TrainingStep,
+    step: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]],
     settings: Mapping[str, Any],
     images: Tensor,
     labels: Tensor,
     *,
     stop: threading.Event,
 ) -> dict[str, Any]:
-    """Train one epoch and return its history row; to avoid synchronisation, losses stay on the device until the end."""
+    """Train one epoch and return its history row; to avoid synchronisation, losses stay on the device until the end.
+
+    step: what make_step returns, or a function that calls it.
+    """
     spec = settings["training"]
     epoch = len(state.history) + 1
     lr = learning_rate(spec, epoch)
@@ -54,7 +57,7 @@ def train_epoch(
     order, generator = epoch_randomness(settings["seed"], epoch, len(images), images.device)
     losses: list[Tensor] = []
     correct = torch.zeros((), dtype=torch.int64, device=images.device)
-    batches = order.split(spec["batch_size"])
+    batches = split_batches(order, spec["batch_size"], joins_last=state.joins_last)
     for index in batches:
         if stop.is_set():
             raise StoppedError(
@@ -72,6 +75,14 @@ def train_epoch(
     bound = settings["spectral_norm"]
     norms = None if bound is None else project(state.layers, bound, settings["clip_rounds"])
     return {"epoch": epoch, "lr": lr, "loss": mean, "acc": 100 * int(correct) / len(images), "sigma_max": norms}
+
+
+def split_batches(order: Tensor, size: int, *, joins_last: bool) -> tuple[Tensor, ...]:
+    """Split an epoch's order of examples into batches; joins_last: the last example, if alone, joins the one before."""
+    batches = order.split(size)
+    if joins_last and len(batches) > 1 and len(batches[-1]) == 1:
+        return (*batches[:-2], torch.cat(batches[-2:]))
+    return batches
 
 
 def prepare_batch(

@@ -18,6 +18,7 @@ from robreg.data.dataset import Dataset
 from robreg.networks.build import build_initial_network
 from robreg.networks.checkpoint import load_network, load_weights
 from robreg.networks.classifier import Classifier
+from robreg.networks.pretrained import load_pretrained
 from robreg.networks.probe import TOLERANCE, evaluate, first_images, make_probe, probe_difference
 from robreg.networks.tensor_file import repeats_values, save_file
 from robreg.networks.user_defined import ArchitectureError
@@ -27,12 +28,15 @@ from robreg.spectra.layers import list_layers
 from robreg.spectra.projection import enclosing_grid
 from robreg.tables.parquet import read_history, read_metadata, write
 from robreg.tables.provenance import code_hash, history_hash
+from robreg.tables.schemas import SCHEMAS
 from robreg.training.compile_cache import private_cache
-from robreg.training.epoch import make_step, train_epoch
+from robreg.training.epoch import make_step, split_batches, train_epoch
+from robreg.training.estimate import TimedSteps
 from robreg.training.kept import keep, kept_folder, set_aside, take_up, wants_training
 from robreg.training.lease import Lease
 from robreg.training.resume import ResumeFile, TrainingState, resume_identity
 from robreg.training.step import deterministic_algorithms
+from robreg.training.trial_batch import try_batch, try_evaluation
 
 SCALARS_LR = 0.1  # of the learning rate, for Fixup's scalars and the last bias, as in the code of its authors
 
@@ -51,9 +55,8 @@ def train(
     """Train one network, or resume from resume.pt next to the checkpoint, and write the checkpoint and the history.
 
     settings: the run's training settings (runs.settings.training_settings); on_epoch: called after every epoch with the
-    rows of the history so far. resume.pt is written atomically before the
-    first and after every epoch, and removed at the end. On a CPU, a run that is killed at any moment and started again
-    produces bit-identical results.
+    rows of the history so far. resume.pt is written atomically before the first and after every epoch, and removed at
+    the end. On a CPU, a run that is killed at any moment and started again produces bit-identical results.
     Raises ValueError if resume.pt is damaged or belongs to other settings, DivergedError if the loss or a weight is no
     longer finite, StoppedError on SIGTERM, and the errors of Lease.
     """
@@ -88,16 +91,48 @@ def _train(
                 if on_epoch is not None:
                     on_epoch(state.history)
         lease.check()
-        meta = {**_metadata(settings, data, device), "code_hash": state.code, "step": "; ".join(state.how)}
-        meta["history_sha256"] = history_hash(state.history)
+        made = {"code_hash": state.code, "step": "; ".join(state.how)}
+        meta = {**_metadata(settings, data, device), **made}
         probe = make_probe(_rebuild(state.model, settings, data), data.split("test")[0])
-        meta["probe_images"] = len(probe["images"])
-        save_file(checkpoint, {"model": state.model.state_dict(), "meta": meta, "probe": probe})
-        columns = {key: [row[key] for row in state.history] for key in state.history[0]}
-        write(history, "history", columns, meta)
-        keep(checkpoint.parent)
+        _store(state.model, state.history, probe=probe, meta=meta, checkpoint=checkpoint, history=history)
         wants_training(kept).unlink(missing_ok=True)
         resume.path.unlink()
+
+
+def _store(
+    model: Classifier,
+    rows: list[dict[str, Any]],
+    *,
+    probe: dict[str, Tensor],
+    meta: dict[str, Any],
+    checkpoint: Path,
+    history: Path,
+) -> None:
+    """Write the checkpoint of a network and its history, which has a row for each epoch, and keep both."""
+    meta = {**meta, "history_sha256": history_hash(rows), "probe_images": len(probe["images"])}
+    save_file(checkpoint, {"model": model.state_dict(), "meta": meta, "probe": probe})
+    write(history, "history", {name: [row[name] for row in rows] for name in SCHEMAS["history"].names}, meta)
+    keep(checkpoint.parent)
+
+
+def adopt(settings: Mapping[str, Any], data: Dataset, weights: Path, *, checkpoint: Path, history: Path) -> None:
+    """Write the checkpoint of a network that is trained already, and a history without epochs.
+
+    settings: the run's training settings; weights: the file of its weights. Raises ValueError if they are not those of
+    the settings or do not fit the network, and as train for a network that cannot be measured.
+    """
+    _check_architecture_code(settings)
+    model, arch = _build(settings, data), settings["arch"]
+    load_pretrained(model.network, weights, settings["pretrained"]["sha256"])
+    _check_state(model, arch)
+    try_evaluation(model, arch, data)
+    cpu = torch.device("cpu")
+    meta = {key: value for key, value in _metadata(settings, data, cpu).items() if key not in DEFAULTS}
+    made = {"code_hash": code_hash(settings["factory"]), "device": "not trained here"}
+    probe = make_probe(_rebuild(model, settings, data), data.split("test")[0])
+    _store(model, [], probe=probe, meta={**meta, **made}, checkpoint=checkpoint, history=history)
+    wants_training(kept_folder(checkpoint.parent, settings, data.sha256)).unlink(missing_ok=True)
+    log.info("nothing was trained: the weights are those of %s", weights)
 
 
 def _check_architecture_code(settings: Mapping[str, Any]) -> None:
@@ -153,9 +188,11 @@ def _train_epochs(
         images, labels = images.to(device), labels.to(device)
     first = len(state.history) + 1
     step = make_step(state, settings)
+    batches = len(split_batches(labels, settings["training"]["batch_size"], joins_last=state.joins_last))
+    timed = TimedSteps(step, images=len(images), batches=batches, epochs=epochs - len(state.history))
     for epoch in range(first, epochs + 1):
         begin = time.perf_counter()
-        row = train_epoch(state, step, settings, images, labels, stop=stop)
+        row = train_epoch(state, timed, settings, images, labels, stop=stop)
         row["seconds"] = time.perf_counter() - begin
         row["examples_per_s"] = len(images) / row["seconds"]
         state.history.append(row)
@@ -176,6 +213,7 @@ def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.dev
     model = _build(settings, data).to(device)
     layers = list_layers(model, data.shape)  # raises for a network that cannot be measured, before hours of training
     _check_state(model, settings["arch"])
+    joins_last = try_batch(model, settings, data)  # raises for a network that cannot be trained
     _rebuild(model, settings, data)  # raises for a network that gives no logits on a CPU, or cannot be saved
     if settings["clip_rounds"] == "exact":
         for layer in layers:
@@ -183,7 +221,7 @@ def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.dev
     spec = settings["training"]
     options = {key: spec[key] for key in ("lr", "momentum", "weight_decay")}
     sgd = torch.optim.SGD(_parameter_groups(model, settings), **options, fused=device.type == "cuda" or None)
-    return TrainingState(model, sgd, layers, [], code_hash(settings["factory"]))
+    return TrainingState(model, sgd, layers, [], code_hash(settings["factory"]), joins_last=joins_last)
 
 
 def _parameter_groups(model: Classifier, settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ class TrainingState:
 
     layers: the layers that a bound applies to; history: one row of history.parquet per finished epoch;
     code: the hash of the code that the run was started with; how: the ways in which its steps were computed
-    (TrainingStep.how).
+    (TrainingStep.how); joins_last: whether the last image of an epoch joins the batch before it (try_batch).
     """
 
     model: Classifier
@@ -42,6 +42,7 @@ class TrainingState:
     history: list[dict[str, Any]]
     code: str
     how: list[str] = field(default_factory=list)
+    joins_last: bool = False
 
 
 def resume_identity(settings: Mapping[str, Any], data_sha256: str) -> dict[str, Any]:

@@ -115,6 +115,9 @@ def _expand(config: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[s
 
 
 def _is_missing(run: Run) -> bool:
+    if "pretrained" in run.settings:
+        log.info("%s: its weights are given, and Snakemake takes them", run.name)
+        return False
     if not is_trained(run.folder, run.settings):
         return True
     log.info("%s: trained already", run.name)
