@@ -464,7 +464,8 @@ def tables(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     record_margins(
         checkpoint=run.checkpoint, data=run.prepared, margins=folder / "margins.parquet", batch=60, device="cpu"
     )
-    found = [{"layer": number, **row} for number, row in enumerate(rows(run.model, (1, 8, 8)), start=1)]
+    more = {"method": "fft", "error_mean": None, "error_std": None}
+    found = [{"layer": number, **row, **more} for number, row in enumerate(rows(run.model, (1, 8, 8)), start=1)]
     columns = {name: [row[name] for row in found] for name in schemas.SCHEMAS["svstd"].names}
     parquet.write(folder / "svstd.parquet", "svstd", columns, {})
     return folder

@@ -112,9 +112,9 @@ def restrict_to_live_part(
     """Replace the smallest and largest singular values of layers of which a part never takes part by the rest's.
 
     rows: of svstd.parquet; shape: of an image. Of every layer, output channels with weights of 0 and input channels
-    that are 0 for every image are left out of min, max, c_in and c_out; columns says which input channels are left,
-    (c_in,) bool. A layer of which nothing is left has a smallest singular value of 0. Layers with groups, and those
-    that are not circular, are taken whole.
+    that are 0 for every image are left out of min, max, c_in and c_out; live_columns says which input channels are
+    left, (c_in,) bool. A layer of which nothing is left has a smallest singular value of 0. Layers with groups, and
+    those that are not circular, are taken whole.
     """
     layers = list_layers(model, shape)
     reachable = reachable_inputs(model.network, layers, shape)
@@ -125,7 +125,7 @@ def restrict_to_live_part(
             continue
         columns = reachable[layer.name].to(layer.kernel.device)
         rest = live_part(layer.kernel, ~columns)
-        own = {**row, "columns": columns}
+        own = {**row, "live_columns": columns}
         if rest.shape != layer.kernel.shape:
             exact = exact_singular_values(layer.with_kernels(rest[None]), dense=0) if rest.numel() else None
             sigma = [0.0] if exact is None else exact[0].tolist()
@@ -273,7 +273,7 @@ def _smallest_row_distance(model: nn.Module, layers: Sequence[Mapping[str, Any]]
         return None
     module = model.get_submodule(last["name"])
     assert isinstance(module, nn.Linear)
-    weight = module.weight.detach().double()[:, last.get("columns", slice(None))].cpu()
+    weight = module.weight.detach().double()[:, last.get("live_columns", slice(None))].cpu()
     return float(torch.pdist(weight).min())  # pdist subtracts before squaring, so nothing cancels
 
 
