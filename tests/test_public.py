@@ -79,8 +79,8 @@ def test_the_singular_values_of_a_layer_are_those_of_its_kernel():
     torch.testing.assert_close(robreg.singular_values(linear)[0], torch.linalg.svdvals(linear.weight.detach().double()))
 
 
-def test_an_unsupported_layer_is_refused_with_the_reason():
-    with pytest.raises(ValueError, match="cannot be computed: stride 2 does not divide its input size 7"):
-        robreg.singular_values(torch.nn.Conv2d(3, 4, 3, stride=2, padding=1), (3, 7, 7))
+def test_a_matrix_that_is_too_large_and_a_shape_that_does_not_fit_are_refused():
+    with pytest.raises(ValueError, match="has 64 rows and 147 columns in 1 groups: give a larger value"):
+        robreg.singular_values(torch.nn.Conv2d(3, 4, 3, stride=2, padding=1), (3, 7, 7), dense=63)
     with pytest.raises(ValueError, match="input_shape must be"):
         robreg.singular_values(torch.nn.Conv2d(3, 4, 3), ())

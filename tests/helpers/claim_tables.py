@@ -48,8 +48,12 @@ def make_layers(folder: Path, softness: float, draw: np.random.Generator) -> Non
     rows: dict[str, Any] = {"layer": range(1, layers + 1), "name": [f"layer{index}" for index in range(layers)]}
     rows |= {"kind": ["conv"] * (layers - 1) + ["linear"]}
     rows |= {name: [1] * layers for name in schemas.SCHEMAS["svstd"].names[3:10]}
+    rows |= {name: [1] * layers for name in schemas.SCHEMAS["svstd"].names[14:20]}
+    rows |= {"operator": ["circular"] * layers, "method": ["fft"] * layers}
+    rows |= {"error_mean": [None] * layers, "error_std": [None] * layers}
     rows |= {"mean": [1.0] * layers, "std": std + draw.normal(0, 0.001, layers), "min": [0.0] * layers, "max": std}
-    parquet.write(folder / "svstd.parquet", "svstd", rows, {})
+    ordered = {name: rows[name] for name in schemas.SCHEMAS["svstd"].names}
+    parquet.write(folder / "svstd.parquet", "svstd", ordered, {})
     found = pd.DataFrame(
         [
             {"layer": layer, "name": f"layer{layer}", "perturbation": name, "eps": 8.0, "n": 100}

@@ -77,7 +77,7 @@ def make_run(folder: Path, ar: int, seed: int, factor: float = 1) -> None:
     parquet.write(folder / "lossvar.parquet", "lossvar", columns, META)
     layers: dict[str, Any] = {key: [3] * 3 for key in schemas.SCHEMAS["svstd"].names} | {
         "name": [*"abc"],
-        "kind": ["conv"] * 3,
+        **dict.fromkeys(("kind", "operator", "method"), ["conv"] * 3),
     }
     layers |= {"layer": [1, 2, 3], "std": [1 + seed / 10 - ar / 100 + layer / 5 for layer in range(3)]}
     parquet.write(folder / "svstd.parquet", "svstd", layers, META)

@@ -25,7 +25,7 @@ ATTACKS = pd.DataFrame({"attack": ["pgd"], "split": ["test"], "acc_conditional":
 
 
 def svstd(*largest: float) -> pd.DataFrame:
-    return pd.DataFrame({"name": [f"layer{n}" for n in range(len(largest))], "max": list(largest)})
+    return pd.DataFrame({"name": [f"layer{n}" for n in range(len(largest))], "max": list(largest), "calls": 1})
 
 
 def test_gaps_have_the_papers_signs() -> None:
@@ -102,7 +102,7 @@ def test_record_reads_three_tables_and_writes_one_row(tmp_path: Path) -> None:
     setting = {"attack": "pgd", "space": "pixel", "start": "random", "loss": "cross_entropy", "eps": 8.0, "step": 2.0}
     counts = {"steps": 10, "restarts": 1, "seed": 0, "split": "test", "n": 5, "n_correct": 0, "n_robust": 0}
     attack = setting | counts | {"acc_conditional": None, "acc_robust": 0.0}
-    layer = dict.fromkeys(("layer", "c_in", "c_out", "kernel", "stride", "height", "width", "n"), 1)
+    layer = dict.fromkeys(schemas.SCHEMAS["svstd"].names, 1) | {"operator": "matrix", "method": "dense"}
     layer |= {"name": "linear", "kind": "linear"} | dict.fromkeys(("mean", "std", "min", "max"), 10.0)
     paths = {name: tmp_path / f"{name}.parquet" for name in ("margins", "attacks", "svstd", "metrics")}
     tables = {
@@ -111,7 +111,7 @@ def test_record_reads_three_tables_and_writes_one_row(tmp_path: Path) -> None:
         "svstd": {key: [layer[key]] for key in schemas.SCHEMAS["svstd"].names},
     }
     for name, table in tables.items():
-        parquet.write(paths[name], name, table, meta)
+        parquet.write(paths[name], name, table, meta | ({"unmeasured": {}} if name == "svstd" else {}))
     metrics.record(**paths)
     (row,) = parquet.read(tmp_path / "metrics.parquet").to_pylist()
     assert row == {
@@ -127,3 +127,17 @@ def test_record_reads_three_tables_and_writes_one_row(tmp_path: Path) -> None:
         "log10_spectral_complexity": 1.0,
     }
     assert parquet.read_metadata(tmp_path / "metrics.parquet") == meta
+
+
+def test_a_layer_counts_as_often_as_it_is_called() -> None:
+    table = svstd(2.0, 5.0).assign(calls=[3, 1])
+    assert metrics.compute_metrics(MARGINS, ATTACKS, table)["spectral_complexity"] == pytest.approx(40.0)
+
+
+def test_a_network_with_a_part_without_singular_values_has_no_spectral_complexity(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = metrics.compute_metrics(MARGINS, ATTACKS, svstd(2.0), unmeasured={"network.attention": "why"})
+    assert found["spectral_complexity"] is found["log10_spectral_complexity"] is None
+    assert found["test_acc"] == 40.0
+    assert "because these have no singular values: network.attention" in caplog.text

@@ -14,8 +14,8 @@ from robreg.attacks.pgd import uniform_noise
 from robreg.data.dataset import to_float
 from robreg.measures import perturbation_spread
 from robreg.networks.classifier import Classifier, Normalise
+from robreg.spectra.applied import AppliedOperator
 from robreg.spectra.layers import list_layers
-from robreg.spectra.zero_padding import _Operator
 from robreg.tables import parquet, schemas
 
 SPEC = {"eps": 8.0, "step": 2.0, "steps": 4, "n": 500, "seed": 3, "space": "pixel"}
@@ -99,7 +99,7 @@ def test_ratios_lie_between_the_zero_padded_operators_singular_values(examples: 
     torch.manual_seed(0)
     model = plain(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(192, 10))
     found = perturbation_spread.measure(model, *examples, SPEC | {"eps": 32.0}, batch=5)
-    sigma = torch.linalg.svdvals(_Operator(list_layers(model, (2, 8, 8))[0]).matrix())
+    sigma = torch.linalg.svdvals(AppliedOperator(list_layers(model, (2, 8, 8))[0]).matrices()[0])
     for ratios in found.values():
         assert float(sigma[-1]) * (1 - 1e-5) <= float(ratios["network.0"].min())
         assert float(ratios["network.0"].max()) <= float(sigma[0]) * (1 + 1e-5)
@@ -175,3 +175,28 @@ def test_a_layer_that_nothing_reaches_has_no_row_and_the_log_says_so(run, tmp_pa
     frame = parquet.read(out).to_pandas()
     assert set(frame["name"]) == {"margin", "network.stem"}
     assert "no pgd perturbation reaches layer network.linear" in caplog.text
+
+
+class Tokens(nn.Module):
+    """A network that cuts images into 16 tokens, with a layer that is called twice, and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.twice = nn.Conv2d(2, 6, 2, stride=2), nn.Linear(6, 6)
+        self.attention, self.head = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(self.twice(input=self.patch(x).flatten(2).mT))
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+def test_ratios_of_tokens_are_per_example_and_attentions_matrices_are_left_out(examples: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    model = plain(Tokens())
+    found = perturbation_spread.measure(model, *examples, SPEC, batch=4)["random"]
+    assert {name: len(values) for name, values in found.items()} == {
+        "margin": 11,
+        "network.0.patch": 11,
+        "network.0.twice": 22,
+        "network.0.head": 11,
+    }

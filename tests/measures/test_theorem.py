@@ -88,7 +88,7 @@ def test_first_term_of_a_net_worked_out_by_hand() -> None:
 
 def test_a_product_below_the_smallest_float_has_its_logarithm() -> None:
     model = plain([[1.0, 0.0], [0.0, 1.0]])
-    small = {"kind": "linear", "c_in": 2, "c_out": 2, "kernel": 1, "min": 1e-5, "max": 1.0}
+    small = rows(model, (1, 1, 2))[0] | {"min": 1e-5}
     found = theorem.first_term(model, [small] * 100 + rows(model, (1, 1, 2)), 1.0, gamma=1.0)
     assert found["log10_sigma_min_product"] == pytest.approx(-500)
     assert found["first_term_lower"] == 1
@@ -127,6 +127,14 @@ def test_batch_normalisation_counts_as_the_linear_layer_that_it_is_in_evaluation
     assert smaller["log10_u_min_upper"] == pytest.approx(found["log10_u_min_upper"] - 3, abs=1e-5)
     norm.weight.data[1] = 0
     assert theorem.first_term(model, layers, 0.1, gamma=1.0)["sigma_min_zero_layers"] == 1
+
+
+def test_a_part_without_singular_values_leaves_u_min_undefined(caplog: pytest.LogCaptureFixture) -> None:
+    model = plain([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]])
+    model.network.append(nn.GLU())
+    found = theorem.first_term(model, rows(model, (1, 1, 2)), 0.1, gamma=1.0)
+    assert found["log10_sigma_min_product"] is found["log10_u_min_upper"] is None
+    assert "u_min is null: network.4 has no singular values (GLU multiplies features" in caplog.text
 
 
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.BatchNorm2d(4, track_running_stats=False)])
@@ -456,7 +464,8 @@ def tables(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     record_margins(
         checkpoint=run.checkpoint, data=run.prepared, margins=folder / "margins.parquet", batch=60, device="cpu"
     )
-    found = [{"layer": number, **row} for number, row in enumerate(rows(run.model, (1, 8, 8)), start=1)]
+    more = {"method": "fft", "error_mean": None, "error_std": None}
+    found = [{"layer": number, **row, **more} for number, row in enumerate(rows(run.model, (1, 8, 8)), start=1)]
     columns = {name: [row[name] for row in found] for name in schemas.SCHEMAS["svstd"].names}
     parquet.write(folder / "svstd.parquet", "svstd", columns, {})
     return folder

@@ -57,6 +57,9 @@ def make(root: Path, run: dict[str, Any], *, factor: float = 1.0) -> dict[str, A
     columns: dict[str, Any] = {name: [1] * layers for name in schemas.SCHEMAS["svstd"].names[3:10]}
     columns = {"layer": range(layers), "name": list("abcde"), "kind": ["conv"] * 4 + ["linear"], **columns}
     columns |= {"mean": [1.0] * layers, "std": std, "min": [0.0] * layers, "max": [2.0] * layers}
+    columns |= {name: [1] * layers for name in schemas.SCHEMAS["svstd"].names[14:20]}
+    columns |= {"operator": ["circular"] * layers, "method": ["fft"] * layers}
+    columns |= {"error_mean": [None] * layers, "error_std": [None] * layers}
     parquet.write(folder / "svstd.parquet", "svstd", columns, {})
     return {**run, "folder": str(folder)}
 

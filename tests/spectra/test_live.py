@@ -118,7 +118,7 @@ def test_the_live_spectrum_is_that_of_the_dense_operator_without_the_rows_and_co
     frozen = torch.tensor([False, True, False, True])
     one = Layer("one", module, 4, 4)
     circular = summarise_spectrum(*circular_singular_values(one.kernel, 4, 4))
-    row = describe_live_part(one, frozen, circular)
+    row = describe_live_part(one, frozen, circular, dense=1)
     units = torch.eye(4 * 16, dtype=torch.float64).view(-1, 4, 4, 4)
     matrix = module(units).detach().view(4, 16, 5, 16)[~frozen][:, :, [0, 1, 2, 4]].reshape(32, 64)
     sigma = np.linalg.svd(matrix.numpy(), compute_uv=False)
@@ -128,9 +128,10 @@ def test_the_live_spectrum_is_that_of_the_dense_operator_without_the_rows_and_co
     squares = one.kernel.square().sum((0, 2, 3))
     assert row["frozen_share"] == pytest.approx(float((squares[1] + squares[3]) / squares.sum()))
     assert live_part(one.kernel, frozen).shape == (4, 2, 3, 3)
-    gone = describe_live_part(one, torch.ones(4, dtype=torch.bool), circular)
+    gone = describe_live_part(one, torch.ones(4, dtype=torch.bool), circular, dense=1)
     assert (gone["std_live"], gone["max_live"], gone["frozen_share"]) == (None, None, 1.0)
-    whole = describe_live_part(Layer("all", nn.Conv2d(4, 5, 1), 4, 4), torch.zeros(4, dtype=torch.bool), circular)
+    everything = Layer("all", nn.Conv2d(4, 5, 1), 4, 4)
+    whole = describe_live_part(everything, torch.zeros(4, dtype=torch.bool), circular, dense=1)
     assert (whole["std_live"], whole["max_live"]) == (circular["std"], circular["max"])
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robreg.spectra import zero_padding
+from robreg.spectra import applied
+from robreg.spectra.applied import AppliedOperator
 from robreg.spectra.layers import Layer
 from robreg.spectra.singular_values import circular_singular_values, summarise_spectrum
 from robreg.spectra.zero_padding import compare_with_circular
@@ -74,9 +75,9 @@ def test_the_singular_values_are_those_of_the_matrix(case: Layer) -> None:
 @pytest.mark.parametrize("case", [case for case, _ in CASES])
 def test_the_operator_and_its_transpose_are_those_of_the_matrix(case: Layer) -> None:
     matrix = build_matrix(case.kernel, (case.height, case.width), case.stride)
-    operator = zero_padding._Operator(case)
+    operator = AppliedOperator(case)
     assert operator.shape == matrix.shape
-    np.testing.assert_array_equal(operator.matrix().numpy(), matrix)
+    np.testing.assert_array_equal(operator.matrices()[0].numpy(), matrix)
     x, y = (torch.randn(length, dtype=torch.float64) for length in reversed(matrix.shape))
     for _ in range(2):  # the graph of the gradient can be used repeatedly
         np.testing.assert_allclose(operator.forward(x).numpy(), matrix @ x.numpy(), atol=1e-12)
@@ -160,9 +161,9 @@ def test_the_largest_value_of_a_layer_of_zeros_is_0(dense: int) -> None:
 
 def test_the_matrix_does_not_depend_on_the_number_of_unit_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     case = layer(2, 3, (4, 4))
-    whole = zero_padding._Operator(case).matrix()
-    monkeypatch.setattr(zero_padding, "_CHUNK", 8 * 48 * 5)  # bytes of five images
-    assert torch.equal(zero_padding._Operator(case).matrix(), whole)
+    whole = AppliedOperator(case).matrices()[0]
+    monkeypatch.setattr(applied, "_CHUNK", 8 * 48 * 5)  # bytes of five images
+    assert torch.equal(AppliedOperator(case).matrices()[0], whole)
 
 
 def test_the_layer_is_left_unchanged() -> None:

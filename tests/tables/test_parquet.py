@@ -20,7 +20,8 @@ EXPECTED_COLUMNS = {
     "acc_robust",
     "lossvar": "eps index loss_clean loss_adv variation prob_clean prob_adv prob_variation",
     "sv": "layer name sigma multiplicity",
-    "svstd": "layer name kind c_in c_out kernel stride height width n mean std min max",
+    "svstd": "layer name kind c_in c_out kernel stride height width n mean std min max "
+    "kernel_width stride_width groups calls rows columns operator method error_mean error_std",
     "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "
     "log10_spectral_complexity",
     # Tables of the optional measures and of the checks.

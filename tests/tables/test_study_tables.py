@@ -47,7 +47,7 @@ def with_spectra(run: dict[str, Any], stds: Sequence[float]) -> dict[str, Any]:
     count = len(stds)
     layers: dict[str, Any] = dict.fromkeys(schemas.SCHEMAS["svstd"].names, [1] * count) | {"std": list(stds)}
     layers |= {"layer": [*range(1, count + 1)], "name": [f"layer{index}" for index in range(count)]}
-    layers |= {"kind": ["conv"] * (count - 1) + ["linear"]}
+    layers |= {"kind": ["conv"] * (count - 1) + ["linear"], **dict.fromkeys(("operator", "method"), ["x"] * count)}
     parquet.write(Path(run["folder"]) / "svstd.parquet", "svstd", layers, {})
     live: dict[str, Any] = dict.fromkeys(schemas.SCHEMAS["live"].names, [1] * count) | {"std": list(stds)}
     live |= {"layer": layers["layer"], "name": layers["name"], "std_live": [None, *(2 * std for std in stds[1:])]}

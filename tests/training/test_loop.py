@@ -222,12 +222,14 @@ def test_a_checkpoint_records_neither_code_if_its_training_was_continued_with_an
     assert recorded not in (at_start, "edited since")
 
 
-def test_a_network_that_cannot_be_measured_is_refused_before_it_is_trained(prepared, tmp_path):
+def test_a_stride_that_does_not_divide_the_images_is_refused_only_with_a_bound(prepared, tmp_path):
     odd = copy.copy(prepared)
-    object.__setattr__(odd, "train_images", prepared.train_images[:, :, :7, :7])
+    for split in ("train_images", "test_images"):
+        object.__setattr__(odd, split, getattr(prepared, split)[:, :, :7, :7])
     with pytest.raises(ValueError, match=r"layer \S+conv1: stride 2 does not divide its input size 7"):
-        run(make_settings(), odd, tmp_path)
+        run(make_settings("ar8-sn1"), odd, tmp_path)
     assert list(tmp_path.iterdir()) == []
+    assert loop._initial_state(make_settings(), odd, CPU).layers[3].operator == "zero-padded"
 
 
 @pytest.mark.parametrize("keep", [0, 10, *(step / 20 for step in range(1, 20)), 0.99])

@@ -163,17 +163,17 @@ def test_a_user_defined_data_set_and_network_only_need_config(own):
 
 
 @pytest.mark.parametrize(
-    ("arch", "message"),
+    ("run", "message"),
     [
-        ("squeeze", "Error: layer network.features.0: a circular operator needs padding that keeps the size"),
-        ("alex", "Error: the network cannot take an image of shape (3, 32, 32) (Given input size"),
+        ("ar8-sn1-squeeze", "layer network.features.0: a bound needs padding that keeps the size"),
+        ("ar8-alex", "Error: the network cannot take an image of shape (3, 32, 32) (Given input size"),
     ],
 )
-def test_an_unsupported_network_is_refused_by_its_layer_before_any_training(arch, message, own):
-    output = snakemake(own, "-c1", f"results/colours/ar8-{arch}/checkpoint.pt", check=False)
+def test_a_network_that_cannot_be_bounded_or_take_the_images_is_refused_before_any_training(run, message, own):
+    output = snakemake(own, "-c1", f"results/colours/{run}/checkpoint.pt", check=False)
     assert message in output
-    run = own / f"results/colours/ar8-{arch}"
-    assert not run.exists() or not any(run.iterdir())
+    folder = own / f"results/colours/{run}"
+    assert not folder.exists() or not any(folder.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,8 @@ COLUMNS = {
     "acc_conditional acc_robust",
     "lossvar": "eps index loss_clean loss_adv variation prob_clean prob_adv prob_variation",
     "sv": "layer name sigma multiplicity",
-    "svstd": "layer name kind c_in c_out kernel stride height width n mean std min max",
+    "svstd": "layer name kind c_in c_out kernel stride height width n mean std min max "
+    "kernel_width stride_width groups calls rows columns operator method error_mean error_std",
     "live": "layer name rows columns dead_rows frozen_columns frozen_share std max std_live max_live",
     "padding": "layer name method std_circular std_zero max_circular max_zero",
     "spread": "layer name perturbation eps n mean std",

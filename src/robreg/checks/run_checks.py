@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,10 @@ def record(folder: Path, *, bound: float | None, unprotected: bool) -> None:
     tables = {kind: parquet.read(folder / f"{kind}.parquet").to_pandas() for kind in CHECKED}
     own = {f"{kind}.parquet": parquet.read_metadata(folder / f"{kind}.parquet") for kind in CHECKED}
     variations = own["lossvar.parquet"].get("attack", {}).get("n")  # older tables have all examples
+    options = {"variations": variations, "unmeasured": own["svstd.parquet"].get("unmeasured", ())}
     trained = "pretrained" not in parquet.read_settings(folder / "history.parquet")
     rows = [
-        *check(tables, bound=bound, variations=variations, trained=trained),
+        *check(tables, bound=bound, trained=trained, **options),
         *_check_checkpoint(folder / CHECKPOINT, own),
     ]
     rows.append(same_run(own, folder))
@@ -68,17 +69,24 @@ def record(folder: Path, *, bound: float | None, unprotected: bool) -> None:
     parquet.write(folder / "checks.parquet", "checks", columns, meta)
 
 
-def check(tables: Tables, *, bound: float | None, variations: int | None = None, trained: bool = True) -> list[Row]:
+def check(
+    tables: Tables,
+    *,
+    bound: float | None,
+    variations: int | None = None,
+    unmeasured: Collection[str] = (),
+    trained: bool = True,
+) -> list[Row]:
     """Check a run's tables against each other and return one row per check.
 
-    tables: by kind; bound: as for record; variations: the number of test examples in lossvar, None for all; trained:
-    whether the network was trained here, and did not come with its weights, so that it has a history. If a table has
-    missing or duplicate rows, or values that are not finite, only the checks of completeness are returned, because the
-    others cannot be computed.
+    tables: by kind; bound: as for record; variations: the number of test examples in lossvar, None for all; unmeasured:
+    the parts of the network that svstd leaves out; trained: whether the network was trained here, and did not come with
+    its weights, so that it has a history. If a table has missing or duplicate rows, or values that are not finite, only
+    the checks of completeness are returned, because the others cannot be computed.
     """
     completeness = [
         row
-        for kind, complete in _complete_tables(tables, variations, trained=trained).items()
+        for kind, complete in _complete_tables(tables, variations, unmeasured, trained=trained).items()
         for row in _check_completeness(kind, tables[kind], complete=complete)
     ]
     if not all(row["passed"] for row in completeness):
@@ -93,8 +101,8 @@ def check(tables: Tables, *, bound: float | None, variations: int | None = None,
     rows += _with_files(_check_variation(tables["lossvar"], margins["test"]), "margins", "lossvar")
     rows += _with_files(_check_spectra(tables["sv"], svstd), "sv", "svstd")
     rows += _with_files(_check_published(svstd, tables["live"], tables["padding"]), "svstd", "live", "padding")
-    rows += _with_files(_check_live_part(tables["live"]), "live")
-    rows += _with_files(_check_complexity(svstd, metrics), "svstd", "metrics")
+    rows += _with_files(_check_live_part(tables["live"], svstd), "live", "svstd")
+    rows += _with_files(_check_complexity(svstd, metrics, unmeasured), "svstd", "metrics")
     if bound is not None:
         norms = tables["history"].sort_values("epoch")["sigma_max"].tolist()
         rows += _with_files(_check_bounds(tables["padding"], norms, bound), "padding", "history")
@@ -144,7 +152,9 @@ def _with_files(rows: Iterable[Row], *kinds: str) -> list[Row]:
     return with_files(rows, *(f"{kind}.parquet" for kind in kinds))
 
 
-def _complete_tables(tables: Tables, variations: int | None, *, trained: bool) -> dict[str, bool]:
+def _complete_tables(
+    tables: Tables, variations: int | None, unmeasured: Collection[str], *, trained: bool
+) -> dict[str, bool]:
     """Return for every table whether each expected row is there exactly once."""
     masking, lossvar = tables["masking"], tables["lossvar"]
     splits = {split: part["index"] for split, part in tables["margins"].groupby("split")}
@@ -157,17 +167,16 @@ def _complete_tables(tables: Tables, variations: int | None, *, trained: bool) -
         kind: set(zip(tables[kind]["layer"], tables[kind]["name"], strict=True))
         for kind in ("sv", "svstd", "live", "padding")
     }
+    numbers, known = tables["svstd"]["layer"], tables["svstd"][tables["svstd"]["error_mean"].isna()]
+    exact = set(zip(known["layer"], known["name"], strict=True))
     return {
         "history": _is_complete(tables["history"], trained=trained),
         "margins": splits.keys() == {"train", "test"} and all(_are_consecutive(part, 0) for part in splits.values()),
         "attacks": not attacks.duplicated(_ATTACK_SETTING).any() and kinds >= _NEEDED,
         "lossvar": len(radii) > 0 and all(_are_consecutive(part, 0) and len(part) == varied for part in radii),
-        "sv": layers["sv"] == layers["svstd"],
-        "svstd": _are_consecutive(tables["svstd"]["layer"], 1),
-        **{
-            kind: layers[kind] == layers["svstd"] and _are_consecutive(tables[kind]["layer"], 1)
-            for kind in ("live", "padding")
-        },
+        "sv": layers["sv"] == exact,
+        "svstd": _are_consecutive(numbers, 1) or (len(unmeasured) > 0 and len(numbers) == 0),
+        **{kind: layers[kind] == layers["svstd"] and len(tables[kind]) == len(numbers) for kind in ("live", "padding")},
         "metrics": len(tables["metrics"]) == 1,
         "masking": len(masking) > 0 and not masking["check"].duplicated().any(),
     }
@@ -279,12 +288,21 @@ def _check_variation(lossvar: pd.DataFrame, margins: pd.DataFrame) -> Iterator[R
 
 
 def _check_spectra(sv: pd.DataFrame, svstd: pd.DataFrame) -> Iterator[Row]:
-    size = svstd["height"] * svstd["width"]
-    smaller = np.minimum(svstd["c_in"] * size, svstd["c_out"] * size // svstd["stride"] ** 2)
+    smaller = np.minimum(svstd["rows"], svstd["columns"])
+    estimated = svstd["error_mean"].notna()
     counted = sv.groupby("layer")["multiplicity"].sum().reindex(svstd["layer"]).to_numpy()
-    wrong = (svstd["n"] != smaller) | (smaller != counted)
+    wrong = (svstd["n"] != smaller) | (~estimated & (smaller != counted))
     yield count_violations("spectrum_size", "layers without min(rows, columns) singular values", wrong)
-    for row in svstd.to_dict("records"):
+    circular = (svstd["operator"] != "circular") | (
+        (svstd["columns"] == svstd["c_in"] * svstd["height"] * svstd["width"])
+        & (svstd["rows"] * svstd["stride"] * svstd["stride_width"] * svstd["c_in"] == svstd["columns"] * svstd["c_out"])
+    )
+    yield count_violations("operator_size", "circular layers with other rows and columns than their size", ~circular)
+    unlike = (svstd["method"] == "lanczos") != estimated
+    ordered = (svstd["min"] <= svstd["mean"]) & (svstd["mean"] <= svstd["max"]) & (svstd["std"] >= 0)
+    bad = unlike | (estimated & ~ordered)
+    yield count_violations("spectrum_estimates", "estimates without an error, or out of order, or the reverse", bad)
+    for row in svstd[~estimated].to_dict("records"):
         sigma, n = sv.loc[sv["layer"] == row["layer"], ["sigma", "multiplicity"]].to_numpy().T
         mean = float(np.average(sigma, weights=n))
         std = math.sqrt(np.average((sigma - mean) ** 2, weights=n))
@@ -293,10 +311,15 @@ def _check_spectra(sv: pd.DataFrame, svstd: pd.DataFrame) -> Iterator[Row]:
         yield at_most(f"spectrum_{row['layer']}", f"mean, std, min, max of {row['name']} and its values", gap, 0.0)
 
 
-def _check_complexity(svstd: pd.DataFrame, metrics: pd.Series) -> Iterator[Row]:
-    log10, known = float(np.log10(svstd["max"]).sum()), metrics["log10_spectral_complexity"]
+def _check_complexity(svstd: pd.DataFrame, metrics: pd.Series, unmeasured: Collection[str]) -> Iterator[Row]:
+    known, itself = metrics["log10_spectral_complexity"], metrics["spectral_complexity"]
+    missing = pd.isna(known) != (len(unmeasured) > 0)
+    yield count_violations("complexity_null", "spectral complexity of a network with parts that have none", missing)
+    if pd.isna(known):
+        return
+    log10 = float((np.log10(svstd["max"]) * svstd["calls"]).sum())
     yield equal("spectral_complexity", "log10 spectral complexity and its value from the layers", known, log10)
-    if pd.notna(itself := metrics["spectral_complexity"]):  # null if it is outside the range of a float
+    if pd.notna(itself):  # null if it is outside the range of a float
         found = math.log10(itself) if itself > 0 else math.nan
         yield equal("log10_complexity", "log10 of the spectral complexity, and its column", found, known)
 
@@ -304,22 +327,28 @@ def _check_complexity(svstd: pd.DataFrame, metrics: pd.Series) -> Iterator[Row]:
 def _check_published(svstd: pd.DataFrame, live: pd.DataFrame, padding: pd.DataFrame) -> Iterator[Row]:
     """Check that the tables beside svstd repeat its std and max."""
     by_layer = [frame.sort_values("layer").reset_index(drop=True) for frame in (svstd, live, padding)]
+    lost = by_layer[2]["std_circular"].isna() != ~by_layer[0]["operator"].isin(["circular", "matrix"])
+    yield count_violations("padding_nulls", "layers with a circular spectrum but no circular operator", lost)
     published = by_layer[0][["std", "max"]].to_numpy()
     copies = (by_layer[1][["std", "max"]], by_layer[2][["std_circular", "max_circular"]])
     for name, copied in zip(("live", "padding"), copies, strict=True):
-        other = copied.to_numpy() != published
+        other = copied.notna().to_numpy() & (copied.to_numpy() != published)
         yield count_violations(f"{name}_published", f"std and max in {name} other than in svstd", other)
 
 
-def _check_live_part(live: pd.DataFrame) -> Iterator[Row]:
+def _check_live_part(live: pd.DataFrame, svstd: pd.DataFrame) -> Iterator[Row]:
+    live, svstd = (frame.sort_values("layer").reset_index(drop=True) for frame in (live, svstd))
     rows, columns = live["dead_rows"].between(0, live["rows"]), live["frozen_columns"].between(0, live["columns"])
     wrong = ~(rows & columns & live["frozen_share"].between(0, 1))
     yield count_violations("live_counts", "layers with more dead or frozen channels than channels", wrong)
     gone = (live["dead_rows"] == live["rows"]) | (live["frozen_columns"] == live["columns"])
-    other = (live["std_live"].isna() != gone) | (live["max_live"].isna() != gone)
+    null = live["std_live"].isna()  # with groups, nothing may be left of all of them, or an estimate be impossible
+    other = (null != live["max_live"].isna()) | (gone & ~null) | (~gone & null & (svstd["groups"] == 1))
     yield count_violations("live_nulls", "layers with a live spectrum but no live part, or the reverse", other)
-    above = (live["max_live"].astype("float64") / live["max"]).max()
-    yield at_most("live_max", "largest singular value of a live part, relative to its layer's", above, 1.0)
+    ratio = (live["max_live"].astype("float64") / live["max"]).dropna()
+    tolerance = FLOAT32 if svstd["error_mean"].notna().any() else NOISE
+    what = "largest singular value of a live part, relative to its layer's"
+    yield at_most("live_max", what, ratio.max() if len(ratio) else 0.0, 1.0, tolerance)
 
 
 def _check_bounds(padding: pd.DataFrame, norms: Sequence[Sequence[float] | None], bound: float) -> Iterator[Row]:

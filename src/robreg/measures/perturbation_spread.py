@@ -15,7 +15,7 @@ from robreg.measures.margins import margins
 from robreg.measures.open_run import open_run
 from robreg.networks.classifier import Classifier
 from robreg.networks.frozen import frozen
-from robreg.spectra.layers import list_layers
+from robreg.spectra.layers import first_input, is_linear_map, list_layers
 from robreg.tables import parquet, provenance, schemas
 
 PERTURBATIONS = ("random", "pgd")
@@ -44,7 +44,10 @@ def record(  # noqa: PLR0913 - one argument per file and setting
     columns: dict[str, list[Any]] = {name: [] for name in schemas.SCHEMAS["spread"].names}
     for perturbation, measured in measure(model, images, labels, spec, batch=batch).items():
         for number, name in enumerate(["margin", *names]):
-            values = measured[name]
+            values = measured.get(name)
+            if values is None:  # a matrix of attention, or a layer whose inputs do not have one row per example
+                log.warning("layer %s is not measured by example, so spread.parquet has no row for it", name)
+                continue
             if not len(values):
                 log.warning(
                     "no %s perturbation reaches layer %s, so spread.parquet has no row for it", perturbation, name
@@ -65,8 +68,9 @@ def measure(
     images: (N, C, H, W) uint8; labels: (N,); spec: eps and step in 1/255, steps, seed, space. There are two
     perturbations: "random" is uniform in the l_inf ball, clipped to [0, 1], and "pgd" ascends the loss from there. The
     network runs in fp32 and norms are in float64; biases cancel. Returns for each perturbation "margin" (N,), in
-    logits, and for each layer the ratios of those examples whose perturbation reaches the layer, all float64 on the
-    CPU. No activations are kept.
+    logits, and for each layer the ratios of those examples whose perturbation reaches the layer, in every call of a
+    layer that is called several times, all float64 on the CPU. Matrices of attention are no layers of their own and are
+    left out, and so are layers whose inputs are not sorted by example. No activations are kept.
     """
     device = next(model.parameters()).device
     ratios: dict[str, Ratios] = {perturbation: {"margin": []} for perturbation in PERTURBATIONS}
@@ -98,15 +102,27 @@ def perturb(model: Classifier, x: Tensor, y: Tensor, spec: Mapping[str, Any], no
 def _collect_ratios(model: nn.Module, ratios: Ratios) -> Iterator[None]:
     """Add every layer's ratios to `ratios` while the model runs on a batch whose halves are clean and perturbed."""
 
+    examples = 0
+
+    def count(x: Tensor) -> None:
+        nonlocal examples
+        examples = len(x)
+
     def append_ratios(name: str, x: Tensor, y: Tensor) -> None:
-        before, after = _norm_of_change(x), _norm_of_change(y)
+        if len(x) % examples or len(y) % examples:
+            return
+        before, after = (_norm_of_change(part.reshape(examples, -1)) for part in (x, y))
         reached = before > 0
         ratios.setdefault(name, []).append((after[reached] / before[reached]).cpu())
 
-    hooks = [
-        module.register_forward_hook(lambda module, args, output, name=name: append_ratios(name, args[0], output))
+    hooks = [model.register_forward_pre_hook(lambda module, args: count(args[0]))]
+    hooks += [
+        module.register_forward_hook(
+            lambda module, args, kwargs, output, name=name: append_ratios(name, first_input(args, kwargs), output),
+            with_kwargs=True,
+        )
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if is_linear_map(module)
     ]
     try:
         yield
@@ -116,6 +132,6 @@ def _collect_ratios(model: nn.Module, ratios: Ratios) -> Iterator[None]:
 
 
 def _norm_of_change(x: Tensor) -> Tensor:
-    """Return the norm, (B,), of the difference between the two halves of x (2 B, ...)."""
-    clean, other = x.flatten(1).chunk(2)
+    """Return the norm, (B,), of the difference between the two halves of x (2 B, n)."""
+    clean, other = x.chunk(2)
     return torch.linalg.vector_norm(other - clean, dim=1, dtype=torch.float64)

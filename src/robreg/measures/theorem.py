@@ -34,9 +34,9 @@ from robreg.measures import lemma
 from robreg.measures.open_run import open_run
 from robreg.networks.classifier import Classifier
 from robreg.networks.frozen import frozen
-from robreg.spectra.layers import list_layers
+from robreg.spectra.layers import list_layers, unmeasured
 from robreg.spectra.live import live_part, reachable_inputs
-from robreg.spectra.singular_values import circular_singular_values
+from robreg.spectra.singular_values import exact_singular_values
 from robreg.tables import parquet, provenance, schemas
 
 _BATCH = 50  # images per batch of the attacks
@@ -112,20 +112,23 @@ def restrict_to_live_part(
     """Replace the smallest and largest singular values of layers of which a part never takes part by the rest's.
 
     rows: of svstd.parquet; shape: of an image. Of every layer, output channels with weights of 0 and input channels
-    that are 0 for every image are left out of min, max, c_in and c_out; columns says which input channels are left,
-    (c_in,) bool. A layer of which nothing is left has a smallest singular value of 0.
+    that are 0 for every image are left out of min, max, c_in and c_out; live_columns says which input channels are
+    left, (c_in,) bool. A layer of which nothing is left has a smallest singular value of 0. Layers with groups, and
+    those that are not circular, are taken whole.
     """
     layers = list_layers(model, shape)
     reachable = reachable_inputs(model.network, layers, shape)
     found = []
     for row, layer in zip(rows, layers, strict=True):
+        if layer.groups > 1 or layer.operator not in ("circular", "matrix"):
+            found.append(dict(row))
+            continue
         columns = reachable[layer.name].to(layer.kernel.device)
         rest = live_part(layer.kernel, ~columns)
-        own = {**row, "columns": columns}
+        own = {**row, "live_columns": columns}
         if rest.shape != layer.kernel.shape:
-            sigma = [0.0]
-            if rest.numel():
-                sigma = circular_singular_values(rest, layer.height, layer.width, layer.stride)[0].tolist()
+            exact = exact_singular_values(layer.with_kernels(rest[None]), dense=0) if rest.numel() else None
+            sigma = [0.0] if exact is None else exact[0].tolist()
             own |= {"c_out": rest.shape[0], "c_in": rest.shape[1], "min": min(sigma), "max": max(sigma)}
         found.append(own)
     return found
@@ -139,15 +142,19 @@ def first_term(
     layers: the rows of svstd.parquet, perhaps from restrict_to_live_part; v_min: the smallest distance to the boundary
     for pixels in [0, 1], None if unknown. The product of sigma_min runs over all layers before the last one, which is
     linear, over batch normalisation, and over the normalisation of the input, because distances are between pixels; its
-    smallest singular value is 1 / max std. The product's log10 is None if a factor is 0 or unknown, as it is of a
-    network that normalises its input itself.
+    smallest singular value is 1 / max std. A layer is a factor as often as it is called. The product's log10 is None if
+    a factor is 0 or unknown, as it is of a network that normalises its input itself.
     """
     scales, first = _smallest_scales(model), model.normalise.smallest_scale
-    smallest = [0.0 if layer["min"] <= _zero_threshold(layer) else layer["min"] for layer in layers[:-1]]
+    smallest = [
+        0.0 if layer["min"] <= _zero_threshold(layer) else layer["min"]
+        for layer in layers[:-1]
+        for _ in range(layer["calls"])
+    ]
     factors = [first or 1.0, *smallest, *(scales or [])]
     zero = factors.count(0.0)
     product = None if zero or scales is None or first is None else math.fsum(map(math.log10, factors))
-    w_min = _smallest_row_distance(model, layers[-1])
+    w_min = _smallest_row_distance(model, layers)
     u_min = _log10_product(product, w_min, v_min)
     return {
         "sigma_min_zero_layers": zero,
@@ -228,15 +235,19 @@ def _predict(model: nn.Module, x: Tensor) -> Tensor:
 
 def _zero_threshold(layer: Mapping[str, Any]) -> float:
     """Return the value up to which a singular value counts as 0, given rounding errors, as for a matrix's rank."""
-    size = max(layer["c_out"], layer["c_in"] * layer["kernel"] ** 2)
+    size = max(layer["c_out"], layer["c_in"] * layer["kernel"] * layer["kernel_width"])
     return float(layer["max"] * size * torch.finfo(torch.float64).eps)
 
 
 def _smallest_scales(model: nn.Module) -> list[float] | None:
     """Return the smallest number by which each batch normalisation multiplies a channel in evaluation.
 
-    Warns and returns None if the network has a normalisation that depends on the image, which is not a linear map.
+    Warns and returns None if the network has a normalisation that depends on the image, which is not a linear map, or
+    another part without singular values.
     """
+    for name, reason in unmeasured(model).items():
+        log.warning("u_min is null: %s has no singular values (%s)", name, reason)
+        return None
     scales = []
     for name, module in model.named_modules():
         running = getattr(module, "running_var", None)
@@ -250,18 +261,19 @@ def _smallest_scales(model: nn.Module) -> list[float] | None:
     return scales
 
 
-def _smallest_row_distance(model: nn.Module, last: Mapping[str, Any]) -> float | None:
+def _smallest_row_distance(model: nn.Module, layers: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the smallest ||w_y - w_yhat||_2 between rows of the last layer; warn and return None if there is none."""
-    if last["kind"] != "linear" or last["c_out"] < 2:
+    last: Mapping[str, Any] = layers[-1] if layers else {"name": "none", "kind": "missing", "c_out": 0, "rows": 0}
+    if last["kind"] != "linear" or last["c_out"] < 2 or last["rows"] != last["c_out"]:
         log.warning(
-            "w_min is null: the last layer, %s, must be linear with at least 2 outputs, but it is a %s layer with %d",
-            last["name"],
-            last["kind"],
-            last["c_out"],
+            "w_min is null: the last layer, %s, must be linear with at least 2 outputs for one vector per image, but "
+            "it is a %s layer with %d channels and %d outputs",
+            *(last[key] for key in ("name", "kind", "c_out", "rows")),
         )
         return None
-    weight = model.get_parameter(f"{last['name']}.weight").detach().double()
-    weight = weight[:, last.get("columns", slice(None))].cpu()
+    module = model.get_submodule(last["name"])
+    assert isinstance(module, nn.Linear)
+    weight = module.weight.detach().double()[:, last.get("live_columns", slice(None))].cpu()
     return float(torch.pdist(weight).min())  # pdist subtracts before squaring, so nothing cancels
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robreg.spectra.fourier import output_frequencies, phases
-from robreg.spectra.layers import Layer
+from robreg.spectra.layers import Layer, unmeasured
 from robreg.spectra.threads import parallel, single_threaded
 
 TOLERANCE = 0.01  # fraction of the bound by which a norm may exceed it after the rounds; rescaling removes the excess
@@ -50,6 +50,44 @@ def project(layers: Sequence[Layer], bound: float, rounds: int | str) -> list[fl
     return [projections[layer.name][1] for layer in layers]
 
 
+def refuse_unbounded(model: nn.Module, layers: Sequence[Layer], rounds: int | str) -> None:
+    """Raise ValueError unless the projection can bound all of a network; it names every other layer and the reason.
+
+    layers: the network's (see list_layers); rounds: as for project, where "exact" needs what enclosing_grid needs.
+    """
+    reasons = [f"layer {name}: {reason}" for name, reason in unmeasured(model).items()]
+    reasons += [f"layer {layer.name}: {reason}" for layer in layers if (reason := _unbounded(layer, model))]
+    if reasons:
+        raise ValueError("; ".join(["a bound (-sn) cannot be put on this network", *reasons]))
+    if rounds == "exact":
+        for layer in layers:
+            enclosing_grid(layer)
+
+
+def _unbounded(layer: Layer, model: nn.Module) -> str | None:
+    """Return why a layer cannot be projected onto a bound, or None if it can."""
+    module = layer.module
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return f"only Conv2d and Linear layers are projected, not {module}"
+    if module not in model.modules() or "weight" not in module._parameters:  # a copy, or computed from something else
+        return "only weights that are parameters of their layer are projected"
+    if layer.calls > 1:
+        return "the network calls it more than once; use a separate layer for each call"
+    if isinstance(module, nn.Linear):
+        return None if layer.height == 1 else f"a linear layer needs one vector per image, not {layer.height}"
+    return _unbounded_convolution(layer, module)
+
+
+def _unbounded_convolution(layer: Layer, module: nn.Conv2d) -> str | None:
+    kernel, stride = module.kernel_size, module.stride
+    if kernel[0] != kernel[1] or stride[0] != stride[1] or module.groups != 1 or module.dilation != (1, 1):
+        return f"a bound needs groups 1, dilation 1, a square kernel and equal strides, not {module}"
+    for size in (layer.height, layer.width):
+        if size % layer.stride:
+            return f"stride {layer.stride} does not divide its input size {size}"
+    return None if layer.operator == "circular" else f"a bound needs padding that keeps the size, not {module}"
+
+
 def enclosing_grid(layer: Layer) -> tuple[int, int]:
     """Return the size of a circular operator whose norm bounds that of the operator which the network applies.
 
@@ -59,7 +97,7 @@ def enclosing_grid(layer: Layer) -> tuple[int, int]:
     circular continuation, because its operator is then not a part of a circular one.
     """
     module = layer.module
-    if isinstance(module, nn.Linear) or module.padding_mode == "circular":
+    if not isinstance(module, nn.Conv2d) or module.padding_mode == "circular":
         return _size(layer)
     kernel, stride = module.kernel_size[0], layer.stride
     paddings = ((kernel - 1) // 2,) * 2 if module.padding == "same" else module.padding
@@ -126,7 +164,7 @@ class _Operator:
             height = width = stride = 1
         halves = output_frequencies(height // stride, width // stride)
         frequencies = torch.cat([half for half, _ in halves]).to(kernel.device)
-        self.phases = phases(frequencies, (side, side), (height, width), stride)
+        self.phases = phases(frequencies, (side, side), (height, width), (stride, stride))
         weight = torch.cat([torch.full((len(half),), float(count)) for half, count in halves])
         self.weight = weight.to(kernel.device, torch.float64)  # (F,)
         self.stride, self.positions = stride, height * width

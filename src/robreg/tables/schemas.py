@@ -2,7 +2,15 @@
 
 Singular values are those of circular convolutions (as published) in sv, svstd, live and metrics (spectral_complexity),
 and in padding's columns with "circular"; its columns with "zero" are of the layers as the network applies them, with
-zero padding. sigma_max of history, in runs with a bound: see robreg.spectra.projection.project.
+zero padding. Convolutions that are not circular (column operator of svstd, robreg.spectra.layers.Layer.operator) have
+their applied operator's values in sv, svstd, live and metrics too, and nulls in padding's columns with "circular".
+
+svstd: c_in, c_out are channels; kernel and stride are along the height, kernel_width and stride_width along the width;
+height, width are of the input, where a linear layer has height = the vectors (tokens) of one image; calls: how often an
+image passes through the layer; rows, columns: of its operator; n: of singular values, min(rows, columns); method: "fft"
+or "dense" (exact, so error_mean and error_std are null, and sv has all values), or "lanczos" (estimates, see
+robreg.spectra.lanczos.estimate_spectrum; sv has no rows). The metadata's "unmeasured" has what svstd leaves out, by
+name, and why. sigma_max of history, in runs with a bound: see robreg.spectra.projection.project.
 """
 
 import pyarrow as pa
@@ -12,6 +20,11 @@ NULLABLE = (  # columns that may have nulls
     "acc_conditional",
     "pgd_acc",
     "spectral_complexity",
+    "log10_spectral_complexity",
+    "error_mean",
+    "error_std",
+    "std_circular",
+    "max_circular",
     "std_zero",
     "std_live",
     "max_live",
@@ -79,6 +92,9 @@ SCHEMAS = {
         [("layer", pa.int64()), ("name", pa.string()), ("kind", pa.string())]
         + [(key, pa.int64()) for key in ("c_in", "c_out", "kernel", "stride", "height", "width", "n")]
         + [(key, pa.float64()) for key in ("mean", "std", "min", "max")]
+        + [(key, pa.int64()) for key in ("kernel_width", "stride_width", "groups", "calls", "rows", "columns")]
+        + [("operator", pa.string()), ("method", pa.string())]
+        + [(key, pa.float64()) for key in ("error_mean", "error_std")]
     ),
     "live": pa.schema(
         [("layer", pa.int64()), ("name", pa.string())]

@@ -66,7 +66,8 @@ def padding(runs: Sequence[Run]) -> pd.DataFrame:
     Over the n_dense convolutions whose zero-padded spectrum was computed in full: the mean std of both spectra, and the
     mean of (zero - circular) / circular of the stds. Over all layers: median and maximum of max_zero / max_circular,
     the largest max_zero, which a bound holds for, and the log10 of the products of max_circular (the spectral
-    complexity, as in metrics) and of max_zero; the latter is null if a max_zero is 0.
+    complexity, as in metrics) and of max_zero. The first is null if a layer has no circular operator (its applied one
+    counts in the columns of max_zero alone), the second if a max_zero is 0.
     """
     return _one_row_per_run(runs, _padding_columns)
 
@@ -206,7 +207,8 @@ def _accuracies_in_pixels(attacks: pd.DataFrame) -> dict[float, float]:
 
 def _padding_columns(run: Run) -> dict[str, Any]:
     frame = _read(run, "padding")
-    dense = frame[frame["method"] == "dense"]  # convolutions larger than 1x1; no other layer is padded
+    both = frame[frame["std_circular"].notna()]
+    dense = both[both["method"] == "dense"]  # convolutions larger than 1x1; no other layer is padded
     ratio = frame["max_zero"] / frame["max_circular"]
     return {
         "n_dense": len(dense),
@@ -216,7 +218,7 @@ def _padding_columns(run: Run) -> dict[str, Any]:
         "max_ratio_median": ratio.median(),
         "max_ratio_max": ratio.max(),
         "max_zero": frame["max_zero"].max(),
-        "log10_complexity_circular": np.log10(frame["max_circular"]).sum(),
+        "log10_complexity_circular": np.log10(frame["max_circular"]).sum() if len(both) == len(frame) else np.nan,
         "log10_complexity_zero": np.log10(frame["max_zero"].where(frame["max_zero"] > 0)).sum(skipna=False),
     }
 

@@ -25,7 +25,7 @@ from robreg.networks.user_defined import ArchitectureError
 from robreg.runs.settings import DEFAULTS, hash_settings
 from robreg.runs.source_code import describe_changes
 from robreg.spectra.layers import list_layers
-from robreg.spectra.projection import enclosing_grid
+from robreg.spectra.projection import refuse_unbounded
 from robreg.tables.parquet import read_history, read_metadata, write
 from robreg.tables.provenance import code_hash, history_hash
 from robreg.tables.schemas import SCHEMAS
@@ -211,13 +211,12 @@ def _train_epochs(
 def _initial_state(settings: Mapping[str, Any], data: Dataset, device: torch.device) -> TrainingState:
     """Build the network and its optimiser, before the first epoch."""
     model = _build(settings, data).to(device)
-    layers = list_layers(model, data.shape)  # raises for a network that cannot be measured, before hours of training
+    layers = list_layers(model, data.shape)  # raises for a network that cannot take such images
     _check_state(model, settings["arch"])
     joins_last = try_batch(model, settings, data)  # raises for a network that cannot be trained
     _rebuild(model, settings, data)  # raises for a network that gives no logits on a CPU, or cannot be saved
-    if settings["clip_rounds"] == "exact":
-        for layer in layers:
-            enclosing_grid(layer)  # raises for a layer that cannot be bounded
+    if settings["spectral_norm"] is not None:
+        refuse_unbounded(model, layers, settings["clip_rounds"])
     spec = settings["training"]
     options = {key: spec[key] for key in ("lr", "momentum", "weight_decay")}
     sgd = torch.optim.SGD(_parameter_groups(model, settings), **options, fused=device.type == "cuda" or None)
