@@ -33,6 +33,7 @@ from robreg.report.wording import (
     describe_conventions,
     describe_data,
     describe_radii,
+    describe_unmeasured,
     limits,
 )
 from robreg.runs.catalogue import FIGURES
@@ -504,6 +505,18 @@ def test_the_first_names_of_classes_are_listed(names: object, expected: str) -> 
     }
     said = describe_data(meta | {"class_names": names}, [settings_of_run("c10", "ar8")])["Data"]
     assert said.endswith(f", 3 channels, {expected}")
+
+
+def test_the_page_names_the_parts_of_networks_that_have_no_singular_values(here: Path) -> None:
+    described, files = study_files.make("demo", "t")
+    parts = {f"block{index:02}": f"Gate{index} is not linear" for index in range(12)}
+    path = Path(described["runs"][0]["folder"]) / "svstd.parquet"
+    parquet.write_frame(path, parquet.read(path), study_files.META | {"unmeasured": parts})
+    write(here / "gated.html", described, files, template=study_files.template())
+    page = text(here / "gated.html")
+    assert "These parts of resnet8 have no singular values here: block00 (Gate0 is not linear), block01" in page
+    assert "block09 (Gate9 is not linear) and 2 more." in page
+    assert describe_unmeasured({"resnet8": {}}) == []
 
 
 # Comparison

@@ -28,6 +28,7 @@ from robreg.report.wording import (
     describe_conventions,
     describe_data,
     describe_radii,
+    describe_unmeasured,
     describe_weak_attacks,
     format_range,
     join_distinct,
@@ -164,7 +165,10 @@ def _study_context(study: Mapping[str, Any], files: Files) -> dict[str, Any]:
         "datasets": [_dataset(study, name, meta) for name, meta in metas.items()],
         "assumed": describe_conventions(settings),
         "cautions": cautions([_outcome(run) for run in study["runs"]], _classes(metas)),
-        "limits": limits(settings, study["titles"], counts=counts, tables=tables),
+        "limits": [
+            *limits(settings, study["titles"], counts=counts, tables=tables),
+            *describe_unmeasured(_unmeasured(study["runs"])),
+        ],
         "deviations": deviations(settings, tables),
     }
 
@@ -183,6 +187,15 @@ def _read_meta(path: Path) -> dict[str, Any]:
 def _classes(metas: Mapping[str, Any]) -> dict[str, int]:
     """Return the number of classes of each data set."""
     return {name: meta["classes"] for name, meta in metas.items()}
+
+
+def _unmeasured(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """Return the parts of networks that have no singular values, by architecture, each with the reason."""
+    found: dict[str, dict[str, str]] = {}
+    for run in runs:
+        own = parquet.read_metadata(Path(run["folder"]) / "svstd.parquet").get("unmeasured", {})
+        found.setdefault(run["arch"], {}).update(own)
+    return found
 
 
 def _run_name(run: Mapping[str, Any]) -> str:

@@ -357,6 +357,17 @@ def describe_weak_attacks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def describe_unmeasured(found: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Name the parts of networks that have no singular values; found: reasons by architecture and part."""
+    sentences = []
+    for arch, parts in found.items():
+        listed = [f"{name} ({reason})" for name, reason in list(parts.items())[:_LISTED]]
+        more = f" and {len(parts) - _LISTED} more" if len(parts) > _LISTED else ""
+        if listed:
+            sentences.append(f"These parts of {arch} have no singular values here: {', '.join(listed)}{more}.")
+    return sentences
+
+
 def describe_radii(runs: Sequence[Mapping[str, Any]], stds: Mapping[str, Sequence[float]]) -> list[str]:
     """Return sentences that convert the radii of runs in other spaces into pixels; [] if all are in pixels.
 
