@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from snakemake import benchmark, exceptions
-from snakemake.dag import DAG
 from snakemake.jobs import GroupJob, Job
 from snakemake.logging import logger
 from snakemake.persistence import ParamsChange
@@ -35,6 +34,7 @@ from robreg.workflow import architectures, fork_server, plan, slurm, targets
 from robreg.workflow.failures import Failures
 
 if TYPE_CHECKING:
+    from snakemake.dag import DAG
     from snakemake.workflow import Workflow
 
 Check = Callable[[Any, list[SubmittedJobInfo]], AsyncIterator[SubmittedJobInfo]]
@@ -58,6 +58,8 @@ def install(workflow: "Workflow") -> None:
     exceptions.format_exception_to_string = _only_own_sentence(exceptions.format_exception_to_string)
     # A property, because the settings do not exist yet; a default profile instead would override the cluster's.
     type(workflow).rerun_triggers = property(_rerun_triggers)
+    from snakemake.dag import DAG  # noqa: PLC0415 - it and snakemake.workflow import each other, which comes first
+
     DAG.update_needrun = _train_for_own_reasons(DAG.update_needrun)
     Job.restart_times = property(_restart_times)
     Job.prepare = _keep_network(Job.prepare)
@@ -116,7 +118,7 @@ def _train_for_own_reasons(update_needrun: Callable[..., Awaitable[None]]) -> Ca
     refuse a network that was trained on other bytes than those that are prepared then.
     """
 
-    async def wrapper(dag: DAG, *arguments: object, **others: object) -> None:
+    async def wrapper(dag: "DAG", *arguments: object, **others: object) -> None:
         full = dag.depending
         without = {
             job: {one: files for one, files in found.items() if one.rule.name != "train"} for job, found in full.items()
