@@ -52,6 +52,7 @@ def test_the_estimate_is_that_of_the_first_steps_without_the_first_of_all(second
 
 @pytest.mark.parametrize(("epochs", "warned"), [(23, False), (25, True)])
 def test_a_training_of_more_than_a_day_is_warned_of(epochs, warned, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING)
     timed = estimate.TimedSteps(Clock(monkeypatch, 36), images=5000, batches=100, epochs=epochs)  # an hour per epoch
     for _ in range(3):
         call(timed)
