@@ -81,7 +81,9 @@ def weights_of_pretrained(wildcards):
     """Return the file of a network that is trained already, in a list; an empty list for one that is trained here."""
     try:
         weights = pretrained_weights(config, settings(wildcards)["arch"])
-    except ConfigError:  # the params of train raise it again, of which Snakemake keeps the sentence
+    except (
+        ConfigError
+    ):  # the params of train raise it again, of which Snakemake keeps the sentence
         return []
     return [] if weights is None else [str(weights)]
 
