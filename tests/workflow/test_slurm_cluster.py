@@ -167,10 +167,11 @@ def cases(cluster, tmp_path_factory):
             (folder / "workflow/scripts/sv.py").write_text(BROKEN)
         return Driver(folder, cluster, *arguments, **others)
 
-    limit = ("--set-resources", "train:runtime=1", "train:slurm_extra='--signal=TERM@5'")
+    # SLURM may send the signal up to a minute early (man sbatch): two minutes leave one to start in, on a busy machine.
+    limit = ("--set-resources", "train:runtime=2", "train:slurm_extra='--signal=TERM@5'")
     little = ("--set-resources", "train:mem_mb=500 if attempt == 1 else 4000")
     started = {
-        "limit": case("limit", *limit, epochs=110),
+        "limit": case("limit", *limit, epochs=110, ROBREG_TEST_PAUSE=str(2 * PAUSE)),
         "requeued": case("requeued"),
         "cancelled": case("cancelled"),
         "memory": case("memory", *little),
@@ -265,7 +266,7 @@ def test_the_time_limit_is_hit_twice_in_one_training(cases, undisturbed, cluster
     (driver.folder / "hurry").touch()  # otherwise a busy machine needs many more attempts
     driver.finish()
     attempts = len(stopped(driver))
-    # SLURM may send the signal up to a minute early (man sbatch), which may be before an attempt logs anything.
+    # An attempt may be stopped before it logs anything.
     assert len(driver.jobs()) == len(driver.slurm_logs()) > attempts >= 2
     assert driver.went_on_after() > 3
     assert filecmp.cmp(driver.folder / CHECKPOINT, undisturbed[110], shallow=False)
