@@ -289,7 +289,7 @@ def test_other_steps_are_allowed(config, step):
 
 
 def test_an_architecture_may_have_an_eps_of_its_own(config):
-    config["architectures"] = {"net": {"callable": "a:b", "arguments": {"eps": 1e-5, "step": "1/2"}}}
+    config["architectures"] |= {"net": {"callable": "a:b", "arguments": {"eps": 1e-5, "step": "1/2"}}}
     validate(config, SCHEMA)
 
 
@@ -633,7 +633,7 @@ def test_fgsm_with_a_random_start_takes_a_larger_step(config):
 
 
 def test_a_user_defined_architecture_is_part_of_the_settings(config):
-    config["architectures"] = {"vgg": {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}}
+    config["architectures"] |= {"vgg": {"callable": "torchvision.models:vgg11", "arguments": {"dropout": 0.1}}}
     validate(config, SCHEMA)
     found = settings.run_settings(config, "c10", "ar8-vgg")
     code = {"torchvision": metadata.version("torchvision")}
@@ -667,7 +667,7 @@ def test_the_paper_study_shows_the_networks_that_the_paper_shows(config):
 
 def own_study(config, **parts):
     """Put a study of one own architecture, with these figures and tables, in place of the demo."""
-    config["architectures"] = {"mynet": {"callable": "mynet:MyNet"}}
+    config["architectures"] |= {"mynet": {"callable": "mynet:MyNet"}}
     runs = [{"dataset": "digits", "arch": ["mynet"], "ar": [0, 8, 32]}]
     config["studies"]["demo"] |= {"runs": runs, "figures": [], "tables": []} | parts
     return config

@@ -135,7 +135,7 @@ def test_changes_are_named(place):
 
 def test_an_architecture_whose_module_does_not_exist_or_is_not_python_is_refused(place):
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    config["architectures"] = {"mynet": {"callable": "mynet:Net"}}
+    config["architectures"] |= {"mynet": {"callable": "mynet:Net"}}
     with pytest.raises(ConfigError, match=r"architectures: callable 'mynet:Net' cannot be imported \(No module named"):
         run_settings(config, "digits", "ar8-mynet")
     write(place, mynet="class Net(:\n")

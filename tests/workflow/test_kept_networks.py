@@ -41,7 +41,7 @@ def configure(folder, epochs, variant="ar8"):
 
 def small(config):
     config["datasets"]["digits"] |= {"max_train": 300, "max_test": 100}
-    config["architectures"] = {"mynet": {"callable": "mynet:MyNet"}}
+    config["architectures"] |= {"mynet": {"callable": "mynet:MyNet"}}
 
 
 def trained(folder):

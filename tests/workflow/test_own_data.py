@@ -117,7 +117,7 @@ def own(tmp_path_factory):
     """Copy the workflow, with a user-defined data set and torchvision's networks in its config."""
 
     def edit(config):
-        config["architectures"] = {
+        config["architectures"] |= {
             "tv18": {"callable": "torchvision.models:resnet18"},
             "alex": {"callable": "torchvision.models:alexnet", "arguments": {"dropout": 0.0}},
             "squeeze": {"callable": "torchvision.models:squeezenet1_1"},
@@ -165,7 +165,7 @@ def test_a_user_defined_data_set_and_network_only_need_config(own):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        ("ar8-sn1-squeeze", "layer network.features.0: a bound needs padding that keeps the size"),
+        ("ar8-squeeze-sn1", "layer network.features.0: a bound needs padding that keeps the size"),
         ("ar8-alex", "Error: the network cannot take an image of shape (3, 32, 32) (Given input size"),
     ],
 )

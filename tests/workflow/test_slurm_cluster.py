@@ -39,7 +39,7 @@ def slow(config, epochs=40, threads=1):
     digits = config["datasets"]["digits"]
     digits |= {"max_train": 300, "max_test": 100, "threads": threads}
     digits["training"] |= {"epochs": epochs, "lr_drops": [epochs // 2]}
-    config["architectures"] = {"slow": {"callable": "slow_network:Slow"}}
+    config["architectures"] |= {"slow": {"callable": "slow_network:Slow"}}
     config["device"] = "cpu"
 
 

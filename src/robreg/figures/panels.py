@@ -74,7 +74,10 @@ def spectra_std(ax: Axes, runs: Sequence[Run], compare: Sequence[int], looks: Ma
     for part, look in _by_strength(frame, looks):
         layer_lines(ax, part, "std", look)
     ax.set(xlabel="layer (input to output)", ylabel="std of singular values")
-    _start_at_zero(ax)
+    if frame.empty:
+        _say_that_no_layer_is_measured(ax)
+    else:
+        _start_at_zero(ax)
 
 
 def layer_lines(ax: Axes, frame: pd.DataFrame, column: str, look: Look) -> None:
@@ -177,11 +180,15 @@ def layer_amplification(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]
 
     frame: rows of spread.parquet with ar and seed; layer 0, the margin, is left out. Bands are stds over seeds.
     """
-    for part, look in _by_strength(frame[frame["layer"] > 0], looks):
+    layers = frame[frame["layer"] > 0]
+    for part, look in _by_strength(layers, looks):
         layer_lines(ax, part, "mean", mean_look(look))
         layer_lines(ax, part, "std", std_look(look))
     ax.set(xlabel="layer (input to output)", ylabel="‖δ out‖ / ‖δ in‖")
-    _make_logarithmic(ax)
+    if layers.empty:
+        _say_that_no_layer_is_measured(ax)
+    else:
+        _make_logarithmic(ax)
 
 
 def margin_change(ax: Axes, frame: pd.DataFrame, looks: Mapping[int, Look]) -> None:
@@ -220,6 +227,10 @@ def published_point(ax: Axes, ar: float, value: float, label: str) -> Look:
     ax.plot(ar, value, markersize=11, **look.marked)
     ax.set_xlim(limits)
     return look
+
+
+def _say_that_no_layer_is_measured(ax: Axes) -> None:
+    ax.text(0.5, 0.5, "these networks have\nno layer that is measured", transform=ax.transAxes, ha="center", va="center")
 
 
 def _start_at_zero(ax: Axes) -> None:

@@ -118,10 +118,10 @@ def test_a_block_that_cannot_be_right_is_refused_by_its_key(key, value, message,
 
 
 def test_names_are_given_once_and_fit_the_names_of_runs(config):
-    config["architectures"] = {"theirs": {"callable": "torchvision.models:vgg11"}}
+    config["architectures"] |= {"theirs": {"callable": "torchvision.models:vgg11"}}
     with pytest.raises(ConfigError, match=r"pretrained\.theirs: this name .* is given twice"):
         validate(config, SCHEMA)
-    config["architectures"] = {}
+    del config["architectures"]["theirs"]
     config["pretrained"] = {"s1": config["pretrained"]["theirs"]}
     with pytest.raises(ConfigError, match=r"pretrained\.s1: this name is reserved by the grammar"):
         validate(config, SCHEMA)
