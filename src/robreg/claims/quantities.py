@@ -191,7 +191,9 @@ def median_change(change: Array) -> Estimate:
 
 
 def decrease_over_increase(change: Array, ratio: float) -> Estimate:
-    """Return the decrease minus ratio times the increase, each accumulated over layers (B.2)."""
+    """Return the decrease minus ratio times the increase, each accumulated over layers (B.2); NaN without layers."""
+    if not change.size:
+        return Estimate(math.nan)
     return Estimate(float(-change[change < 0].sum() - ratio * change[change > 0].sum()))
 
 
