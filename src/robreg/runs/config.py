@@ -25,7 +25,7 @@ from robreg.runs.settings import (
     training_settings,
 )
 from robreg.runs.variant import Variant, is_available_name
-from robreg.runs.yaml_file import RECURSIVE_OR_DEEP
+from robreg.runs.yaml_file import RECURSIVE_OR_DEEP, check_yaml_file
 
 _PARTS: dict[str, dict[str, Item]] = {"figures": FIGURES, "tables": TABLES}
 _FORBIDDEN_CATEGORIES = ("Cc", "Cs")  # control characters and lone surrogates, which neither XML nor HTML can contain
@@ -36,6 +36,14 @@ _Validator = jsonschema.validators.extend(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     ),
 )
+
+
+def load(file: Path, schema_file: Path) -> dict[str, Any]:
+    """Read a configuration without Snakemake. Raises ConfigError if it is not valid, and OSError if it is missing."""
+    check_yaml_file(file)
+    config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    validate(config, schema_file)
+    return config
 
 
 def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] = ()) -> None:
