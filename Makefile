@@ -6,7 +6,6 @@ BIN := .venv/bin
 
 demo: .venv/run.done  ## run the demo study on real data that scikit-learn ships, and write its report
 	$(BIN)/snakemake --cores all --rerun-incomplete demo
-	@echo "Open results/studies/demo/report.html in a browser."
 
 watch: .venv/run.done  ## show what is trained and measured, with epoch and time left; STUDY=demo shows one study
 	@$(BIN)/python -m robreg.workflow.watch $(STUDY)

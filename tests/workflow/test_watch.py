@@ -201,7 +201,7 @@ def test_the_view_of_a_study_sums_up_sorts_and_names_the_report(here, config):
     )
     assert lines[1] == "digits/ar16            training   epoch 10 of 20 is finished, 100 s left"
     assert lines[-2:] == [
-        f"digits/ar8             trained    0 of {len(ALWAYS) + 3} measures",
+        f"digits/ar8             trained    0 of {len(ALWAYS) + 4} measures",
         "report: results/studies/demo/report.html (not made yet)",
     ]
     assert len(lines) == 17

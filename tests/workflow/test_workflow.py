@@ -464,7 +464,7 @@ def test_the_demo_made_in_two_folders_has_the_same_bytes(tmp_path):
             "results/digit/ar8/svstd.parquet",
             "unknown data set 'digit': did you mean 'digits'? known: c10, c100, tin, c10wd",
         ),
-        ("results/digits/ar8-vgg/svstd.parquet", "'vgg' is not part of"),
+        ("results/digits/ar8-vgg/svstd.parquet", "unknown architecture 'vgg': use one of ['resnet8'"),
         ("results/digits/ar8-sn3.0/svstd.parquet", "must be written 'ar8-sn3'"),
         (
             "results/studies/dema/report.html",

@@ -17,7 +17,7 @@ from typing import Any
 from robreg.data.errors import printable
 from robreg.report.units import format_duration
 from robreg.runs import config as study_config
-from robreg.runs.needs import measures
+from robreg.runs.needs import has_all_checked, measures
 from robreg.runs.settings import ConfigError, parse_run
 from robreg.workflow.progress import STATES, Progress, look
 
@@ -54,7 +54,8 @@ def _look_at_runs(config: Mapping[str, Any], studies: Sequence[str]) -> list[Pro
     """Look at each run of the studies, and sort them by state."""
     wanted: dict[str, dict[str, None]] = {}  # the measures of each run, in order
     for study in studies:
-        rules = measures(config["studies"].get(study, {}), _shown(config, study))
+        block, shown = config["studies"].get(study, {}), _shown(config, study)
+        rules = [*measures(block, shown), *(["checks"] if has_all_checked(block, shown) else [])]
         for dataset, variant in study_config.run_names(config, study):
             wanted.setdefault(f"{dataset}/{variant}", {}).update(dict.fromkeys(rules))
     return sorted((look(name, list(rules)) for name, rules in wanted.items()), key=lambda one: STATES.index(one.state))
