@@ -199,8 +199,8 @@ def _parse_part(part: str, text: str, known: list[str]) -> tuple[str, str]:
     close = difflib.get_close_matches(part, known, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise VariantError(
-        f"{text!r} names an unknown architecture {part!r}{hint}: use one of {known}, or define it in config.yaml; if it "
-        f"is to be another part of the name, write {GRAMMAR}"
+        f"{text!r} names an unknown architecture {part!r}{hint}: use one of {known}, or define it in config.yaml; if "
+        f"it is to be another part of the name, write {GRAMMAR}"
     )
 
 
