@@ -2,11 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slurm-test faults mutations verify bench bench-gpu lint lock licences
+.PHONY: demo watch test slurm-test faults mutations verify bench bench-gpu lint lock licences
 
 demo: .venv/run.done  ## run the demo study on real data that scikit-learn ships, and write its report
 	$(BIN)/snakemake --cores all --rerun-incomplete demo
-	@echo "Open results/studies/demo/report.html in a browser."
+
+watch: .venv/run.done  ## show what is trained and measured, with epoch and time left; STUDY=demo shows one study
+	@$(BIN)/python -m robreg.workflow.watch $(STUDY)
 
 test: .venv/test.done  ## run all tests, except those on a SLURM
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1352,8 +1352,8 @@ MUTATIONS = (
     Mutation(
         "take a checkpoint that is not sealed",
         "checks/seals",
-        "set() if (folder / CHECKPOINT).exists() else {CHECKPOINT}",
-        "{CHECKPOINT}",
+        " and not (folder / name).exists()",
+        "",
         "tests/workflow/test_received_results.py::test_a_checkpoint_must_be_sealed_if_it_is_there",
     ),
     Mutation(
@@ -1364,17 +1364,24 @@ MUTATIONS = (
         "tests/report/test_report.py::test_figures_that_are_too_large_as_png_are_not_read",
     ),
     Mutation(
+        "check no tables of a study without claims",
+        "checks/study_audit",
+        "    always = BASIC if",
+        "    always = () if",
+        "tests/workflow/test_workflow.py::test_a_study_without_claims_makes_only_what_it_shows",
+    ),
+    Mutation(
         "seal no figures",
         "checks/study_audit",
-        'for item in [*shown, "comparison"]:',
+        'for item in [*shown, *(["comparison"] if judged else [])]:',
         "for item in TABLES.keys() & shown.keys():",
         "tests/workflow/test_received_results.py::test_all_that_a_report_shows_is_sealed",
     ),
     Mutation(
         "seal no comparison with the paper",
         "checks/study_audit",
-        'for stem in ("claims", "comparison") for end',
-        'for stem in ("claims",) for end',
+        'for stem in ("claims", "comparison") if judged for end',
+        'for stem in ("claims",) if judged for end',
         "tests/workflow/test_received_results.py::test_all_that_a_report_shows_is_sealed",
     ),
     Mutation(

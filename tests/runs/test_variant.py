@@ -169,15 +169,20 @@ def test_a_strength_that_is_a_share_of_the_range_of_pixels_is_refused_with_the_r
 
 @pytest.mark.parametrize("part", ["vgg", "mynet", "resnt8"])
 def test_an_unknown_part_of_a_name_is_refused_with_the_known_architectures(part):
-    with pytest.raises(VariantError, match=rf"'{part}' is not part of ar.*; as an architecture, use one of .*'own'\]"):
+    with pytest.raises(VariantError, match=rf"unknown architecture '{part}'.*: use one of .*'own'\], .*write ar"):
         parse(f"ar8-{part}", RESNET8, ["own"])
+
+
+def test_a_misspelt_architecture_is_answered_with_the_nearest_one():
+    with pytest.raises(VariantError, match=r"unknown architecture 'resnt8' \(did you mean 'resnet8'\?\)"):
+        parse("ar8-resnt8", RESNET8)
 
 
 def test_a_user_defined_architecture_is_parsed_if_it_is_known():
     variant = Variant(8, "smallvgg", bound=2.0)
     assert parse(variant.name(RESNET8), RESNET8, ["smallvgg"]) == variant
     assert parse("ar8", Defaults("smallvgg"), ["smallvgg"]).arch == "smallvgg"
-    with pytest.raises(VariantError, match="'smallvgg' is not part of"):
+    with pytest.raises(VariantError, match="unknown architecture 'smallvgg': use one of"):
         parse("ar8-smallvgg", RESNET8)
     with pytest.raises(VariantError, match=r"unknown architecture 'resnet9': use one of .*'smallvgg'"):
         parse("ar8-resnet9", RESNET8, ["smallvgg"])

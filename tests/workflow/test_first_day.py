@@ -55,8 +55,8 @@ TARGETS = {  # what follows `snakemake -n`: the message
     "range of pixels, but strengths are in 1/255: write 128 for 128/255",
     "results/digits/ar8/255/svstd.parquet": "there is no target 'results/digits/ar8/255/svstd.parquet': did you mean "
     "results/digits/ar8/svstd.parquet?",
-    "results/digits/ar8-vgg/svstd.parquet": "digits/ar8-vgg: 'ar8-vgg' is not the name of a run: 'vgg' is not part of "
-    f"{GRAMMAR}; as an architecture, use one of {NETWORKS}, or define it in config.yaml",
+    "results/digits/ar8-vgg/svstd.parquet": "digits/ar8-vgg: 'ar8-vgg' names an unknown architecture 'vgg': use "
+    f"one of {NETWORKS}, or define it in config.yaml; if it is to be another part of the name, write {GRAMMAR}",
     "results/digits/ar8-resnet9/metrics.parquet": "digits/ar8-resnet9: 'ar8-resnet9' names an unknown architecture "
     f"'resnet9': use one of {NETWORKS}",
     "results/studies/dmeo/report.html": "config.yaml: studies: there is no study 'dmeo'; add its block, or ask for "
@@ -166,8 +166,14 @@ VALUES = (  # the path of a key, its value, the message
     ),
     (
         "studies.demo",
+        {key: value for key, value in OWN.items() if key != "compare"} | {"runs": [{"dataset": "digits", "ar": [8]}]},
+        ".runs: a study compares two strengths, but no data set and architecture has two with attack: [pgd] and no "
+        "spectral_norm; add one to ar, such as ar: [0, 8]",
+    ),
+    (
+        "studies.demo",
         {"title": "Mine"},
-        "the keys 'runs', 'compare', 'figures', 'tables' are missing; add them, or copy another block's",
+        "the keys 'runs', 'figures', 'tables' are missing; add them, or copy another block's",
     ),
     (
         "runs",

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import textwrap
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from helpers.snakemake_copy import SNAKEMAKE, snakemake
+
+from robreg.workflow import fork_server
 
 RULE = """
 rule {name}:
@@ -65,6 +68,29 @@ def test_a_measure_is_forked_with_its_own_environment_and_other_scripts_are_not(
     header, values = ((folder / "sv.tsv").read_text().splitlines()[i].split("\t") for i in (0, 1))
     assert float(dict(zip(header, values, strict=True))["s"]) < 30
     assert left(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "warm"),
+    [
+        ({"threads": 1, "training": {}}, True),
+        ({"threads": 2, "training": {}}, False),
+        ({"threads": 1, "training": {"compile": True}}, False),
+        ({}, False),
+    ],
+)
+def test_only_a_small_training_is_forked(settings, warm, workflow):
+    folder = workflow(train=TELL)
+    text = (folder / "Snakefile").read_text().replace("    script:", f"    params: settings={settings!r}\n    script:")
+    (folder / "Snakefile").write_text(text)
+    snakemake(folder, "-c1", "train.out")
+    assert json.loads((folder / "train.out").read_text())["warm"] is warm
+
+
+def test_no_training_is_forked_in_a_job_on_a_cluster():
+    script = SimpleNamespace(rulename="train", params={"settings": {"threads": 1, "training": {}}})
+    assert fork_server._is_small_training(SimpleNamespace(remote_exec=False), script)
+    assert not fork_server._is_small_training(SimpleNamespace(remote_exec=True), script)
 
 
 BLAS = """

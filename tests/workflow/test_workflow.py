@@ -219,6 +219,58 @@ def test_nothing_is_planned_for_a_finished_study(demo):
     assert planned(demo, "demo") == {}
 
 
+def two_networks(config, **others):
+    """Add a study of two networks of the demo that shows one figure and judges no claims."""
+    study = {"title": "Mine", "runs": [{"dataset": "digits", "ar": [0, 8]}], "figures": ["fig1"], "tables": ["table3"]}
+    config["studies"]["mine"] = {**study, "claims": False, **others}
+
+
+def configure(folder, edit):
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    edit(config)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def test_a_study_without_claims_makes_only_what_it_shows(restored):
+    configure(restored, two_networks)
+    study = restored / "results/studies/mine"
+    made = {"figure": 1, "table": 1, "audit": 1, "report": 1, "mine": 1}
+    assert planned(restored, "mine") == made
+    output = snakemake(restored, "-c1", "mine")
+    assert output.splitlines()[-3:] == [
+        "The study mine is finished: 2 networks are trained and measured.",
+        "Report: results/studies/mine/report.html (open it in a browser)",
+        "Numbers: results/studies/mine/tables, and of each network, results/digits",
+    ]
+    assert "localrule report:" in output
+    assert "localrule mine:" not in output
+    assert not (study / "claims.csv").exists()
+    assert not (study / "comparison.csv").exists()
+    report = (study / "report.html").read_text()
+    assert 'href="#claims"' not in report
+    assert 'id="comparison"' not in report
+    assert 'id="fig1"' in report
+    rows = parquet.read(study / "audit.parquet").to_pandas()
+    for variant in ("ar0", "ar8"):  # the audit checks what the rule checks does, but for the loss variation
+        full = parquet.read(restored / f"results/digits/{variant}/checks.parquet").to_pandas()["check"].tolist()
+        own = rows[rows["place"] == f"results/digits/{variant}"]["check"].tolist()
+        assert own == [name for name in full if not name.startswith(("lossvar", "variation"))]
+    sealed = parquet.read_metadata(study / "audit.parquet")["sealed"]
+    assert {"results/digits/ar8/checkpoint.pt", "results/digits/ar8/masking.parquet"} <= sealed.keys()
+    assert "Nothing to be done" in snakemake(restored, "-c1", "mine")
+    # Of new networks, only what is shown and what says whether accuracies can be trusted is measured.
+    configure(restored, lambda config: two_networks(config, runs=[{"dataset": "digits", "ar": [0, 8], "seeds": [7]}]))
+    measures = dict.fromkeys(("train", "margins", "apgd", "attacks", "masking", "sv", "metrics"), 2)
+    assert planned(restored, "mine") == made | measures
+    # A false table of a run is found, although the run's own checks are not made.
+    configure(restored, two_networks)
+    table = restored / "results/digits/ar8/attacks.parquet"
+    table.write_bytes((restored / "results/digits/ar0/attacks.parquet").read_bytes())
+    output = snakemake(restored, "-c1", "--rerun-triggers", "mtime", "--forcerun", "audit", "--", "mine", check=False)
+    assert "same_run" in output
+    shutil.rmtree(study)
+
+
 def test_a_deleted_table_is_made_again_by_its_own_rule_only(restored):
     target = "results/digits/ar8/svstd.parquet"
     before = (restored / target).read_bytes()
@@ -464,7 +516,7 @@ def test_the_demo_made_in_two_folders_has_the_same_bytes(tmp_path):
             "results/digit/ar8/svstd.parquet",
             "unknown data set 'digit': did you mean 'digits'? known: c10, c100, tin, c10wd",
         ),
-        ("results/digits/ar8-vgg/svstd.parquet", "'vgg' is not part of"),
+        ("results/digits/ar8-vgg/svstd.parquet", "unknown architecture 'vgg': use one of ['resnet8'"),
         ("results/digits/ar8-sn3.0/svstd.parquet", "must be written 'ar8-sn3'"),
         (
             "results/studies/dema/report.html",

@@ -3,8 +3,11 @@
 import functools
 from pathlib import Path
 
+from robreg.checks.seals import BASIC
 from robreg.runs import config as study_config
+from robreg.runs import needs
 from robreg.runs.catalogue import FIGURES, TABLES, select_runs
+from robreg.runs.config import compared_strengths
 from robreg.runs.settings import (
     ConfigError,
     data_settings,
@@ -97,18 +100,6 @@ def network(wildcards):
     }
 
 
-def enforced_bound(wildcards):
-    """Return the bound that holds for a run's layers as they are applied; None if they have none or are only clipped."""
-    found = settings(wildcards)
-    return found["spectral_norm"] if found["clip_rounds"] == "exact" else None
-
-
-def is_unprotected(wildcards):
-    """Return whether a run's network is trained without an attack and without a bound."""
-    found = settings(wildcards)
-    return found["ar"] == 0 and found["spectral_norm"] is None
-
-
 def by_architecture(value, **exceptions):
     """Return a resource of a run's job: value, or the exception that is named after its architecture."""
 
@@ -168,8 +159,44 @@ def code_of_measure(module):
 
 @functools.cache
 def runs(study):
-    """Return the runs of a study, each with its folder and the columns that identify it; only the finished ones if wanted."""
-    return study_config.chosen_runs(config, study, is_trained)
+    """
+    Return the runs of a study, each with its folder and the columns that identify it; only the finished ones if wanted.
+
+    The rule checks is for runs with all tables that it compares. Of a run with fewer, the audit checks those that it
+    has, under the conditions that the key checks states.
+    """
+    listed = study_config.chosen_runs(config, study, is_trained)
+    if needs.has_all_checked(config["studies"][study], listed_items(study)):
+        return listed
+    return [
+        run | {"checks": conditions(run["dataset"], run["variant"])} for run in listed
+    ]
+
+
+def conditions(dataset, variant):
+    """Return what the checks of a run depend on beside its tables."""
+    return needs.check_conditions(run_settings(config, dataset, variant))
+
+
+def checked_tables(study):
+    """Return the files of runs that the audit of a study reads: their checks, or the tables that it checks itself."""
+    kinds = BASIC if "checks" in runs(study)[0] else ["checks"]
+    return tables_of_runs(study, *kinds)
+
+
+def judged(study, *files):
+    """Return files of a study that the paper's claims and numbers are judged in; none if it judges none."""
+    wanted = needs.judges_claims(config["studies"][study])
+    return [f"results/studies/{study}/{file}" for file in files] if wanted else []
+
+
+def listed_items(study):
+    """Return the names of all figures and tables that a study lists."""
+    return [
+        item
+        for part in ("figures", "tables")
+        for item in study_config.study_items(config, study, part)
+    ]
 
 
 def data_spec(wildcards):

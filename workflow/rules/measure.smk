@@ -296,7 +296,11 @@ rule checks:
         mem_mb=1000,
         runtime="10m",
     params:
-        bound=lambda wildcards: enforced_bound(wildcards),
-        unprotected=is_unprotected,
+        bound=lambda wildcards: conditions(wildcards.dataset, wildcards.variant)[
+            "bound"
+        ],
+        unprotected=lambda wildcards: conditions(wildcards.dataset, wildcards.variant)[
+            "unprotected"
+        ],
     script:
         "../scripts/checks.py"

@@ -45,7 +45,7 @@ rule table:
         runtime="10m",
     params:
         runs=lambda wildcards: runs_of_item(wildcards.study, wildcards.table, "tables"),
-        compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
+        compare=lambda wildcards: compared_strengths(config, wildcards.study),
     script:
         "../scripts/table.py"
 
@@ -87,7 +87,7 @@ rule figure:
         runs=lambda wildcards: runs_of_item(
             wildcards.study, wildcards.figure, "figures"
         ),
-        compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
+        compare=lambda wildcards: compared_strengths(config, wildcards.study),
     script:
         "../scripts/figure.py"
 
@@ -125,7 +125,7 @@ rule claims:
         runtime="10m",
     params:
         runs=lambda wildcards: runs(wildcards.study),
-        compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
+        compare=lambda wildcards: compared_strengths(config, wildcards.study),
     script:
         "../scripts/claims.py"
 
@@ -184,7 +184,7 @@ rule audit:
     Check that the tables and claims of the study {wildcards.study} follow from the files of its runs, and seal all that it shows.
     """
     input:
-        runs=lambda wildcards: tables_of_runs(wildcards.study, "checks"),
+        runs=lambda wildcards: checked_tables(wildcards.study),
         data=lambda wildcards: prepared_data(wildcards.study),
         tables=lambda wildcards: [
             f"results/studies/{wildcards.study}/tables/{table}{part}"
@@ -193,11 +193,18 @@ rule audit:
         ],
         figures=lambda wildcards: [
             f"results/studies/{wildcards.study}/figures/{figure}{part}"
-            for figure in [*items(wildcards.study, "figures"), "comparison"]
+            for figure in items(wildcards.study, "figures")
             for part in (".svg", ".png")
-        ],
-        claims=multiext("results/studies/{study}/claims", ".parquet", ".csv"),
-        comparison=multiext("results/studies/{study}/comparison", ".parquet", ".csv"),
+        ]
+        + judged(wildcards.study, "figures/comparison.svg", "figures/comparison.png"),
+        claims=lambda wildcards: judged(
+            wildcards.study,
+            *(
+                f"{stem}{end}"
+                for stem in ("claims", "comparison")
+                for end in (".parquet", ".csv")
+            ),
+        ),
         code=code_of("checks.study_audit"),
     output:
         audit="results/studies/{study}/audit.parquet",
@@ -214,7 +221,7 @@ rule audit:
     params:
         runs=lambda wildcards: runs(wildcards.study),
         shown=lambda wildcards: shown(wildcards.study),
-        compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
+        compare=lambda wildcards: compared_strengths(config, wildcards.study),
     script:
         "../scripts/audit.py"
 
@@ -246,10 +253,12 @@ rule report:
             for item in items(wildcards.study, kind)
         ]
         + [f"{HERE}workflow/report/comparison.rst"],
-        claims="results/studies/{study}/claims.parquet",
+        claims=lambda wildcards: judged(wildcards.study, "claims.parquet"),
         audit="results/studies/{study}/audit.parquet",
-        comparison="results/studies/{study}/comparison.parquet",
-        comparison_plot="results/studies/{study}/figures/comparison.svg",
+        comparison=lambda wildcards: judged(wildcards.study, "comparison.parquet"),
+        comparison_plot=lambda wildcards: judged(
+            wildcards.study, "figures/comparison.svg"
+        ),
         code=code_of("report.page", *TRAINING),
     output:
         report=report(
@@ -273,7 +282,7 @@ rule report:
         runtime="10m",
     params:
         title=lambda wildcards: config["studies"][wildcards.study]["title"],
-        compare=lambda wildcards: config["studies"][wildcards.study]["compare"],
+        compare=lambda wildcards: compared_strengths(config, wildcards.study),
         runs=lambda wildcards: runs(wildcards.study),
         not_run=lambda wildcards: [
             run

@@ -13,4 +13,5 @@ with logged(snakemake.log[0]):
         snakemake.params.shown,
         compare=snakemake.params.compare,
         folder=Path(snakemake.output.audit).parent,
+        judged=bool(snakemake.input.claims),
     )

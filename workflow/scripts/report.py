@@ -24,10 +24,10 @@ with logged(snakemake.log[0]):
             figures=[Path(path) for path in snakemake.input.figures],
             tables=[Path(path) for path in snakemake.input.tables],
             data=[Path(path) for path in snakemake.input.data],
-            claims=Path(snakemake.input.claims),
-            comparison=Path(snakemake.input.comparison),
             audit=Path(snakemake.input.audit),
-            plot=Path(snakemake.input.comparison_plot),
+            claims=next(map(Path, snakemake.input.claims), None),
+            comparison=next(map(Path, snakemake.input.comparison), None),
+            plot=next(map(Path, snakemake.input.comparison_plot), None),
         ),
         template=Path(snakemake.input.template),
     )

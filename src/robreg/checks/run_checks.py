@@ -50,9 +50,20 @@ def record(folder: Path, *, bound: float | None, unprotected: bool) -> None:
     checks pass. Only the check of weak_attack does not raise: the tables are right, and the report names it.
     The table's metadata have the SHA-256 of the checkpoint and of the tables.
     """
-    tables = {kind: parquet.read(folder / f"{kind}.parquet").to_pandas() for kind in CHECKED}
-    own = {f"{kind}.parquet": parquet.read_metadata(folder / f"{kind}.parquet") for kind in CHECKED}
-    variations = own["lossvar.parquet"].get("attack", {}).get("n")  # older tables have all examples
+    rows, own = check_folder(folder, CHECKED, bound=bound, unprotected=unprotected)
+    columns = {name: [row[name] for row in rows] for name in schemas.SCHEMAS["checks"].names}
+    meta = {key: own["margins.parquet"][key] for key in (*RUN_IDENTITY, "version")}
+    meta["sealed"] = seal(folder, own)
+    parquet.write(folder / "checks.parquet", "checks", columns, meta)
+
+
+def check_folder(
+    folder: Path, kinds: Sequence[str], *, bound: float | None, unprotected: bool
+) -> tuple[list[Row], dict[str, dict[str, Any]]]:
+    """Check a run's tables of these kinds as record does; return a row per check, and the files' metadata by name."""
+    tables = {kind: parquet.read(folder / f"{kind}.parquet").to_pandas() for kind in kinds}
+    own = {f"{kind}.parquet": parquet.read_metadata(folder / f"{kind}.parquet") for kind in kinds}
+    variations = own.get("lossvar.parquet", {}).get("attack", {}).get("n")  # older tables have all examples
     options = {"variations": variations, "unmeasured": own["svstd.parquet"].get("unmeasured", ())}
     trained = "pretrained" not in parquet.read_settings(folder / "history.parquet")
     rows = [
@@ -63,10 +74,7 @@ def record(folder: Path, *, bound: float | None, unprotected: bool) -> None:
     raise_if_violated(rows, folder)
     if unprotected and _has_learned(tables):
         rows += weak_attack(tables["attacks"])
-    columns = {name: [row[name] for row in rows] for name in schemas.SCHEMAS["checks"].names}
-    meta = {key: own["margins.parquet"][key] for key in (*RUN_IDENTITY, "version")}
-    meta["sealed"] = seal(folder, own)
-    parquet.write(folder / "checks.parquet", "checks", columns, meta)
+    return rows, own
 
 
 def check(
@@ -79,10 +87,10 @@ def check(
 ) -> list[Row]:
     """Check a run's tables against each other and return one row per check.
 
-    tables: by kind; bound: as for record; variations: the number of test examples in lossvar, None for all; unmeasured:
-    the parts of the network that svstd leaves out; trained: whether the network was trained here, and did not come with
-    its weights, so that it has a history. If a table has missing or duplicate rows, or values that are not finite, only
-    the checks of completeness are returned, because the others cannot be computed.
+    tables: by kind, those of CHECKED or of BASIC; bound: as for record; variations: the number of test examples in
+    lossvar, None for all; unmeasured: the parts of the network that svstd leaves out; trained: whether the network was
+    trained here, and did not come with its weights, so that it has a history. If a table has missing or duplicate rows,
+    or values that are not finite, only the checks of completeness are returned, because the others cannot be computed.
     """
     completeness = [
         row
@@ -98,7 +106,8 @@ def check(
     rows += _with_files(_check_attack_metrics(metrics, attacks), "attacks", "metrics")
     rows += _with_files(_check_attacks(attacks, margins["test"]), "margins", "attacks")
     rows += _with_files(_check_masking(tables["masking"], attacks), "attacks", "masking")
-    rows += _with_files(_check_variation(tables["lossvar"], margins["test"]), "margins", "lossvar")
+    if "lossvar" in tables:
+        rows += _with_files(_check_variation(tables["lossvar"], margins["test"]), "margins", "lossvar")
     rows += _with_files(_check_spectra(tables["sv"], svstd), "sv", "svstd")
     rows += _with_files(_check_published(svstd, tables["live"], tables["padding"]), "svstd", "live", "padding")
     rows += _with_files(_check_live_part(tables["live"], svstd), "live", "svstd")
@@ -156,10 +165,10 @@ def _complete_tables(
     tables: Tables, variations: int | None, unmeasured: Collection[str], *, trained: bool
 ) -> dict[str, bool]:
     """Return for every table whether each expected row is there exactly once."""
-    masking, lossvar = tables["masking"], tables["lossvar"]
+    masking = tables["masking"]
     splits = {split: part["index"] for split, part in tables["margins"].groupby("split")}
     n_test = len(splits.get("test", ()))
-    radii = [part["index"] for _, part in lossvar.groupby("eps")]
+    radii = [part["index"] for _, part in tables["lossvar"].groupby("eps")] if "lossvar" in tables else []
     varied = n_test if variations is None else min(variations, n_test)
     attacks = _test_rows(tables["attacks"])
     kinds = set(attacks[["attack", "loss"]].itertuples(index=False, name=None))
@@ -169,7 +178,7 @@ def _complete_tables(
     }
     numbers, known = tables["svstd"]["layer"], tables["svstd"][tables["svstd"]["error_mean"].isna()]
     exact = set(zip(known["layer"], known["name"], strict=True))
-    return {
+    complete = {
         "history": _is_complete(tables["history"], trained=trained),
         "margins": splits.keys() == {"train", "test"} and all(_are_consecutive(part, 0) for part in splits.values()),
         "attacks": not attacks.duplicated(_ATTACK_SETTING).any() and kinds >= _NEEDED,
@@ -180,6 +189,7 @@ def _complete_tables(
         "metrics": len(tables["metrics"]) == 1,
         "masking": len(masking) > 0 and not masking["check"].duplicated().any(),
     }
+    return {kind: found for kind, found in complete.items() if kind in tables}
 
 
 def _is_complete(history: pd.DataFrame, *, trained: bool) -> bool:

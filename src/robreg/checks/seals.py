@@ -15,6 +15,7 @@ from robreg.tables.provenance import history_hash
 
 # The tables of a run that its checks compare, and seal.
 CHECKED = ("history", "margins", "attacks", "lossvar", "sv", "svstd", "live", "padding", "metrics", "masking")
+BASIC = tuple(kind for kind in CHECKED if kind != "lossvar")  # those that every run of every study has
 CHECKPOINT = "checkpoint.pt"  # results may be passed on without it
 
 
@@ -28,7 +29,8 @@ def refuse_changed(folder: Path, names: Iterable[str], where: Path) -> None:
 
     names: the files in folder that must be sealed. A checkpoint that is missing is not needed.
     """
-    expected, optional = set(names), set() if (folder / CHECKPOINT).exists() else {CHECKPOINT}
+    expected = set(names)
+    optional = {name for name in expected if Path(name).name == CHECKPOINT and not (folder / name).exists()}
     seals = parquet.read_metadata(where).get("sealed")
     if not isinstance(seals, dict) or seals.keys() - optional != expected - optional:
         raise ValueError(

@@ -10,15 +10,16 @@ import pandas as pd
 import pyarrow as pa
 
 from robreg.checks.invariants import Row, count_violations, raise_if_violated, same_run, with_files
-from robreg.checks.seals import CHECKED, CHECKPOINT, refuse_changed, seal
+from robreg.checks.run_checks import check_folder
+from robreg.checks.seals import BASIC, CHECKED, CHECKPOINT, refuse_changed, seal
 from robreg.claims import verdicts
 from robreg.claims.claim import NOT_RUN, ONE_SEED, SEVERAL_SEEDS
 from robreg.claims.registry import CLAIMS
 from robreg.runs.catalogue import FIGURES, TABLES, Run, select_runs
+from robreg.runs.needs import CLAIMED
 from robreg.tables import parquet, schemas, study_tables
 from robreg.tables.files import open_regular
 
-_CLAIMED = {"margins", "metrics", "lossvar", "svstd", "spread"}  # the tables that claims are judged by
 _SIGNS = {claim.id: claim.sign for claim in CLAIMS}
 _ONE_ROW = ("metrics", "theory")  # tables with one row per run, whose values a study's tables copy
 
@@ -26,55 +27,79 @@ _ONE_ROW = ("metrics", "theory")  # tables with one row per run, whose values a 
 Shown = Mapping[str, Collection[str] | None]  # figures and tables, each with what it is restricted to, or None for all
 
 
-def record(name: str, runs: Sequence[Run], shown: Shown, *, compare: Sequence[int], folder: Path) -> None:
+def record(
+    name: str, runs: Sequence[Run], shown: Shown, *, compare: Sequence[int], folder: Path, judged: bool = True
+) -> None:
     """Write audit.parquet of a study: its own checks and those of all its runs; raise ValueError if a check fails.
 
-    compare: the two strengths (1/255); folder: the study's.
+    runs: one with the key "checks" (needs.check_conditions) has fewer tables than the rule checks compares, and those
+    are checked here; compare: the two strengths (1/255); folder: the study's; judged: whether it judges claims.
     """
     for run in runs:
         refuse_changed_run(run)
-        raise_if_violated([_check_same_run(Path(run["folder"]), _kinds(run, runs, shown))], Path(run["folder"]))
-    sealed = seal(Path(), sealed_files(runs, shown, folder))  # before they are read, so that no later change is missed
+        kinds = _kinds(run, runs, shown, judged=judged)
+        raise_if_violated([_check_same_run(Path(run["folder"]), kinds)], Path(run["folder"]))
+    names = filter(_is_there, sealed_files(runs, shown, folder, judged=judged))
+    sealed = seal(Path(), names)  # before they are read, so that no later change is missed
     members = {table: select_runs(table, runs, only) for table, only in shown.items() if table in TABLES}
     own = [row for table, chosen in members.items() for row in tables(table, chosen, compare, folder)]
-    own += claims(runs, compare, folder)
+    own += claims(runs, compare, folder) if judged else []
     raise_if_violated(own, folder)
-    frames = [pd.DataFrame(own).assign(place=str(folder))]
-    for run in runs:
-        frames.append(parquet.read(Path(run["folder"]) / "checks.parquet").to_pandas().assign(place=run["folder"]))
+    frames = [pd.DataFrame(own).assign(place=str(folder)), *(_checks_of(run) for run in runs)]
     found = pd.concat(frames, ignore_index=True)[["place", *schemas.SCHEMAS["checks"].names]]
     meta = {"study": name, "sealed": sealed}
     parquet.write_frame(folder / "audit.parquet", pa.Table.from_pandas(found, preserve_index=False), meta)
 
 
-def sealed_files(runs: Sequence[Run], shown: Shown, folder: Path) -> list[str]:
+def _checks_of(run: Run) -> pd.DataFrame:
+    """Return the rows of a run's checks, from its table of checks or made from its other tables."""
+    folder = Path(run["folder"])
+    if "checks" not in run:
+        return parquet.read(folder / "checks.parquet").to_pandas().assign(place=run["folder"])
+    return pd.DataFrame(check_folder(folder, BASIC, **run["checks"])[0]).assign(place=run["folder"])
+
+
+def sealed_files(runs: Sequence[Run], shown: Shown, folder: Path, *, judged: bool = True) -> list[str]:
     """List the files that an audit seals: all that a study shows, and the files of its runs that this is made from."""
-    names = [f"{run['folder']}/{kind}.parquet" for run in runs for kind in sorted(_kinds(run, runs, shown))]
+    names = [
+        f"{run['folder']}/{kind}.parquet" for run in runs for kind in sorted(_kinds(run, runs, shown, judged=judged))
+    ]
+    names += [f"{run['folder']}/{CHECKPOINT}" for run in runs if "checks" in run]
     names += [f"data/prepared/{dataset}/meta.json" for dataset in sorted({run["dataset"] for run in runs})]
-    ends = [f"{stem}{end}" for stem in ("claims", "comparison") for end in (".parquet", ".csv")]
-    for item in [*shown, "comparison"]:
+    ends = [f"{stem}{end}" for stem in ("claims", "comparison") if judged for end in (".parquet", ".csv")]
+    for item in [*shown, *(["comparison"] if judged else [])]:
         made = (".parquet", ".csv", "_summary.parquet", "_summary.csv") if item in TABLES else (".svg", ".png")
         ends += [f"{'tables' if item in TABLES else 'figures'}/{item}{end}" for end in made]
     return names + [str(folder / end) for end in ends]
 
 
-def _kinds(run: Run, runs: Sequence[Run], shown: Shown) -> set[str]:
+def _is_there(name: str) -> bool:
+    """Return whether a file must be sealed; results may be passed on without their networks."""
+    return Path(name).name != CHECKPOINT or Path(name).exists()
+
+
+def _kinds(run: Run, runs: Sequence[Run], shown: Shown, *, judged: bool) -> set[str]:
     """Return the tables of a run that a study is made from."""
     items = [{**FIGURES, **TABLES}[item] for item, only in shown.items() if run in select_runs(item, runs, only)]
-    return {need for item in items for need in item.needs} | _CLAIMED | {"checks"}
+    always = BASIC if "checks" in run else ("checks",)
+    return {need for item in items for need in item.needs} | {*(CLAIMED if judged else ()), *always}
 
 
 def refuse_changed_run(run: Run) -> None:
-    """Raise ValueError if a file of a run changed after checks.parquet was made from it, or is not sealed there."""
-    folder = Path(run["folder"])
-    refuse_changed(folder, [*(f"{kind}.parquet" for kind in CHECKED), CHECKPOINT], folder / "checks.parquet")
+    """Raise ValueError if a file of a run changed after checks.parquet was made from it, or is not sealed there.
+
+    A run whose tables the audit checks itself has no such file.
+    """
+    if "checks" not in run:
+        folder = Path(run["folder"])
+        refuse_changed(folder, [*(f"{kind}.parquet" for kind in CHECKED), CHECKPOINT], folder / "checks.parquet")
 
 
-def refuse_changed_study(runs: Sequence[Run], shown: Shown, audit: Path) -> None:
+def refuse_changed_study(runs: Sequence[Run], shown: Shown, audit: Path, *, judged: bool = True) -> None:
     """Raise ValueError if a file of a study or of its runs changed after its audit or its checks were made from it."""
     for run in runs:
         refuse_changed_run(run)
-    refuse_changed(Path(), sealed_files(runs, shown, audit.parent), audit)
+    refuse_changed(Path(), sealed_files(runs, shown, audit.parent, judged=judged), audit)
 
 
 def _check_same_run(folder: Path, kinds: set[str]) -> Row:

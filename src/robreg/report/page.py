@@ -66,17 +66,17 @@ class Files:
     """The files of a study that its report shows.
 
     figures: SVG files, each with its PNG in the same folder; tables: the Parquet files of the rule `table`, both those
-    with one row per run and the summaries; data: meta.json of every prepared data set; claims, comparison, audit: their
-    Parquet files; plot: the SVG of the comparison.
+    with one row per run and the summaries; data: meta.json of every prepared data set; audit, claims, comparison: their
+    Parquet files; plot: the SVG of the comparison. A study that judges no claims has none of the last three.
     """
 
     figures: Sequence[Path]
     tables: Sequence[Path]
     data: Sequence[Path]
-    claims: Path
-    comparison: Path
     audit: Path
-    plot: Path
+    claims: Path | None = None
+    comparison: Path | None = None
+    plot: Path | None = None
 
 
 def record(out: Path, study: Mapping[str, Any], files: Files, *, template: Path) -> None:
@@ -84,7 +84,7 @@ def record(out: Path, study: Mapping[str, Any], files: Files, *, template: Path)
 
     Raises ValueError, naming the files, if one did.
     """
-    refuse_changed_study(study["runs"], study["shown"], files.audit)
+    refuse_changed_study(study["runs"], study["shown"], files.audit, judged=files.claims is not None)
     write(out, study, files, template=template)
 
 
@@ -221,8 +221,10 @@ def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> di
     }
 
 
-def _claims_context(claims: Path) -> dict[str, Any]:
-    """Return the claims in groups, and the sentences that summarise them."""
+def _claims_context(claims: Path | None) -> dict[str, Any]:
+    """Return the claims in groups, and the sentences that summarise them; nothing for a study that judges none."""
+    if claims is None:
+        return {"groups": [], "headline": [], "verdicts": {}}
     frame = parquet.read(claims).to_pandas()
     occurring = set(frame["verdict"])
     return {
@@ -275,7 +277,12 @@ def sections(drawn: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[dict
 
 
 def _comparison_context(study: Mapping[str, Any], files: Files, captions: Path) -> dict[str, Any]:
-    """Prepare the comparison with the paper: the plot, blocks with and without our numbers, and a summary."""
+    """Prepare the comparison with the paper: the plot, blocks with and without our numbers, and a summary.
+
+    A study that judges no claims has none.
+    """
+    if files.comparison is None or files.plot is None:
+        return {"plot": None, "counted": "", "nearer": "", "conventions": None, "compared": [], "uncompared": []}
     frame = parquet.read(files.comparison).to_pandas()
     all_blocks = comparison_section.comparison_blocks(frame)
     compared = [block for block in all_blocks if block.run]

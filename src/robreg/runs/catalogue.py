@@ -34,14 +34,14 @@ class Item:
     pairs: bool = False
 
 
-def _unbounded_pgd(runs: Sequence[Run]) -> list[Run]:
+def select_plain(runs: Sequence[Run]) -> list[Run]:
     """Choose runs of PGD or standard training that have no bound on their layers."""
     return [run for run in runs if base_attack(run["train_attack"]) == "pgd" and run["spectral_norm"] is None]
 
 
 def _several_architectures(runs: Sequence[Run]) -> list[Run]:
     """Choose unbounded runs of PGD or standard training on data sets for which they have several architectures."""
-    plain = _unbounded_pgd(runs)
+    plain = select_plain(runs)
     pairs = {(run["dataset"], run["arch"]) for run in plain}
     return [run for run in plain if sum(dataset == run["dataset"] for dataset, _ in pairs) > 1]
 
@@ -49,7 +49,7 @@ def _several_architectures(runs: Sequence[Run]) -> list[Run]:
 def _fgsm_and_standard(runs: Sequence[Run]) -> list[Run]:
     """Choose runs trained with FGSM, and standard training of the same data set, architecture and space."""
     with_fgsm = {_dataset_arch_space(run) for run in runs if base_attack(run["train_attack"]) == "fgsm"}
-    standard = [run for run in _unbounded_pgd(runs) if run["ar"] == 0 and _dataset_arch_space(run) in with_fgsm]
+    standard = [run for run in select_plain(runs) if run["ar"] == 0 and _dataset_arch_space(run) in with_fgsm]
     return [run for run in runs if base_attack(run["train_attack"]) == "fgsm" or run in standard]
 
 
@@ -76,7 +76,7 @@ def _dataset_arch_space(run: Run) -> tuple[str, str, str]:
     return run["dataset"], run["arch"], run["space"]
 
 
-_PLAIN = Choice(_unbounded_pgd, "runs with attack: [pgd] and no spectral_norm")
+_PLAIN = Choice(select_plain, "runs with attack: [pgd] and no spectral_norm")
 _COMPARED = Choice(_several_architectures, "a second architecture (arch) on a data set, for it compares architectures")
 _FGSM = Choice(_fgsm_and_standard, "runs with attack: [fgsm] and a strength above 0")
 _BOUNDED = Choice(_bounded_and_unbounded, "runs with a spectral_norm")

@@ -13,6 +13,7 @@ import jsonschema
 import yaml
 
 from robreg.runs.catalogue import FIGURES, TABLES, Item, describe_missing, places, select_runs
+from robreg.runs.needs import compared
 from robreg.runs.radii import describe_mistaken_radius
 from robreg.runs.schema_errors import describe_first
 from robreg.runs.settings import (
@@ -25,7 +26,7 @@ from robreg.runs.settings import (
     training_settings,
 )
 from robreg.runs.variant import Variant, is_available_name
-from robreg.runs.yaml_file import RECURSIVE_OR_DEEP
+from robreg.runs.yaml_file import RECURSIVE_OR_DEEP, check_yaml_file
 
 _PARTS: dict[str, dict[str, Item]] = {"figures": FIGURES, "tables": TABLES}
 _FORBIDDEN_CATEGORIES = ("Cc", "Cs")  # control characters and lone surrogates, which neither XML nor HTML can contain
@@ -36,6 +37,14 @@ _Validator = jsonschema.validators.extend(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     ),
 )
+
+
+def load(file: Path, schema_file: Path) -> dict[str, Any]:
+    """Read a configuration without Snakemake. Raises ConfigError if it is not valid, and OSError if it is missing."""
+    check_yaml_file(file)
+    config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    validate(config, schema_file)
+    return config
 
 
 def validate(config: Mapping[str, Any], schema_file: Path, reserved: Iterable[str] = ()) -> None:
@@ -151,21 +160,22 @@ def _describe_unmade(
     One that names what it shows needs runs for each of these.
     """
     unmade: dict[str, list[str]] = {}
+    compare = compared(study, config["studies"][study], listed)
     for name, only in study_items(config, study, part).items():
         for place in only or (None,):
             shown = select_runs(name, listed, place and [place])
-            if missing := describe_missing(name, shown, config["studies"][study]["compare"]):
+            if missing := describe_missing(name, shown, compare):
                 unmade.setdefault(missing, []).append(f"{name}: [{place}]" if place else name)
     texts = [f"{', '.join(names)} (missing: {missing})" for missing, names in unmade.items()]
     return f"studies.{study}.{part}: the study has no run for {', '.join(texts)}" if texts else None
 
 
-def _check_compare(config: Mapping[str, Any], study: str, listed: Iterable[Mapping[str, Any]]) -> None:
+def _check_compare(config: Mapping[str, Any], study: str, listed: Sequence[Mapping[str, Any]]) -> None:
     """Raise ConfigError unless the two strengths to compare occur together in one data set and architecture.
 
     One is enough: the others are shown with the strengths that they have.
     """
-    low, high = config["studies"][study]["compare"]
+    low, high = compared(study, config["studies"][study], listed)
     strengths: dict[tuple[str, str], set[int]] = {}
     for run in listed:
         strengths.setdefault((run["dataset"], run["arch"]), set()).add(run["ar"])
@@ -220,6 +230,11 @@ def _refuse_mistaken_radii(tree: object, path: tuple[str | int, ...] = ()) -> No
             mistake = f"{tree!r} is no fraction of eps, which this step always is: write eps/4, for example"
         if mistake:
             raise ConfigError(f"config.yaml: {'.'.join(map(str, path))}: {mistake}")
+
+
+def compared_strengths(config: Mapping[str, Any], study: str) -> list[int]:
+    """Return the lower and the higher strength that a study compares (see needs.compared)."""
+    return compared(study, config["studies"][study], study_runs(config, study))
 
 
 def study_items(config: Mapping[str, Any], study: str, part: str) -> dict[str, list[str] | None]:
@@ -324,7 +339,7 @@ def makeable_items(
     config: Mapping[str, Any], study: str, part: str, runs: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[str] | None]:
     """List the items of a study as study_items does, without what cannot be made from these of its runs."""
-    compare, items = config["studies"][study]["compare"], {}
+    compare, items = compared_strengths(config, study), {}
     for name, only in study_items(config, study, part).items():
         places_left = [place for place in only or (None,) if _can_make(name, runs, place, compare)]
         if places_left:

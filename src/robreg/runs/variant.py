@@ -1,5 +1,6 @@
 """Write and parse the names of runs, such as "ar16-resnet110-sn3". No other module takes such a name apart."""
 
+import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -195,9 +196,11 @@ def _parse_part(part: str, text: str, known: list[str]) -> tuple[str, str]:
         match = pattern.fullmatch(part)
         if match:
             return key, match[match.lastindex or 0]
+    close = difflib.get_close_matches(part, known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise VariantError(
-        f"{text!r} is not the name of a run: {part!r} is not part of {GRAMMAR}; "
-        f"as an architecture, use one of {known}, or define it in config.yaml"
+        f"{text!r} names an unknown architecture {part!r}{hint}: use one of {known}, or define it in config.yaml; if "
+        f"it is to be another part of the name, write {GRAMMAR}"
     )
 
 

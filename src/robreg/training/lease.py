@@ -83,7 +83,7 @@ class Lease:
     def __enter__(self) -> "Lease":
         """Take the lease, and start a thread that renews it."""
         job = os.environ.get("SLURM_JOB_ID")
-        old = _read(self._path)
+        old = read_lease(self._path)
         if old is not None and old["held"]:
             if self._is_alive(old):
                 raise HeldError(
@@ -91,7 +91,7 @@ class Lease:
                     + (f", SLURM job {old['job']}" if old["job"] else "")
                     + f" ({self._path}): wait for it, or stop it first"
                 )
-            old = _read(self._path)  # it may have changed while it was watched
+            old = read_lease(self._path)  # it may have changed while it was watched
         stalls = 0 if old is None else old["stalls"]
         if old is not None and job and old["job"] == job and stalls >= MAX_STALLED_ATTEMPTS:
             raise StalledError(
@@ -161,7 +161,7 @@ class Lease:
         end = time.monotonic() + HOLDER_TIMEOUT
         while time.monotonic() < end:
             time.sleep(min(1.0, HOLDER_TIMEOUT / 10))
-            now = _read(self._path)
+            now = read_lease(self._path)
             if now is None or not now["held"]:
                 return False
             if (now["token"], now["beat"]) != (holder["token"], holder["beat"]):
@@ -169,7 +169,7 @@ class Lease:
         return False
 
     def _is_mine(self) -> bool:
-        content = _read(self._path)
+        content = read_lease(self._path)
         return content is not None and content["token"] == self._token
 
     def _write(self, *, new: bool = False) -> None:
@@ -212,7 +212,7 @@ def _read_if_valid(path: Path) -> dict[str, Any] | None:
     The driver calls this often; the training itself refuses such a file.
     """
     try:
-        return _read(path)
+        return read_lease(path)
     except (OSError, ValueError) as error:
         if path not in _warned:
             _warned.add(path)
@@ -220,7 +220,7 @@ def _read_if_valid(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_lease(path: Path) -> dict[str, Any] | None:
     """Return the content of a lease file and its "owner", a user id; None if the file is missing.
 
     Raises ValueError if it is damaged, or is not a small file: anybody who shares the folder can put anything there.

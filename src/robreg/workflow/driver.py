@@ -30,7 +30,7 @@ from robreg.runs.settings import ConfigError
 from robreg.tables.files import atomic_write
 from robreg.training import kept
 from robreg.training.lease import MAX_STALLED_ATTEMPTS, holder_token, stalled_attempts
-from robreg.workflow import architectures, fork_server, plan, slurm, targets
+from robreg.workflow import architectures, ending, fork_server, plan, slurm, targets
 from robreg.workflow.failures import Failures
 
 if TYPE_CHECKING:
@@ -222,8 +222,10 @@ def _execute(workflow: "Workflow", execute: Callable[..., None]) -> Callable[...
 
     def wrapper(executor_plugin: Plugin, executor_settings: ExecutorSettingsBase | None, **others: object) -> None:
         name = executor_plugin.name
-        if workflow.is_main_process and not executor_plugin.common_settings.dryrun_exec:
+        really = workflow.is_main_process and not executor_plugin.common_settings.dryrun_exec
+        if really:
             logger.addHandler(Failures())
+            ending.hide_targets(logger, frozenset(["all", *workflow.globals["config"]["studies"]]))
         if name == "slurm":
             executor = executor_plugin.executor
             executor.check_active_jobs = _keep_unreported_jobs(executor.check_active_jobs)
@@ -238,6 +240,8 @@ def _execute(workflow: "Workflow", execute: Callable[..., None]) -> Callable[...
                 "Another Snakemake is working on these files, or was killed while it did. If none is running any more, "
                 f"on any machine, this command removes its lock and continues:\n  snakemake --unlock && {again}"
             ) from None
+        if really and not workflow.touch and (lines := list(ending.describe_finished(workflow))):
+            atexit.register(print, "\n".join(["", *lines]), file=sys.stderr)  # below Snakemake's own last words
 
     return wrapper
 

@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 # not installed is skipped.
 _PRELOAD = ("robreg.workflow.one_thread", "robreg.workflow.fork_server", "torch", "pandas", "pyarrow.parquet")
 _PRELOAD_FOR_RULE = {
+    "train": ("torch._dynamo",),  # every optimiser imports it
     "theory": ("scipy.sparse.linalg", "foolbox", "torch._dynamo"),
     "sv": ("scipy.sparse.linalg",),
     "figure": ("scipy.stats", "matplotlib.figure", "seaborn"),
     "comparison": ("scipy.stats", "matplotlib.figure", "seaborn"),
 }
-FORKED_RULES = {*_PRELOAD_FOR_RULE, "margins", "apgd", "attacks", "masking", "lossvar", "spread", "metrics", "checks"}
-FORKED_RULES |= {"table", "claims", "audit", "report"}
+FORKED_RULES = {"margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "theory", "metrics", "checks"}
+FORKED_RULES |= {"table", "figure", "claims", "comparison", "audit", "report"}
 # Prefixes of the _NUM_THREADS variables that Snakemake sets; they matter to processes that a script starts, because
 # robreg.networks.device sets torch's own threads.
 _THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")
@@ -65,7 +66,8 @@ def _forking(workflow: "Workflow", context: Any, execute: Callable[..., None]) -
 
     def wrapper(script: PythonScript, file: str, *, edit: bool = False) -> None:
         other_python = script.container_img or script.conda_env or script.env_modules
-        if script.rulename not in FORKED_RULES or other_python or edit:
+        forked = script.rulename in FORKED_RULES or _is_small_training(workflow, script)
+        if not forked or other_python or edit:
             execute(script, file, edit=edit)
             return
         preload()
@@ -73,6 +75,18 @@ def _forking(workflow: "Workflow", context: Any, execute: Callable[..., None]) -
             raise subprocess.CalledProcessError(status, [sys.executable, file])
 
     return wrapper
+
+
+def _is_small_training(workflow: "Workflow", script: PythonScript) -> bool:
+    """Return whether a script trains a small network, for which imports take long, and a fork changes nothing else.
+
+    The server's BLAS has one thread, and a compiler starts threads. On a cluster, Snakemake forwards SIGTERM to all its
+    processes, and a training whose server has ended could not save its state.
+    """
+    if script.rulename != "train" or workflow.remote_exec:
+        return False
+    settings = script.params.get("settings", {})
+    return settings.get("threads") == 1 and not settings.get("training", {}).get("compile")
 
 
 def _fork(context: Any, script: PythonScript, file: str) -> int:  # noqa: ANN401

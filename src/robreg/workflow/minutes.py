@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from robreg.data.dataset import Dataset, load_dataset
@@ -31,7 +30,6 @@ from robreg.networks.build import build_initial_network
 from robreg.networks.device import choose_device
 from robreg.runs import config as study_config
 from robreg.runs.settings import ConfigError, data_settings, run_settings, training_settings
-from robreg.runs.yaml_file import check_yaml_file
 from robreg.training.epoch import StoppedError
 from robreg.training.kept import is_trained
 from robreg.training.loop import train
@@ -204,9 +202,7 @@ def _main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     logging.captureWarnings(capture=True)
     try:
-        check_yaml_file(Path("config.yaml"))
-        config = yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))
-        study_config.validate(config, SCHEMA)
+        config = study_config.load(Path("config.yaml"), SCHEMA)
         root = given.data_root or Path(config["data_root"])
         return 0 if train_within(config, given.names, seconds=60 * given.minutes, data_root=root) else 1
     except (ConfigError, OSError, ValueError) as error:
