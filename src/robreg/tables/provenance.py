@@ -16,14 +16,18 @@ TRAINING = ("training.loop", "data.preparation")  # import, directly or not, all
 # These affect no number: they say who trains a run, keep what was trained, and estimate how long it takes.
 _NO_EFFECT = ("training.lease", "training.kept", "training.estimate")
 _RUN_KEYS = ("dataset", "variant", "seed", "version", "settings_hash")
+_SETTINGS = ("arch", "ar", "spectral_norm", "space")  # which the name of the run states, or its data set's defaults
 
 
 def run_metadata(meta: Mapping[str, Any], **measure: object) -> dict[str, Any]:
-    """Return the metadata of a run's table: what identifies the run, and how the table was measured.
+    """Return the metadata of a run's table: what identifies the run, how it was trained, and how the table was measured.
 
-    meta: the metadata of the run's checkpoint; measure: the settings of the measure.
+    meta: the metadata of the run's checkpoint; measure: the settings of the measure. Besides the run's name they are
+    its architecture, strength (1/255), bound on the layers, and the space of its radii, as far as the checkpoint says.
     """
-    return {**{key: meta[key] for key in _RUN_KEYS}, **measure}
+    settings = json.loads(meta.get("settings", "{}"))
+    trained = {key: settings[key] for key in _SETTINGS if key in settings}
+    return {**{key: meta[key] for key in _RUN_KEYS}, **trained, **measure}
 
 
 def code_files(*modules: str, folders: Collection[str] | None) -> list[str]:
