@@ -7,6 +7,7 @@ import pytest
 from helpers import study_files
 
 from robreg.report.glossary import WORDS, Glossary
+from robreg.report.page import write
 
 
 def test_a_word_is_linked_once_and_the_text_around_it_is_escaped() -> None:
@@ -32,7 +33,9 @@ def test_every_linked_word_of_a_page_is_explained_and_no_other(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    page = study_files.page(name, "A study of AR and margins").read_text(encoding="utf-8")
+    described, files = study_files.make(name, "A study of AR and margins")
+    write(tmp_path / "page.html", described, files, template=study_files.PAGES / "report.html.j2")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
     linked = re.findall(r'href="#word-([\w-]+)"', page)
     explained = re.findall(r'<dt id="word-([\w-]+)"', page)
     assert sorted(linked) == sorted(explained)

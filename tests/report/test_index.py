@@ -46,7 +46,7 @@ def test_a_received_study_cannot_put_markup_into_the_list(results: Path, page: P
     page.goto((results / "index.html").as_uri())
     assert page.evaluate("[window.hit, document.images.length]") == [None, 0]
     assert HOSTILE in page.inner_text("table")
-    page.goto((results / address).as_uri())
+    page.goto(f"{results.as_uri()}/{address}")
     assert page.title() == "Conventions"
 
 
@@ -60,7 +60,7 @@ def test_a_study_that_cannot_be_read_does_not_hide_the_others(results: Path) -> 
     ):
         make()
         one, other = index.list_studies(results)
-        assert (one.problem, other.problem[:14]) == ("", "cannot be read")
+        assert (one.problem, other.problem) == ("", "cannot be read")
         assert "cannot be read" in written(results)
         claims.unlink()
 

@@ -72,7 +72,19 @@ def _failed(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def remarks(frame: pd.DataFrame) -> list[str]:
     """State what chance gives, and which claims the study could not have decided."""
     rows = to_rows(frame)
-    return _chance(rows) + _too_small(rows)
+    return _few_seeds(rows) + _chance(rows) + _too_small(rows)
+
+
+def _few_seeds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Explain why a study of two seeds leaves most of its claims undecided; [] for other studies."""
+    decided = [row for row in rows if row["verdict"] in SEVERAL_SEEDS]
+    open_ = sum(row["verdict"] == SEVERAL_SEEDS[2] for row in decided)
+    if not open_ or max(row["n_seeds"] for row in decided) > 2:
+        return []
+    return [
+        f"{open_} of the {len(decided)} verdicts by several seeds are undecided, because two seeds say little about "
+        "how much seeds differ: the intervals are wide, and more seeds would narrow them."
+    ]
 
 
 def _chance(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -68,18 +68,22 @@ class ClaimView:
     """One claim.
 
     statistic: what the effect is, "" if this differs between settings; judged: the settings in which the claim was
-    tested; untested: the settings that could not test it, with the reason, NOT_RUN or SECOND_STRENGTH.
+    tested.
     """
 
     text: str
     source: str
     statistic: str
     judged: tuple[SettingView, ...]
-    untested: tuple[tuple[str, str], ...]
 
-    def lacking(self, reason: str) -> list[str]:
-        """Return the names of the settings that could not test the claim for this reason."""
-        return [name for name, own in self.untested if own == reason]
+
+@dataclass(frozen=True)
+class UntestedClaim:
+    """A claim, and the settings that could not test it."""
+
+    text: str
+    source: str
+    settings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,20 @@ def group_claims(frame: pd.DataFrame, runs: Sequence[Run]) -> list[GroupView]:
         GroupView(title, f"claims-{index}", _claim_views(members[title]), count_verdicts(members[title]))
         for index, title in enumerate(titles, 1)
     ]
+
+
+def untested_claims(frame: pd.DataFrame, runs: Sequence[Run]) -> dict[str, list[UntestedClaim]]:
+    """List the claims that some settings could not test, each once, by the reasons NOT_RUN and SECOND_STRENGTH."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {reason: {} for reason in REASONS}
+    for row in with_reasons(to_rows(frame), runs):
+        if row["verdict"] in found:
+            found[row["verdict"]].setdefault(row["id"], []).append(row)
+    return {reason: [_untested(rows) for rows in claims.values()] for reason, claims in found.items()}
+
+
+def _untested(rows: Sequence[Mapping[str, Any]]) -> UntestedClaim:
+    sources = dict.fromkeys(row["source"] for row in rows)
+    return UntestedClaim(rows[0]["claim"], "; ".join(sources), tuple(map(setting_name, rows)))
 
 
 def count_verdicts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -181,7 +199,6 @@ def _claim_view(rows: Sequence[Mapping[str, Any]]) -> ClaimView:
         source="; ".join(dict.fromkeys(row["source"] for row in rows)),
         statistic=common or "",
         judged=tuple(_setting_view(row, common) for row in rows if row["verdict"] not in untested),
-        untested=tuple((setting_name(row), row["verdict"]) for row in rows if row["verdict"] in untested),
     )
 
 

@@ -16,6 +16,7 @@ from robreg.claims.claim import NOT_RUN
 from robreg.tables import parquet
 from robreg.tables.files import atomic_write, open_regular
 
+_LONGEST = 300  # letters of a title
 _HEAD = 65_536  # bytes of a report in which its title is looked for
 _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
 VERDICTS = ("holds", "fails", "undecided", "seen", "not seen", "not clear")
@@ -58,10 +59,10 @@ def _entry(folder: Path) -> StudyEntry:
     name = folder.name.encode("utf-8", "replace").decode()
     address = f"studies/{quote(folder.name.encode('utf-8', 'surrogateescape'))}/report.html"
     try:
-        title = _read_title(folder / "report.html") or name
+        title = _read_title(folder / "report.html")[:_LONGEST] or name
         rows = parquet.read(folder / "claims.parquet", ["verdict"]).column("verdict").to_pylist()
-    except (OSError, ValueError) as error:
-        return StudyEntry(name, name, address, problem=f"cannot be read: {type(error).__name__}")
+    except (OSError, ValueError):
+        return StudyEntry(name, name, address, problem="cannot be read")
     return StudyEntry(name, title, address, {key: rows.count(key) for key in (*VERDICTS, NOT_RUN)})
 
 

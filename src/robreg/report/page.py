@@ -124,10 +124,10 @@ def _study_context(study: Mapping[str, Any], files: Files, template: Path) -> di
 def _claims_context(claims: Path, study: Mapping[str, Any]) -> dict[str, Any]:
     """Return the claims in groups, and the sentences that summarise them."""
     frame = parquet.read(claims).to_pandas()
-    groups, occurring = claims_section.group_claims(frame, study["runs"]), set(frame["verdict"])
+    occurring = set(frame["verdict"])
     return {
-        "groups": groups,
-        "untested": {key: [one for group in groups for one in group.claims if one.lacking(key)] for key in REASONS},
+        "groups": claims_section.group_claims(frame, study["runs"]),
+        "untested": claims_section.untested_claims(frame, study["runs"]),
         "counted_claims": claims_count.summary_sentences(frame, study["runs"]),
         "remarks": claims_count.remarks(frame),
         "verdicts": {key: words for key, words in claims_section.VERDICTS.items() if key in occurring},
