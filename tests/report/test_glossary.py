@@ -24,6 +24,7 @@ def test_a_word_is_linked_once_and_the_text_around_it_is_escaped() -> None:
 def test_words_of_several_words_are_found_before_their_parts() -> None:
     glossary = Glossary()
     assert 'href="#word-adversarial-accuracy"' in glossary.link("adversarial accuracy")
+    assert ">circular convolutions</a>" in glossary.link("the circular convolutions of a layer")
     assert 'href="#word-zero-padded"' in glossary.link("the zero-padded operator")
     assert "href" not in Glossary().link("circularly, marginal, w_minimum")
 

@@ -325,6 +325,16 @@ def test_the_summary_says_what_chance_alone_would_decide() -> None:
     assert not any("chance" in sentence for sentence in one)
 
 
+def test_the_summary_says_why_two_seeds_leave_most_claims_undecided() -> None:
+    def said(n_seeds: int, verdict: str = "undecided") -> list[str]:
+        rows = [judged_row(verdict, n_seeds=n_seeds), judged_row("holds", id="own", n_seeds=n_seeds)]
+        return [one for one in claims_count.summary_sentences(pd.DataFrame(rows), []) if "seeds" in one]
+
+    assert said(3) == said(2, "holds") == []
+    (sentence,) = said(2)
+    assert sentence.startswith("1 of the 2 verdicts by several seeds are undecided, because two seeds say little")
+
+
 def test_the_summary_names_claims_that_the_study_could_not_have_decided() -> None:
     rows = [judged_row("undecided", smallest_effect=0.6), judged_row("undecided", claim="Another falls.")]
     rows += [judged_row("undecided", id="train-loss-rises", claim="It rises.", smallest_effect=0.6)]

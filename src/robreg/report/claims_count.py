@@ -55,7 +55,11 @@ def summary_sentences(frame: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
     own = len({row["id"] for row in rows} - {row["id"] for row in rows if row["source"] != EXTENSION})
     origin = f" ({own} of our own, the others of the paper)" if own else " of the paper"
     parts = [f"{number} {_PHRASES[key][number != 1]}" for key, number in counts.items()]
-    return [f"Of {total} claim{'s' if total != 1 else ''}{origin}, {join_words(parts)}.", *_failed(rows)]
+    return [
+        f"Of {total} claim{'s' if total != 1 else ''}{origin}, {join_words(parts)}.",
+        *_failed(rows),
+        *_few_seeds(rows),
+    ]
 
 
 def _failed(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -72,14 +76,14 @@ def _failed(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def remarks(frame: pd.DataFrame) -> list[str]:
     """State what chance gives, and which claims the study could not have decided."""
     rows = to_rows(frame)
-    return _few_seeds(rows) + _chance(rows) + _too_small(rows)
+    return _chance(rows) + _too_small(rows)
 
 
 def _few_seeds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Explain why a study of two seeds leaves most of its claims undecided; [] for other studies."""
     decided = [row for row in rows if row["verdict"] in SEVERAL_SEEDS]
     open_ = sum(row["verdict"] == SEVERAL_SEEDS[2] for row in decided)
-    if not open_ or max(row["n_seeds"] for row in decided) > 2:
+    if not open_ or max(row.get("n_seeds") or 0 for row in decided) != 2:
         return []
     return [
         f"{open_} of the {len(decided)} verdicts by several seeds are undecided, because two seeds say little about "

@@ -96,16 +96,17 @@ def results_context(
     """
     stds = {path.parent.name: read_meta(path)["std"] for path in data}
 
+    main = next((name for name in MAIN if name in [path.stem for path in figures]), "")
+
     def explain(name: str) -> Caption:
         shown = _shown_runs(study, name)
         own = split_caption(caption(captions / f"{name}.rst", caption_variables(study, name)))
-        here = lines_about(name, shown)
+        here = () if name == main else lines_about(name, shown)  # the page begins with the same numbers
         return replace(own, see=(*own.see, *here), more=(*own.more, *describe_radii(shown, stds)))
 
     drawn = {name: {"file": figure, "caption": explain(name)} for name, figure in embed_figures(figures).items()}
     made = {name: _table(name, path) | {"caption": explain(name)} for name, path in tables.items()}
-    main = next((drawn.pop(name) for name in MAIN if name in drawn), None)
-    return {"main": main, "sections": list(sections(drawn, made))}
+    return {"main": drawn.pop(main, None), "sections": list(sections(drawn, made))}
 
 
 def _table(name: str, path: Path) -> dict[str, Any]:
