@@ -463,8 +463,8 @@ MUTATIONS = (
     Mutation(
         "let labels of histograms leave the figure",
         "figures/paper_figures",
-        "            height=2.5,\n            across=2,",
-        "            height=2.5,\n            across=3,",
+        "height=2.5, across=2)",
+        "height=2.5, across=3)",
         "tests/figures/test_paper_figures.py",
     ),
     Mutation(

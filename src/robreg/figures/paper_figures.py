@@ -24,7 +24,7 @@ from robreg.figures.panels import (
     spectra_std,
     std_look,
 )
-from robreg.figures.series import choose_looks
+from robreg.figures.series import Looks, choose_looks
 from robreg.figures.style import Look
 from robreg.runs.catalogue import Run
 from robreg.runs.variant import split_spaces
@@ -99,20 +99,14 @@ def fig5(runs: Sequence[Run]) -> Figure:
         shared="all",
     )
     histograms = [
-        Section(
-            "(a) estimated probability of the label, test set",
-            lambda ax, panel: histogram(ax, looks.series(panel), "prob"),
-            height=2.5,
-            across=2,
-        ),
-        Section(
-            "(b) loss, test set",
-            lambda ax, panel: histogram(ax, looks.series(panel), "loss"),
-            height=2.5,
-            across=2,
-        ),
+        Section(f"({letter}) {words}, test set", _histogram_of(column, looks), height=2.5, across=2)
+        for letter, words, column in (("a", "estimated probability of the label", "prob"), ("b", "loss", "loss"))
     ]
     return grid.arrange(panels, [histograms, [spectra]], looks.every)[0]
+
+
+def _histogram_of(column: str, looks: Looks) -> Callable[[Axes, Panel], None]:
+    return lambda ax, panel: histogram(ax, looks.series(panel), column)
 
 
 def fig8(runs: Sequence[Run]) -> Figure:
