@@ -132,6 +132,15 @@ def test_histograms_are_in_percent_and_small_bins_are_readable(runs: list[dict[s
         assert not ax.child_axes
 
 
+def test_histograms_are_at_most_two_in_a_row(tmp_path: Path) -> None:
+    runs = [run for name in ("a", "b", "c") for run in make_runs(tmp_path, [8, 32], [0], dataset=name)]
+    figure = compose("fig5", runs)
+    with mpl.rc_context(style.THEME):
+        figure.draw_without_rendering()
+    tops = [round(ax.get_position().y1, 3) for ax in of_section(figure, "test examples in a bin (%)")]
+    assert tops.count(max(tops)) == 2
+
+
 def test_losses_above_the_last_bin_are_not_lost(tmp_path: Path) -> None:
     (run,) = make_runs(tmp_path, [8], [0])
     path = Path(run["folder"]) / "margins.parquet"
