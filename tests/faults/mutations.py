@@ -280,7 +280,7 @@ MUTATIONS = (
     ),
     Mutation(
         "omit failed gradient masking checks from the report",
-        "report/wording",
+        "report/cautions",
         '        if row["masked"]:',
         "        if False:",
         "tests/report/test_report.py",
@@ -448,9 +448,9 @@ MUTATIONS = (
     ),
     Mutation(
         "compare architectures on different scales",
-        "figures/paper_figures",
-        '_gap_sections("data set")',
-        '_gap_sections("none")',
+        "figures/gap_figures",
+        'choose_panels(runs), "data set")',
+        'choose_panels(runs), "none")',
         "tests/figures/test_paper_figures.py",
     ),
     Mutation(
@@ -469,7 +469,7 @@ MUTATIONS = (
     ),
     Mutation(
         "call a user's network smaller than the paper's",
-        "report/wording",
+        "report/cautions",
         "        if factory\n        else f",
         "        if False\n        else f",
         "tests/report/test_report.py",
@@ -623,7 +623,7 @@ MUTATIONS = (
     ),
     Mutation(
         "omit an attack that is too weak from the report",
-        "report/wording",
+        "report/cautions",
         "    if not rows:\n        return []\n    names",
         "    if True:\n        return []\n    names",
         "tests/report/test_report.py",
@@ -2172,14 +2172,14 @@ MUTATIONS = (
     ),
     Mutation(
         "let a description of data without names end the report by itself",
-        "report/page",
+        "report/run_section",
         "    if not isinstance(meta, dict):",
         "    if False:",
         "tests/report/test_report.py",
     ),
     Mutation(
         "list all names of classes in a report",
-        "report/wording",
+        "report/data_words",
         "names[:_LISTED]",
         "names",
         "tests/report/test_report.py",

@@ -10,14 +10,14 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.figure_tables import COMPARE, META, STRENGTHS, make_run, make_runs, of_paper
+from helpers.figure_tables import META, STRENGTHS, make_run, make_runs, of_paper
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from robreg.figures import panels, style
+from robreg.figures import style
 from robreg.figures.paper_figures import compose, draw
 from robreg.runs.catalogue import FIGURES, select_runs
 from robreg.runs.groups import group_by_setting
@@ -75,7 +75,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_gaps_are_means_and_stds_over_seeds(runs: list[dict[str, Any]]) -> None:
-    (ax,) = axes_with(compose("fig3", runs, COMPARE), "loss gap (nats)")
+    (ax,) = axes_with(compose("fig3", runs), "loss gap (nats)")
     (line,) = series(ax)
     np.testing.assert_array_equal(line.get_xdata(), STRENGTHS)
     np.testing.assert_allclose(line.get_ydata(), [0.11 - ar / 500 for ar in STRENGTHS])
@@ -83,22 +83,29 @@ def test_gaps_are_means_and_stds_over_seeds(runs: list[dict[str, Any]]) -> None:
 
 
 def test_error_is_100_minus_accuracy(runs: list[dict[str, Any]]) -> None:
-    (ax,) = axes_with(compose("fig3", runs, COMPARE), "error (%)")
+    (ax,) = axes_with(compose("fig3", runs), "error (%)")
     train, test = series(ax)
     np.testing.assert_allclose(train.get_ydata(), [1] * 4)
     np.testing.assert_allclose(test.get_ydata(), [9 + ar / 10 for ar in STRENGTHS])
 
 
-def test_spectra_show_the_two_strengths_of_compare(runs: list[dict[str, Any]]) -> None:
+def test_spectra_show_every_strength(runs: list[dict[str, Any]]) -> None:
     for name in ("fig1", "fig5"):
-        (ax,) = axes_with(compose(name, runs, COMPARE), "std of singular values")
-        weak, strong = series(ax)
-        np.testing.assert_allclose(weak.get_ydata(), [1.02, 1.22, 1.42])
-        np.testing.assert_allclose(strong.get_ydata(), [0.78, 0.98, 1.18])
+        (ax,) = axes_with(compose(name, runs), "std of singular values")
+        for line, ar in zip(series(ax), STRENGTHS, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), [1.1 - ar / 100 + layer / 5 for layer in range(3)])
+
+
+def test_the_legend_names_what_is_drawn_and_nothing_else(tmp_path: Path) -> None:
+    shown = make_runs(tmp_path) + make_runs(tmp_path, [24], [0], space="normalised")
+    for name in ("fig1", "fig4", "fig5", "spread"):
+        legend = compose(name, shown).legends[0]
+        named = [text.get_text() for text in legend.get_texts() if text.get_text().startswith("AR")]
+        assert named == ["AR 0", "AR 8", "AR 16", "AR 32", "AR 24, normalised space"]
 
 
 def test_margins_have_one_density_per_strength(runs: list[dict[str, Any]]) -> None:
-    figure = compose("fig4", runs, COMPARE)
+    figure = compose("fig4", runs)
     assert len(figure.axes) == 2
     for ax in figure.axes:
         curves = series(ax)
@@ -109,48 +116,57 @@ def test_margins_have_one_density_per_strength(runs: list[dict[str, Any]]) -> No
     assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
 
 
-def test_bars_stay_below_the_box_of_an_inset() -> None:
-    ax = Figure().subplots()
-    ax.stairs([90, 30, 5, 1], [0, 0.1, 0.3, 0.6, 1])
-    ax.set(xlim=(0, 1), ylim=(0, 95))
-    panels.make_room_for_inset(
-        ax, (0.2, 0.4, 0.7, 0.5), margin=0.08
-    )  # the bar of 30 is below the box, that of 90 is not
-    assert ax.get_ylim() == pytest.approx((0, 95))
-    panels.make_room_for_inset(ax, (0.15, 0.4, 0.7, 0.5), margin=0.08)  # now that of 90 is, too
-    assert 90 / ax.get_ylim()[1] == pytest.approx(0.32)
-    assert max(ax.get_yticks()) <= 95
-
-
-def test_histograms_are_in_percent_and_the_inset_shows_a_part_of_them(runs: list[dict[str, Any]]) -> None:
-    for label, column in (("estimated probability of the label", "prob"), ("loss (nats)", "loss")):
-        (ax,) = axes_with(compose("fig5", runs, COMPARE), label)
-        (inset,) = ax.child_axes
+def test_histograms_are_in_percent_and_small_bins_are_readable(runs: list[dict[str, Any]]) -> None:
+    for label, column in (("estimated probability of the label", "prob"), ("loss (nats); last bin: all above", "loss")):
+        (ax,) = axes_with(compose("fig5", runs), label)
         stairs = [patch.get_data() for patch in ax.patches if hasattr(patch, "get_data")]
         assert len(stairs) == len(STRENGTHS)
         frame = gather(runs, "margins", ["split", column]).query("split == 'test' and ar == 0")
-        edges = stairs[0].edges
+        edges = [*stairs[0].edges[:-1], np.inf] if column == "loss" else stairs[0].edges
         np.testing.assert_allclose(stairs[0].values, 100 * np.histogram(frame[column], edges)[0] / len(frame))
         assert stairs[0].values.sum() == pytest.approx(100)
-        inner = next(patch for patch in inset.patches if hasattr(patch, "get_data")).get_data()
-        first = list(edges).index(inner.edges[0])
-        np.testing.assert_allclose(inner.values, stairs[0].values[first : first + len(inner.values)])
+        assert ax.get_yscale() == "log"
+        every = np.concatenate([one.values for one in stairs])
+        assert ax.get_ylim()[0] < every[every > 0].min()
+        assert ax.get_ylim()[1] > 100
+        assert not ax.child_axes
 
 
-def test_loss_variation_bars_are_std_over_examples_and_over_seeds(runs: list[dict[str, Any]]) -> None:
-    (ax,) = compose("fig8", runs, COMPARE).axes
+def test_histograms_are_at_most_two_in_a_row(tmp_path: Path) -> None:
+    runs = [run for name in ("a", "b", "c") for run in make_runs(tmp_path, [8, 32], [0], dataset=name)]
+    figure = compose("fig5", runs)
+    with mpl.rc_context(style.THEME):
+        figure.draw_without_rendering()
+    tops = [round(ax.get_position().y1, 3) for ax in of_section(figure, "test examples in a bin (%)")]
+    assert tops.count(max(tops)) == 2
+
+
+def test_losses_above_the_last_bin_are_not_lost(tmp_path: Path) -> None:
+    (run,) = make_runs(tmp_path, [8], [0])
+    path = Path(run["folder"]) / "margins.parquet"
+    columns = parquet.read(path).to_pydict()
+    parquet.write(path, "margins", columns | {"loss": [50.0] * len(columns["loss"])}, META)
+    (ax,) = axes_with(compose("fig5", [run]), "loss (nats); last bin: all above")
+    (stairs,) = (patch.get_data() for patch in ax.patches if hasattr(patch, "get_data"))
+    assert stairs.values.tolist() == [0] * (len(stairs.values) - 1) + [100]
+
+
+def test_loss_variation_shows_mean_and_std_over_examples_with_bars_over_seeds(runs: list[dict[str, Any]]) -> None:
+    mean, std = compose("fig8", runs).axes
     frame = gather(runs, "lossvar", ["eps", "prob_variation"]).query("eps == 4")
     each = frame.groupby(["ar", "seed"])["prob_variation"]
-    np.testing.assert_allclose(series(ax)[0].get_ydata().astype(float), each.mean().groupby("ar").mean(), rtol=1e-6)
-    np.testing.assert_allclose(bars(ax)[0], each.std(ddof=0).groupby("ar").mean(), rtol=1e-6)
-    np.testing.assert_allclose(bars(ax)[1], each.mean().groupby("ar").std(ddof=1), rtol=1e-6)
+    for ax, values in ((mean, each.mean()), (std, each.std(ddof=0))):
+        over = values.groupby("ar")
+        np.testing.assert_allclose(series(ax)[0].get_ydata().astype(float), over.mean(), rtol=1e-6)
+        np.testing.assert_allclose(bars(ax)[0], over.std(ddof=1), rtol=1e-6)
+        assert ax.get_yscale() == "log"  # small radii are as readable as large ones
 
 
 def test_our_curves_are_drawn_at_their_stated_strengths_beside_the_paper_s_points(tmp_path: Path) -> None:
     c10 = {"dataset": "c10", "paper": "c10", "arch": "resnet56", "default_arch": "resnet56", "space": "normalised"}
     runs = make_runs(tmp_path, [4, 16], [0, 1], **c10) + make_runs(tmp_path, [0], [0], **c10 | {"arch": "fixup56"})
     runs += make_runs(tmp_path, [16], [0], **c10 | {"train_attack": "fgsm"})
-    figure = compose("conventions", pick("conventions", runs), COMPARE)
+    figure = compose("conventions", pick("conventions", runs))
     panels_ = {ax.get_ylabel(): ax for ax in figure.axes}
     assert list(panels_) == ["training accuracy (%)", "test accuracy (%)", "training loss (nats)", "test loss (nats)"]
     ax = panels_["test accuracy (%)"]
@@ -167,7 +183,7 @@ def test_our_curves_are_drawn_at_their_stated_strengths_beside_the_paper_s_point
 
 
 def test_adversarial_accuracy_is_drawn_with_both_definitions(runs: list[dict[str, Any]]) -> None:
-    left, right = compose("fig12", runs, COMPARE).axes
+    left, right = compose("fig12", runs).axes
     np.testing.assert_allclose(series(left)[0].get_ydata(), [31 + ar for ar in STRENGTHS])
     np.testing.assert_allclose(series(right)[0].get_ydata(), [29 + ar for ar in STRENGTHS])
     assert left.get_ylim() == right.get_ylim() == (0, 100)
@@ -176,12 +192,11 @@ def test_adversarial_accuracy_is_drawn_with_both_definitions(runs: list[dict[str
 def test_the_published_accuracy_is_drawn_with_the_unconditional_one_of_its_data_set(
     paper: list[dict[str, Any]],
 ) -> None:
-    left, right, *normalised = compose("fig12", pick("fig12", paper), COMPARE).axes
-    axes = (left, right, *normalised)
+    axes = compose("fig12", pick("fig12", paper)).axes
     stars = [[line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "*"] for ax in axes]
-    assert [len(each) for each in stars] == [0, 1, 0, 0]
+    assert [len(each) for each in stars] == [0, 1]
     assert [8, 50] in stars[1][-1]
-    figure = compose("fig12", pick("fig12", [run for run in paper if run["paper"] is None]), COMPARE)
+    figure = compose("fig12", pick("fig12", [run for run in paper if run["paper"] is None]))
     assert not [line for ax in figure.axes for line in ax.lines if line.get_marker() == "*"]
     assert "Madry" not in str([text.get_text() for text in figure.legends[0].get_texts()])
 
@@ -189,7 +204,7 @@ def test_the_published_accuracy_is_drawn_with_the_unconditional_one_of_its_data_
 def test_strengths_are_drawn_at_their_radius_in_pixels_in_both_spaces(tmp_path: Path) -> None:
     published = [{"label": "Madry et al. 2018", "ar": 8, "robust_acc": 50}]
     normalised = make_runs(tmp_path, [8, 32], space="normalised", published=published)
-    figure = compose("fig12", make_runs(tmp_path, published=published) + normalised, COMPARE)
+    figure = compose("fig12", make_runs(tmp_path, published=published) + normalised)
     for ax in figure.axes[:2]:
         (line,) = (line for line in series(ax) if line.get_linestyle() != ":" and line.get_marker() == "o")
         np.testing.assert_array_equal(line.get_xdata(), STRENGTHS)
@@ -202,9 +217,9 @@ def test_strengths_are_drawn_at_their_radius_in_pixels_in_both_spaces(tmp_path: 
     for name, label in (
         ("fig1", "accuracy (%)"),
         ("fig3", "loss (nats)"),
-        ("fig8", "loss variation\n(label's probability)"),
+        ("fig8", "mean of the loss variation\n(label's probability)"),
     ):
-        figure = compose(name, make_runs(tmp_path) + normalised, COMPARE)
+        figure = compose(name, make_runs(tmp_path) + normalised)
         *_, ax = titled(figure, "digits, resnet8, normalised space")
         np.testing.assert_allclose(ax.get_xticks(), [2, 8])
         assert ax.get_xlabel() == "AR: radius in pixels (1/255)"
@@ -213,7 +228,7 @@ def test_strengths_are_drawn_at_their_radius_in_pixels_in_both_spaces(tmp_path: 
         np.testing.assert_allclose(ax.get_xticks(), STRENGTHS)
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend[0] == "radius 4/255 (\N{MULTIPLICATION SIGN} std in normalised space)"
-    only_normalised = compose("fig12", normalised, COMPARE)
+    only_normalised = compose("fig12", normalised)
     assert len(only_normalised.axes) == 2
     assert not [line for ax in only_normalised.axes for line in ax.lines if line.get_marker() == "*"]
 
@@ -224,12 +239,12 @@ def test_data_sets_in_normalised_space_have_their_own_radii(tmp_path: Path) -> N
     for run in other:
         path = Path(run["folder"]) / "masking.parquet"
         parquet.write_frame(path, parquet.read(path), META | {"std": [0.5]})
-    left, _ = compose("fig12", runs + other, COMPARE).axes
+    left, _ = compose("fig12", runs + other).axes
     assert [line.get_xdata().tolist() for line in series(left)] == [pytest.approx([2, 8]), pytest.approx([4, 16])]
     assert not [tick for tick in left.get_xticklabels() if "AR" in tick.get_text()]
     parquet.write_frame(path, parquet.read(path), META)
     with pytest.raises(ValueError, match=r"masking\.parquet does not state .* delete it and make it again"):
-        compose("fig12", runs + other, COMPARE)
+        compose("fig12", runs + other)
 
 
 def test_a_null_accuracy_leaves_a_point_out(tmp_path: Path) -> None:
@@ -237,29 +252,31 @@ def test_a_null_accuracy_leaves_a_point_out(tmp_path: Path) -> None:
     path = Path(runs[1]["folder"]) / "metrics.parquet"
     row = {key: [None if key == "pgd_acc" else value] for key, (value,) in parquet.read(path).to_pydict().items()}
     parquet.write(path, "metrics", row, META)
-    left, _ = compose("fig12", runs, COMPARE).axes
+    left, _ = compose("fig12", runs).axes
     np.testing.assert_array_equal(series(left)[0].get_xdata(), [0, 16, 32])
     more = make_runs(tmp_path, seeds=[1, 2])  # the mean of the two seeds that have a value would not be of three
-    left, _ = compose("fig12", runs + more, COMPARE).axes
+    left, _ = compose("fig12", runs + more).axes
     np.testing.assert_array_equal(series(left)[0].get_xdata(), [0, 16, 32])
 
 
-def test_losses_are_on_the_left_axis_and_errors_on_the_right_one(runs: list[dict[str, Any]]) -> None:
+def test_losses_and_errors_have_panels_of_their_own(runs: list[dict[str, Any]]) -> None:
     for name in ("fig3", "fig6", "fig7"):
-        figure = compose(name, runs, COMPARE)
-        for left, right in (("loss gap (nats)", "error gap (% points)"), ("loss (nats)", "error (%)")):
-            (loss,), (error,) = axes_with(figure, left), axes_with(figure, right)
-            assert loss.get_position().bounds == error.get_position().bounds
-            assert {to_hex(line.get_color()) for line in series(loss)} == {style.LOSS}
-            assert {to_hex(line.get_color()) for line in series(error)} == {style.ERROR}
-            assert (loss.yaxis.label.get_color(), error.yaxis.label.get_color()) == (style.LOSS, style.ERROR)
-            assert error.yaxis.get_ticks_position() == "right"
+        figure = compose(name, runs)
+        for label, count, color in (
+            ("loss gap (nats)", 1, style.LOSS),
+            ("error gap (% points)", 1, style.ERROR),
+            ("loss (nats)", 2, style.LOSS),
+            ("error (%)", 2, style.ERROR),
+        ):
+            (ax,) = axes_with(figure, label)
+            assert [to_hex(line.get_color()) for line in series(ax)] == [color] * count
+        assert len(figure.axes) == 4
 
 
 def test_bounds_decrease_from_panel_to_panel_on_one_scale(paper: list[dict[str, Any]]) -> None:
-    figure = compose("fig6", pick("fig6", paper), COMPARE)
+    figure = compose("fig6", pick("fig6", paper))
     titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
-    assert titles == 2 * [
+    assert titles == 4 * [
         "c10, resnet8, no bound",
         *(f"c10, resnet8, bound {bound} on every layer" for bound in (5, 3, 1)),
     ]
@@ -268,7 +285,7 @@ def test_bounds_decrease_from_panel_to_panel_on_one_scale(paper: list[dict[str, 
 
 
 def test_fgsm_figure_shows_the_loss_gap_and_both_errors(paper: list[dict[str, Any]]) -> None:
-    figure = compose("fig9", pick("fig9", paper), COMPARE)
+    figure = compose("fig9", pick("fig9", paper))
     for name in ("c10, resnet8, FGSM", "c100, resnet8, FGSM"):
         gap, error = titled(figure, name)
         (line,) = series(gap)
@@ -277,29 +294,48 @@ def test_fgsm_figure_shows_the_loss_gap_and_both_errors(paper: list[dict[str, An
 
 
 def test_spread_shows_mean_and_std_per_layer_and_the_margin_separately(runs: list[dict[str, Any]]) -> None:
-    random, attacked, margin = compose("spread", runs, COMPARE).axes
+    random, attacked, margin = compose("spread", runs).axes
     for ax, more in ((random, 0), (attacked, 1)):
-        weak, weak_std, strong, strong_std = series(ax)
-        np.testing.assert_array_equal(weak.get_xdata(), [1, 2, 3])  # without 0, the margin
-        for line in (weak, strong):
+        lines = series(ax)
+        assert len(lines) == 2 * len(STRENGTHS)
+        for ar, line, std in zip(STRENGTHS, lines[::2], lines[1::2], strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])  # without 0, the margin
             np.testing.assert_allclose(line.get_ydata(), [2.1 + more, 3.1 + more, 4.1 + more])
-        np.testing.assert_allclose(weak_std.get_ydata(), 0.42)
-        np.testing.assert_allclose(strong_std.get_ydata(), 0.18)
+            np.testing.assert_allclose(std.get_ydata(), 0.5 - ar / 100)
     assert random.get_ylim() == attacked.get_ylim()
     assert [ax.get_yscale() for ax in (random, attacked, margin)] == ["log"] * 3  # std is far smaller than the mean
     points = [line.get_ydata()[0] for line in margin.lines if line.get_marker() in "os"]
-    np.testing.assert_allclose(points, [1.1, 0.42, 2.1, 0.42, 1.1, 0.18, 2.1, 0.18])
+    np.testing.assert_allclose(points, [one for ar in STRENGTHS for one in (1.1, 0.5 - ar / 100, 2.1, 0.5 - ar / 100)])
     np.testing.assert_allclose(bars(margin)[0], [0.1])  # std over seeds
 
 
-def test_a_setting_without_the_compared_strengths_shows_those_it_has(tmp_path: Path) -> None:
-    runs = make_runs(tmp_path) + make_runs(tmp_path, [16], [0], space="normalised")
-    for name in ("fig1", "fig5"):
-        axes = [ax for ax in titled(compose(name, runs, COMPARE), "digits, resnet8, normalised space")]
-        (ax,) = [ax for ax in axes if ax.get_xlabel().startswith("layer")]
-        (line,) = series(ax)
-        np.testing.assert_allclose(line.get_ydata(), [0.84, 1.04, 1.24])
-    assert len(series(compose("spread", runs, COMPARE).axes[3])) == 2
+def test_a_setting_of_one_strength_is_a_point_in_the_panel_of_the_most_similar_one(tmp_path: Path) -> None:
+    c10 = {"dataset": "c10"}
+    runs = (
+        make_runs(tmp_path) + make_runs(tmp_path, [16], [0], space="normalised") + make_runs(tmp_path, [16], [0], **c10)
+    )
+    for name, label, panels_ in (("fig1", "accuracy (%)", 6), ("fig3", "error (%)", 8), ("fig9", "error (%)", 4)):
+        figure = compose(name, runs)
+        assert len(figure.axes) == panels_  # of digits and c10, which has no panel to join
+        (ax,) = axes_with(figure, label)
+        markers = [line for line in ax.lines if line.get_marker() == "P"]
+        assert [line.get_xdata()[0] for line in markers] == [pytest.approx(4)] * 2  # 16 times the mean std, 0.25
+        assert {"digits, resnet8", "c10, resnet8", "AR 16, normalised space"} <= names(figure)
+    (ax, _) = [ax for ax in compose("fig1", runs).axes if ax.get_xlabel().startswith("layer")]
+    np.testing.assert_allclose(series(ax)[-1].get_ydata(), [0.84, 1.04, 1.24])
+    assert len(series(compose("spread", runs).axes[0])) == 2 * 5
+    bounded = make_runs(tmp_path) + make_runs(tmp_path, [16], [0], spectral_norm=1.0)
+    figure = compose("fig6", pick("fig6", bounded))
+    assert {"digits, resnet8, no bound", "AR 16, bound 1 on every layer"} <= names(figure)
+    assert len(figure.axes) == 4
+
+
+def test_a_space_of_one_strength_joins_the_first_row_of_adversarial_accuracies(tmp_path: Path) -> None:
+    figure = compose("fig12", make_runs(tmp_path) + make_runs(tmp_path, [16], [0], space="normalised"))
+    left, right = figure.axes
+    assert {ax.get_ylabel() for ax in (left, right)} == {"adversarial accuracy (%)"}
+    assert list(left.get_xticks()) == list(STRENGTHS)
+    assert "digits, resnet8, normalised space" in names(figure)
 
 
 def of_two_architectures(folder: Path) -> list[dict[str, Any]]:
@@ -313,10 +349,10 @@ def of_two_architectures(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", OF_EVERY_ARCHITECTURE)
 def test_every_architecture_has_a_panel_that_names_it(name: str, tmp_path: Path) -> None:
     runs = of_two_architectures(tmp_path)
-    assert {"digits, resnet8", "digits, mynet"} <= names(compose(name, pick(name, runs), COMPARE))
+    assert {"digits, resnet8", "digits, mynet"} <= names(compose(name, pick(name, runs)))
     only = [run for run in runs if run["arch"] == "mynet"]
     if name != "fig7":
-        found = names(compose(name, pick(name, only), COMPARE))
+        found = names(compose(name, pick(name, only)))
         assert "digits, mynet" in found
         assert "digits, resnet8" not in found
     shown = select_runs(name, runs, ["digits/mynet"])
@@ -331,25 +367,23 @@ def test_figure_7_compares_the_architectures_of_a_data_set_on_one_scale(tmp_path
     assert pick("fig7", [run for run in runs if run["arch"] != "resnet8"]) == []
     shown += make_runs(tmp_path, seeds=[0], dataset="c10")  # another data set keeps its own scale
     for label in ("loss gap (nats)", "error gap (% points)"):
-        first, second, other = [ax.get_ylim() for ax in twins(compose("fig7", shown, COMPARE), label)]
+        first, second, other = [ax.get_ylim() for ax in of_section(compose("fig7", shown), label)]
         assert first == second != other
-    first, second, _ = [ax.get_ylim() for ax in twins(compose("fig3", shown, COMPARE), "loss gap (nats)")]
+    first, second, _ = [ax.get_ylim() for ax in of_section(compose("fig3", shown), "loss gap (nats)")]
     assert first != second
 
 
-def twins(figure: Figure, label: str) -> list[Axes]:
-    """Return the axes in the places of those with this label, on the same side; outer panels alone have labels."""
-    labelled = axes_with(figure, label)[0]
-    of_section = labelled.figure.axes
-    right = labelled.yaxis.get_label_position() == "right"
-    return [ax for ax in of_section if (ax.yaxis.get_label_position() == "right") == right]
+def of_section(figure: Figure, label: str) -> list[Axes]:
+    """Return the panels of the section with this label; outer panels alone have it."""
+    return axes_with(figure, label)[0].figure.axes
 
 
 @pytest.mark.parametrize(("letters", "across"), [(9, 3), (25, 2), (50, 1)])
 def test_long_names_get_wider_panels(letters: int, across: int, tmp_path: Path) -> None:
     runs = [run for end in "abc" for run in make_runs(tmp_path, [8, 32], [0], arch="n" * (letters - 1) + end)]
-    figure = compose("fig8", runs, COMPARE)
-    tops = [round(ax.get_position().y1, 3) for ax in figure.axes]
+    figure = compose("fig8", runs)
+    section = of_section(figure, "mean of the loss variation\n(label's probability)")
+    tops = [round(ax.get_position().y1, 3) for ax in section]
     assert tops.count(max(tops)) == across
     with mpl.rc_context(style.THEME):
         figure.draw_without_rendering()
@@ -361,7 +395,7 @@ def test_long_names_get_wider_panels(letters: int, across: int, tmp_path: Path) 
 def test_fig2_is_drawn_by_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = Figure()
     monkeypatch.setattr("robreg.figures.figure2.fig2", lambda: drawn)
-    assert compose("fig2", [], COMPARE) is drawn
+    assert compose("fig2", []) is drawn
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -369,9 +403,12 @@ def test_the_papers_settings_are_named_and_everything_is_inside_the_figure(
     name: str, paper: list[dict[str, Any]]
 ) -> None:
     runs = pick(name, paper)
-    figure = compose(name, runs, COMPARE)
+    figure = compose(name, runs)
     assert figure.get_figwidth() == style.WIDTH
-    assert set(group_by_setting(runs)) <= names(figure)
+    points = {"c10, resnet8, normalised space": "AR 16, normalised space"}  # of one strength
+    assert {
+        name_ if name in ("fig12", "conventions") else points.get(name_, name_) for name_ in group_by_setting(runs)
+    } <= names(figure)
     with mpl.rc_context(style.THEME):
         figure.draw_without_rendering()
         parts = [*figure.axes, *figure.legends, *(legend for part in figure.subfigs for legend in part.legends)]
@@ -384,7 +421,7 @@ def test_the_papers_settings_are_named_and_everything_is_inside_the_figure(
 @pytest.mark.parametrize("name", NAMES)
 def test_writing_a_figure_twice_gives_identical_files(name: str, runs: list[dict[str, Any]], tmp_path: Path) -> None:
     for stem in ("a", "b"):
-        draw(name, runs, compare=COMPARE, svg=tmp_path / f"{stem}.svg", png=tmp_path / f"{stem}.png")
+        draw(name, runs, svg=tmp_path / f"{stem}.svg", png=tmp_path / f"{stem}.png")
     for suffix in ("svg", "png"):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
     text = (tmp_path / "a.svg").read_text()
@@ -399,7 +436,7 @@ def test_one_seed_without_standard_training_and_two_data_sets_are_drawn(tmp_path
     runs = make_runs(tmp_path, [8, 32], [0]) + make_runs(tmp_path, [0, 8, 32], [0], dataset="c10")
     for name in NAMES:
         with np.errstate(all="raise"):
-            figure = compose(name, runs, COMPARE)
+            figure = compose(name, runs)
         assert {"digits, resnet8", "c10, resnet8"} <= names(figure)
 
 
@@ -408,9 +445,9 @@ def test_settings_with_different_numbers_of_seeds_are_drawn_together(tmp_path: P
     runs = make_runs(tmp_path, [0, 8, 32]) + make_runs(tmp_path, [8, 32], [0], train_attack="fgsm")
     for name in NAMES:
         with np.errstate(all="raise"):
-            figure = compose(name, runs, COMPARE)
+            figure = compose(name, runs)
         assert {"digits, resnet8", "digits, resnet8, FGSM"} <= names(figure)
-    figure = compose("fig9", runs, COMPARE)
+    figure = compose("fig9", runs)
     gap, _ = titled(figure, "digits, resnet8, FGSM")
     (line,) = series(gap)
     np.testing.assert_allclose(line.get_ydata(), [0.11, 0.1 - 8 / 500, 0.1 - 32 / 500])  # 0.11: mean of three seeds
@@ -426,7 +463,7 @@ def test_data_sets_with_different_strengths_and_radii_share_their_axes(tmp_path:
         columns = parquet.read(path).to_pydict()
         parquet.write(path, "lossvar", columns | {"eps": [eps / 4 for eps in columns["eps"]]}, META)
     for name in ("fig3", "fig8"):
-        first, second, *_ = compose(name, runs, COMPARE).axes
+        first, second, *_ = compose(name, runs).axes
         assert first.get_xlim() == second.get_xlim()
         assert list(first.get_xticks()) == [0, 4, 8, 16, 32]
     assert len(series(first)) == len(series(second)) == 2  # radii 4 and 16, and 1 and 4
@@ -474,7 +511,7 @@ def test_files_do_not_depend_on_the_last_bits_of_a_layout(tmp_path):
 @pytest.mark.parametrize("label", ["$x^2$", r"$\frac$ 5 %", "</text><script>alert(1)</script>", "_own & 'other'"])
 def test_a_user_s_label_is_drawn_literally(label, tmp_path):
     (run,) = make_runs(tmp_path, [8], [0], published=[{"label": label, "ar": 8, "robust_acc": 50}])
-    draw("fig12", [run], compare=COMPARE, svg=tmp_path / "fig.svg", png=tmp_path / "fig.png")
+    draw("fig12", [run], svg=tmp_path / "fig.svg", png=tmp_path / "fig.png")
     drawn = ElementTree.parse(tmp_path / "fig.svg")
     assert label in [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert not list(drawn.iter("{http://www.w3.org/2000/svg}script"))

@@ -100,11 +100,11 @@ def template() -> Path:
     """Write the page's template and style, with invented captions for all items, and return the template's path."""
     folder = Path("pages")
     folder.mkdir(exist_ok=True)
-    for part in ("report.html.j2", "report.css"):
+    for part in ("report.html.j2", "index.html.j2", "report.css", "report.js"):
         (folder / part).write_bytes((PAGES / part).read_bytes())
     for item in (*FIGURES, *study_tables.TABLE_FUNCTIONS, "b2", "comparison"):
         seeds = "{% if n_seeds is defined %}Over {{ n_seeds }} seeds.{% endif %}"
-        (folder / f"{item}.rst").write_text(f"What {item} shows.\n\n{seeds}\n")
+        (folder / f"{item}.rst").write_text(f"What {item} shows.\n\nWhat to see: {item}.\n\n{seeds}\n")
     return folder / "report.html.j2"
 
 
@@ -176,6 +176,11 @@ def _measures(run: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     changes = (-0.01, 0.002, 0.003)  # of the std of singular values, per layer and unit of strength
     return {
         "metrics": [_make_row("metrics", **metrics)],
+        "margins": [
+            _make_row("margins", split=split, index=i, margin=sign * (8 - ar / 10 + seed / 10))
+            for split in ("train", "test")
+            for i, sign in enumerate((1, -1))
+        ],
         "theory": [_make_row("theory", first_term_lower=1 / (2 + ar + seed), w_min=1 / (3 + ar))],
         "lossvar": [
             _make_row("lossvar", eps=float(eps), index=i, prob_variation=eps / (20 + ar + i))

@@ -208,7 +208,7 @@ def test_figures_name_failed_networks_below_everything_else(name, tmp_path):
         return [text for text in figure.texts if text.get_text().startswith("Adversarial accuracies say little")]
 
     runs = flagged(tmp_path)
-    figure = compose(name, runs, [8, 32])
+    figure = compose(name, runs)
     (warning,) = warnings(figure)
     assert warning.get_text().endswith("hidden: digits/ar16-s1")
     figure.draw_without_rendering()
@@ -219,7 +219,7 @@ def test_figures_name_failed_networks_below_everything_else(name, tmp_path):
     for ax in [*figure.axes, *(ax for part in figure.subfigs for ax in part.axes)]:
         if not ax.get_label() or "inset" not in ax.get_label():
             assert ax.get_tightbbox().y0 >= box.y1 - 1
-    assert warnings(compose(name, [run for run in runs if run["variant"] != "ar16-s1"], [8, 32])) == []
+    assert warnings(compose(name, [run for run in runs if run["variant"] != "ar16-s1"])) == []
 
 
 class Overflow(nn.Module):

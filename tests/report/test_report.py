@@ -20,26 +20,25 @@ from playwright.sync_api import Page
 from robreg.claims.claim import EXTENSION, NOT_RUN
 from robreg.paper.agreement import describe_closer_space
 from robreg.paper.deviations import deviations
-from robreg.report import claims_section, comparison_section, pictures
+from robreg.report import claims_count, claims_section, comparison_section, pictures
 from robreg.report import page as page_module
+from robreg.report.attack_words import describe_attack
+from robreg.report.cautions import cautions, describe_unmeasured, limits
 from robreg.report.costs import RuleCost, rule_costs, run_accounts, shared_settings
-from robreg.report.page import SECTIONS, _code_sentences, caption, sections, write
+from robreg.report.data_words import describe_data
+from robreg.report.page import write
+from robreg.report.provenance_section import code_sentences
+from robreg.report.results_section import SECTIONS, caption, sections
 from robreg.report.rule_graph import RULE_INPUTS, rule_graph
+from robreg.report.run_section import read_meta
+from robreg.report.space_words import describe_conventions, describe_radii
 from robreg.report.tables_section import split_constants, table_blocks
 from robreg.report.units import describe, format_cell, format_duration
-from robreg.report.wording import (
-    cautions,
-    describe_attack,
-    describe_conventions,
-    describe_data,
-    describe_radii,
-    describe_unmeasured,
-    limits,
-)
 from robreg.runs.catalogue import FIGURES
 from robreg.runs.settings import run_settings, training_settings
 from robreg.tables import parquet, provenance, study_tables
 
+SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 HOSTILE = "<script>alert(1)</script> \"quoted\" & 'more' {{ 7 * 7 }}"
 
 
@@ -74,7 +73,9 @@ def paper(folder: Path) -> Path:
 
 
 def text(path: Path) -> str:
-    return " ".join(path.read_text(encoding="utf-8").split())
+    """Return a page on one line, without the links of special words to their explanations."""
+    page = " ".join(path.read_text(encoding="utf-8").split())
+    return re.sub(r'<a class="word"[^>]*>(.*?)</a>', r"\1", page)
 
 
 # Content
@@ -82,7 +83,7 @@ def text(path: Path) -> str:
 
 def test_hostile_text_is_escaped(demo: Path) -> None:
     page = text(demo)
-    assert "<script" not in page
+    assert page.count("<script") == 1  # the page's own
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &#34;quoted&#34; &amp; &#39;more&#39; {{ 7 * 7 }}" in page
 
 
@@ -92,7 +93,7 @@ def test_hostile_claims_are_escaped(here: Path) -> None:
     study_files.write_frame(files.claims, frame)
     out = here / "hostile.html"
     write(out, described, files, template=study_files.template())
-    assert "<script" not in text(out)
+    assert text(out).count("<script") == 1
     assert text(out).count("&lt;script&gt;") > 4 * len(study_files.CLAIMS)
 
 
@@ -101,6 +102,7 @@ def test_page_loads_nothing_from_outside_and_its_links_exist(name: str, folder: 
     path = folder / f"results/studies/{name}/report.html"
     page = text(path)
     assert not re.search(r"https?://|src=\"(?!data:)|@import|url\((?!#)", page)
+    assert "onclick" not in page
     assert "default-src 'none'" in page
     anchors = re.findall(r' id="([^"]+)"', page)
     assert len(anchors) == len(set(anchors))
@@ -113,7 +115,7 @@ def test_figures_and_tables_are_in_the_papers_order(paper: Path) -> None:
     found = re.findall(r'<figure id="([^"]+)"', text(paper))
     first = ["fig1", "fig2", "fig3", "table3", "table4", "table5", "fig4", "fig5", "b2", "fig6", "table6", "fig7"]
     then = ["fig8", "table1", "fig9", "fig10", "fig11", "table2", "fig12", "spread", "attacks", "padding", "theory"]
-    assert found == [*first, *then, "comparison-plot"]
+    assert found == [*first, *then, "comparison-plot"]  # Figure 1 is the main one, before all others
 
 
 def test_captions_give_the_seeds_of_what_is_shown(paper: Path) -> None:
@@ -226,19 +228,20 @@ def test_figures_that_are_too_large_as_png_are_not_read(tmp_path: Path) -> None:
 # Claims
 
 
-def test_claims_come_first_and_each_has_a_verdict(paper: Path) -> None:
+def test_the_figures_come_before_the_claims_and_each_claim_has_a_verdict(paper: Path) -> None:
     page = text(paper)
-    order = ["claims", "figures", "comparison", "run", "deviations", "limits", "made", "settings"]
+    order = ["figures", "claims", "comparison", "run", "deviations", "limits", "made", "settings", "words"]
     assert re.findall(r'<h2 id="(\w+)"', page) == order
     (contents,) = re.findall(r"<nav.*?</nav>", page)
-    assert re.findall(r'href="#(\w+)"', contents) == order
+    assert re.findall(r'href="#(\w+)"', contents) == ["top", *order]
     for _, claim, *_ in study_files.CLAIMS:
         assert claim in page
 
 
-def test_claims_are_grouped_and_counted(here: Path) -> None:
-    frame = study_files.claims(study_files.make("paper", "t")[0]["runs"])
-    groups = claims_section.group_claims(frame)
+def test_claims_are_grouped_and_their_verdicts_counted(here: Path) -> None:
+    runs = study_files.make("paper", "t")[0]["runs"]
+    frame = study_files.claims(runs)
+    groups = claims_section.group_claims(frame, runs)
     assert [group.title for group in groups] == [
         "Generalisation",
         "Margins and confidence",
@@ -253,28 +256,53 @@ def test_claims_are_grouped_and_counted(here: Path) -> None:
         assert sum(group.counts[key] for group in groups) == (frame["verdict"] == key).sum() > 0
     rows = [one for group in groups for claim in group.claims for one in claim.judged]
     assert len(rows) == (frame["verdict"] != NOT_RUN).sum()
-    assert (
-        "5 claims of the paper, 5 were tested. Counting each claim once per setting: 5 hold, 6 fail, 4 are undecided; "
-        "in networks of one seed, 2 are seen, 1 is not seen, 2 are not clear; 5 were not run."
-        in claims_section.summary_sentences(frame)[0]
-    )
 
 
-def test_claims_beyond_the_paper_are_counted_separately() -> None:
+def test_every_claim_is_counted_once(here: Path) -> None:
+    runs = study_files.make("paper", "t")[0]["runs"]
+    frame = study_files.claims(runs)
+    counts = claims_count.count_claims(frame, runs)
+    assert sum(counts.values()) == frame["id"].nunique() == 6
     rows = [
         {"id": name, "claim": name, "source": source, "dataset": "c10", "verdict": verdict}
         for name, source, verdict in (
             ("gap", "section 4.1", "holds"),
             ("gap", EXTENSION, "fails"),
             ("own", EXTENSION, NOT_RUN),
+            ("all", "section 4.1", "holds"),
+            ("all", "section 4.1", "seen"),
+            ("all", "section 4.1", NOT_RUN),
+            ("some", "section 4.1", "holds"),
+            ("some", "section 4.1", "undecided"),
+            ("one", "section 4.1", "seen"),
         )
     ]
-    assert claims_section.summary_sentences(pd.DataFrame(rows))[:2] == [
-        "Of 1 claim of the paper, 1 was tested. Counting each claim once per setting: 1 holds, 0 fail, "
-        "0 are undecided.",
-        "Of 2 claims beyond the paper (our own claims, and the paper's claims on networks that it does not show), "
-        "1 was tested. Counting each claim once per setting: 0 hold, 1 fails, 0 are undecided; 1 was not run.",
+    assert claims_count.summary_sentences(pd.DataFrame(rows), []) == [
+        "Of 5 claims (1 of our own, the others of the paper), 1 holds wherever it was tested, 1 fails in at least one "
+        "setting, 1 is undecided in at least one setting, 1 is seen in networks of one seed and 1 has no network here.",
+        "What does not hold: gap (c10).",
     ]
+
+
+def test_a_network_of_one_strength_is_not_called_not_run() -> None:
+    row = judged_row(NOT_RUN, arch="resnet56", train_attack="pgd", space="normalised", spectral_norm=None)
+    row |= {"ar_low": 4, "ar_high": 16}
+    run = {key: row[key] for key in ("dataset", "arch", "train_attack", "space", "spectral_norm")} | {"ar": 16}
+    elsewhere, standard = run | {"space": "pixel"}, run | {"ar": 0}
+
+    def reason(*runs: dict[str, Any]) -> str:
+        (found,) = claims_section.with_reasons([row], runs)
+        return found["verdict"]
+
+    assert reason(run, elsewhere) == reason(run, standard) == claims_section.SECOND_STRENGTH
+    assert reason(elsewhere, standard) == reason() == NOT_RUN
+    assert reason(run, run | {"ar": 4}) == NOT_RUN  # what lacks is the setting that it is compared with
+    listed = claims_section.untested_claims(pd.DataFrame([row, row | {"space": "pixel"}]), [run])
+    (one,), (other,) = (listed[key] for key in (claims_section.SECOND_STRENGTH, NOT_RUN))
+    assert (one.text, one.settings) == ("The gap falls.", ("c10, resnet56, normalised space",))
+    assert other.settings == ("c10, resnet56",)
+    counted = claims_count.summary_sentences(pd.DataFrame([row]), [run])
+    assert counted == ["Of 1 claim of the paper, 1 needs a network of a second strength."]
 
 
 def judged_row(verdict: str, **more: Any) -> dict[str, Any]:
@@ -289,27 +317,35 @@ def test_the_summary_says_what_chance_alone_would_decide() -> None:
     rows += [judged_row("holds", q=0.2), judged_row("holds", q=0.01)]
     rows += [judged_row("seen", n_seeds=1, q=0.9) for _ in range(5)]  # one seed decides nothing
     rows += [judged_row("holds", id="prob-mostly-at-ends", q=0.9)]  # is not about a change
-    (found,) = [sentence for sentence in claims_section.summary_sentences(pd.DataFrame(rows)) if "chance" in sentence]
+    (found,) = [sentence for sentence in claims_count.remarks(pd.DataFrame(rows)) if "chance" in sentence]
     assert found.startswith("40 of these verdicts are about a change with the strength, by several seeds.")
     assert "chance alone would decide about 2.0 of them." in found
     assert "Of those decided here, 1 would not be at a false discovery rate of 5 % (q above 0.05)." in found
-    one = claims_section.summary_sentences(pd.DataFrame([judged_row("seen", n_seeds=1)]))
+    one = claims_count.remarks(pd.DataFrame([judged_row("seen", n_seeds=1)]))
     assert not any("chance" in sentence for sentence in one)
+
+
+def test_the_summary_says_why_two_seeds_leave_most_claims_undecided() -> None:
+    def said(n_seeds: int, verdict: str = "undecided") -> list[str]:
+        rows = [judged_row(verdict, n_seeds=n_seeds), judged_row("holds", id="own", n_seeds=n_seeds)]
+        return [one for one in claims_count.summary_sentences(pd.DataFrame(rows), []) if "seeds" in one]
+
+    assert said(3) == said(2, "holds") == []
+    (sentence,) = said(2)
+    assert sentence.startswith("1 of the 2 verdicts by several seeds are undecided, because two seeds say little")
 
 
 def test_the_summary_names_claims_that_the_study_could_not_have_decided() -> None:
     rows = [judged_row("undecided", smallest_effect=0.6), judged_row("undecided", claim="Another falls.")]
     rows += [judged_row("undecided", id="train-loss-rises", claim="It rises.", smallest_effect=0.6)]
-    (found,) = [
-        sentence for sentence in claims_section.summary_sentences(pd.DataFrame(rows)) if "too few seeds" in sentence
-    ]
+    (found,) = [sentence for sentence in claims_count.remarks(pd.DataFrame(rows)) if "too few seeds" in sentence]
     assert found.endswith("the lower strength would have been decided: The gap falls (c10).")
 
 
 def test_a_setting_names_steps_that_go_the_other_way_the_ends_and_the_smallest_effect() -> None:
     row = judged_row("undecided", strengths="4, 8, 16", other_way="AR 8 to 16 (its interval excludes 0)")
     row |= {"ends_effect": -0.05, "ends_ci_low": -0.2, "ends_ci_high": 0.1, "se_seeds": 0.03, "se_images": 0.04}
-    (one,) = claims_section.group_claims(pd.DataFrame([row]))[0].claims[0].judged
+    (one,) = claims_section.group_claims(pd.DataFrame([row]), [])[0].claims[0].judged
     minus = "\N{MINUS SIGN}"
     assert one.notes == (
         "The other way: AR 8 to 16 (its interval excludes 0).",
@@ -319,7 +355,9 @@ def test_a_setting_names_steps_that_go_the_other_way_the_ends_and_the_smallest_e
     )
     assert (one.errors, one.q, one.over) == (("seeds 0.030", "images 0.040"), "0.300", "seeds")
     (two,) = (
-        claims_section.group_claims(pd.DataFrame([row | {"strengths": "4, 16", "other_way": None}]))[0].claims[0].judged
+        claims_section.group_claims(pd.DataFrame([row | {"strengths": "4, 16", "other_way": None}]), [])[0]
+        .claims[0]
+        .judged
     )
     assert two.notes == ("Strengths: AR 4, 16.", "An observed effect larger than ±0.20 would have been decided.")
 
@@ -328,23 +366,27 @@ def test_decimals_of_an_effect_follow_from_the_width_of_its_interval() -> None:
     row = {"id": "svstd", "claim": "c", "source": "s", "dataset": "c10", "statistic": "t", "ci_over": "seeds"}
     row |= {"n_seeds": 2, "verdict": "holds", "effect": -0.12345, "ci_low": -0.1334, "ci_high": -0.1134}
     frame = pd.DataFrame([row, row | {"effect": 41.0, "ci_low": None, "ci_high": None, "verdict": "undecided"}])
-    (claim,) = claims_section.group_claims(frame)[0].claims
+    (claim,) = claims_section.group_claims(frame, [])[0].claims
     first, second = claim.judged
     minus = "\N{MINUS SIGN}"
     assert (first.effect, first.interval) == (f"{minus}0.123", f"{minus}0.133 to {minus}0.113")
     assert (second.effect, second.interval, second.n_seeds) == ("41", "", "2")
     row |= {"effect": -0.0001, "ci_low": -0.5, "ci_high": 0.5}
-    assert claims_section.group_claims(pd.DataFrame([row]))[0].claims[0].judged[0].effect == "0.0"
+    assert claims_section.group_claims(pd.DataFrame([row]), [])[0].claims[0].judged[0].effect == "0.0"
     row |= {"effect": -0.0239, "ci_low": -0.0476, "ci_high": -0.00023}  # excludes 0, also after rounding
-    interval = claims_section.group_claims(pd.DataFrame([row]))[0].claims[0].judged[0].interval
+    interval = claims_section.group_claims(pd.DataFrame([row]), [])[0].claims[0].judged[0].interval
     assert interval == f"{minus}0.0476 to {minus}0.0002"
 
 
-def test_claims_that_were_not_run_are_collapsed(demo: Path) -> None:
+def test_claims_that_were_not_run_are_one_folded_line(demo: Path) -> None:
     page = text(demo)
-    (part,) = re.findall(r"<section id=\"claims-6\"> <h3>ResNet-110</h3>.*?</section>", page)
-    assert "<table" not in part
-    assert "<summary>5 not run</summary>" in part
+    assert "<h3>ResNet-110</h3>" not in page
+    assert ">not run<" not in page
+    words = "Not run, because this study has no such networks"
+    (part,) = re.findall(rf'<details class="untested"><summary>{words}: 6 claims</summary>(.*?)</details>', page)
+    assert part.count("<li>") == 6
+    assert "c100, resnet110, pixel" not in part
+    assert "c100, resnet110" in part
 
 
 def test_unknown_verdicts_are_refused() -> None:
@@ -383,7 +425,7 @@ def test_an_attack_that_is_too_weak_is_named_at_the_top(
     monkeypatch.setitem(study_files.AUDIT, "passed", [True, False])
     weak = text(study_files.page("demo", "The demo"))
     named = "even of networks that nothing protects, digits/ar0 (99.8 %). Raise eps or step under evaluation"
-    assert named in weak.partition("<nav")[0]
+    assert named in weak.partition("</header>")[0]
     assert "All of them hold, except that the attack is too weak for the networks named at the top" in weak
 
 
@@ -533,7 +575,7 @@ def test_every_number_of_the_paper_is_in_the_page(paper: Path, demo: Path, here:
     assert '<span class="paper">0.4372†</span>' in text(paper)
     assert "† repeats CIFAR-10&#39;s sum" in text(paper)
     assert re.findall(r"<h3>([^<]+) of the paper</h3>", text(paper)) == [*(f"Table {n}" for n in range(1, 7)), "B.2"]
-    assert "<h4>B.2</h4>" in text(demo)
+    assert "<h3>B.2</h3>" in text(demo)
     assert f"None of the {len(frame)} numbers" in text(demo)
     assert f"<summary>{len(frame)} numbers of the paper whose networks are not in this study" in text(demo)
 
@@ -567,7 +609,8 @@ def test_runs_that_are_missing_are_listed_at_the_top_and_the_conventions_that_ar
         template=study_files.template(),
     )
     page = text(here / "some.html")
-    assert "Not run yet, and therefore not shown: 2 of the 11 networks of this study (c10/ar4, tin/ar0). " in page
+    folded = "<summary>Not run yet, and therefore not shown: 2 of the 11 networks of this study</summary>"
+    assert f"{folded} <p>These are c10/ar4, tin/ar0. " in page
     assert "These figures and tables cannot be made without them: table5." in page
     assert "Which conventions are nearest" in page
     ranked = re.findall(r'<th scope="row">(c10[^<]*)</th>', page[page.index("Which conventions are nearest") :])
@@ -581,7 +624,7 @@ def test_runs_that_are_missing_are_listed_at_the_top_and_the_conventions_that_ar
 
 
 def test_the_page_says_at_its_top_what_it_assumes_where_the_paper_is_silent(paper: Path, demo: Path) -> None:
-    top = text(paper).partition("<nav")[0]
+    top = text(paper).partition("</header>")[0]
     assert "This study measures radii in these spaces: normalised, and its residual networks keep Fixup&#39;s" in top
     assert "The paper does not say clearly" not in text(demo)
     both = [settings_of_run("c10", name) for name in ("ar8-pixel", "ar8-fixup56-symmetric", "ar8-resnet56nobias")]
@@ -709,7 +752,7 @@ def test_the_report_names_networks_of_other_settings_and_those_that_cannot_be_ve
         meta |= {} if run["variant"] == "ar16" else {"probe_images": 8}
         path = Path(run["folder"]) / "history.parquet"
         parquet.write(path, "history", parquet.read(path).to_pydict(), study_files.META | meta)
-    said = _code_sentences(run_accounts(described["runs"], described["settings"]))
+    said = code_sentences(run_accounts(described["runs"], described["settings"]))
     assert "other settings than those below: digits/ar8 (training.epochs was 7, is 20)." in said
     assert f"For 1 of {len(settings)} runs, the checkpoint holds no logits to compare with" in said
     assert said.startswith("The code that decides the weights has not changed since training.")
@@ -832,7 +875,7 @@ def test_texts_of_the_user_are_shown_unchanged_and_run_nothing(
         out.write_text(POLICY.sub("", out.read_text(encoding="utf-8")), encoding="utf-8")
     watched.goto(out.as_uri())
     watched.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
-    assert watched.evaluate("[window.hit, document.scripts.length, broken]") == [None, 0, []]
+    assert watched.evaluate("[window.hit, document.scripts.length, broken]") == [None, 1, []]
     assert watched.title() == hostile
     assert watched.inner_text("h1") == hostile
     shown = watched.inner_text("body")
@@ -873,4 +916,4 @@ def test_a_description_of_data_that_is_none_is_named(content, tmp_path):
     path = tmp_path / "meta.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=f"^{path} .*; make it again: snakemake -c1 --force {path}"):
-        page_module._read_meta(path)
+        read_meta(path)

@@ -40,12 +40,20 @@ def own(config):
         "bare": {"callable": "bare:Bare"},
     }
     config["pretrained"] = {
-        "theirs": {"dataset": "photos", "callable": "torchvision.models:resnet18", "weights": "theirs.pth", "normalises": False}
+        "theirs": {
+            "dataset": "photos",
+            "callable": "torchvision.models:resnet18",
+            "weights": "theirs.pth",
+            "normalises": False,
+        }
     }
     pairs = ["photos/vit", "photos/bare"]  # the third network has one strength
     config["studies"]["mine"] = {
         "title": "Mine",
-        "runs": [{"dataset": "photos", "arch": ["vit", "bare"], "ar": [0, 8]}, {"dataset": "photos", "arch": ["theirs"], "ar": [0]}],
+        "runs": [
+            {"dataset": "photos", "arch": ["vit", "bare"], "ar": [0, 8]},
+            {"dataset": "photos", "arch": ["theirs"], "ar": [0]},
+        ],
         "compare": [0, 8],
         "figures": [{"fig1": pairs}, "fig3", "fig4", {"fig5": pairs}, "fig7", "fig8", "fig12", "spread"],
         "tables": ["table1", "table3", {"b2": pairs}, "attacks", "padding", "theory"],

@@ -368,7 +368,7 @@ def test_a_study_of_the_runs_that_are_trained_trains_nothing_and_lists_the_other
         assert set(planned(restored, "--config", f"only_finished={wanted}", "--", "demo")) == {"report", "demo"}
     snakemake(restored, "-c1", "--config", "only_finished=true", "--", "demo")
     page = (restored / "results/studies/demo/report.html").read_text()
-    assert "1 of the 8 networks of this study (digits/ar8-s7)" in page
+    assert "1 of the 8 networks of this study</summary>\n<p>These are digits/ar8-s7." in page
     refused = snakemake(restored, "-n", "--config", "only_finished=true", "--", "literal", check=False)
     assert (
         "only_finished: none of the 4 runs of the study literal is trained yet with the settings of config.yaml"

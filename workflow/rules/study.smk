@@ -87,7 +87,6 @@ rule figure:
         runs=lambda wildcards: runs_of_item(
             wildcards.study, wildcards.figure, "figures"
         ),
-        compare=lambda wildcards: compared_strengths(config, wildcards.study),
     script:
         "../scripts/figure.py"
 
@@ -232,7 +231,13 @@ rule report:
     """
     input:
         runs=lambda wildcards: tables_of_runs(
-            wildcards.study, "history", "metrics", "masking", "attacks"
+            wildcards.study,
+            "history",
+            "metrics",
+            "masking",
+            "attacks",
+            "margins",
+            "svstd",
         ),
         reference=f"{HERE}src/robreg/paper/reference.csv",
         data=lambda wildcards: prepared_data(wildcards.study),
@@ -247,6 +252,8 @@ rule report:
         ],
         template=f"{HERE}workflow/report/report.html.j2",
         style=f"{HERE}workflow/report/report.css",
+        behaviour=f"{HERE}workflow/report/report.js",
+        list_of_studies=f"{HERE}workflow/report/index.html.j2",
         captions=lambda wildcards: [
             f"{HERE}workflow/report/{item}.rst"
             for kind in ("figures", "tables")

@@ -10,7 +10,6 @@ with logged(snakemake.log[0]):
     draw(
         snakemake.wildcards.figure,
         snakemake.params.runs,
-        compare=snakemake.params.compare,
         svg=Path(snakemake.output.svg),
         png=Path(snakemake.output.png),
     )

@@ -74,6 +74,8 @@ class Look:
 LOSS, ERROR = "#0060a8", "#c04a00"  # of lines and their axes; distinguishable for colour-blind readers and in greyscale
 _PALETTE = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00")  # based on that of Okabe and Ito
 
+_GUESTS = ("#c2006b", "#b85c00", "#5b3fb0")  # none of them is near a colour of a strength
+
 
 def by_strength(strengths: Sequence[int]) -> dict[int, Look]:
     """Choose a look for every strength (1/255): stronger is darker; AR 0, standard training, is grey and dotted.
@@ -109,12 +111,23 @@ def by_setting(names: Sequence[str]) -> dict[str, Look]:
     return {name: _make_look(name, _PALETTE[index % len(_PALETTE)], index) for index, name in enumerate(names)}
 
 
+def by_guest(labels: Sequence[str]) -> dict[str, Look]:
+    """Choose a look for every setting that is a single point in the panel of another one, by its label."""
+    return {
+        label: Look(label, _GUESTS[index % len(_GUESTS)], (0, (3, 1, 1, 1)), "P*X"[index % 3])
+        for index, label in enumerate(labels)
+    }
+
+
+def legend_height(looks: Sequence[Look]) -> float:
+    """Return the height of a legend over the full width of a figure, in inches."""
+    return 0.17 * -(-len(looks) // _count_columns(_entry_widths(looks), WIDTH)) if looks else 0.0
+
+
 def legend(figure: Figure | SubFigure, looks: Sequence[Look], *, title: str | None = None, right: bool = False) -> None:
     """Add a legend above a figure's panels, so that it never covers data, in as few rows as the width allows."""
     handles = [Line2D([], [], label=look.label, **look.marked) for look in looks]
-    columns = _count_columns(
-        [_HANDLE_WIDTH + _LETTER_WIDTH * len(look.label) for look in looks], figure.bbox.width / figure.dpi
-    )
+    columns = _count_columns(_entry_widths(looks), figure.bbox.width / figure.dpi)
     figure.legend(
         handles=handles,
         loc="outside upper right" if right else "outside upper center",
@@ -154,6 +167,10 @@ def _number_clip_paths(svg: str) -> str:
     """
     numbers = {name: f"clip{index}" for index, name in enumerate(dict.fromkeys(_CLIP_PATH.findall(svg)))}
     return _CLIP_PATH.sub(lambda match: numbers[match[0]], svg)
+
+
+def _entry_widths(looks: Sequence[Look]) -> list[float]:
+    return [_HANDLE_WIDTH + _LETTER_WIDTH * len(look.label) for look in looks]
 
 
 def _count_columns(widths: Sequence[float], available: float) -> int:

@@ -1,4 +1,4 @@
-"""Prepare the claims and their verdicts for the report: grouped, counted, and with claims not run listed separately."""
+"""Prepare the claims and their verdicts for the report: grouped by topic, with those not tested listed separately."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,9 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from robreg.claims.claim import EXTENSION, FALLS, NOT_RUN, ONE_SEED, SEVERAL_SEEDS
-from robreg.claims.registry import CLAIMS
-from robreg.claims.uncertainty import LEVEL
+from robreg.claims.claim import EXTENSION, NOT_RUN, ONE_SEED, SEVERAL_SEEDS
+from robreg.runs.catalogue import Run
 from robreg.runs.variant import base_attack, describe_setting, paper_name
 
 VERDICTS = {
@@ -19,18 +18,13 @@ VERDICTS = {
     "seen": "one seed: these networks show the claimed effect; nothing is known of another training",
     "not seen": "one seed: these networks show the opposite effect",
     "not clear": "one seed: these networks do not show either",
-    NOT_RUN: "the study does not have the networks that the claim needs",
 }
-_VERDICT_PHRASES = {  # singular and plural, after a count
-    "holds": ("holds", "hold"),
-    "fails": ("fails", "fail"),
-    "undecided": ("is undecided", "are undecided"),
-    "seen": ("is seen", "are seen"),
-    "not seen": ("is not seen", "are not seen"),
-    "not clear": ("is not clear", "are not clear"),
-    NOT_RUN: ("was not run", "were not run"),
+SECOND_STRENGTH = "needs a second strength"  # of a claim about a change, for a setting that lacks one of its two ends
+REASONS = {  # why claims could not be tested, as the heading of a list
+    SECOND_STRENGTH: "Not tested, because these settings lack one of the two compared strengths",
+    NOT_RUN: "Not run, because this study has no such networks",
 }
-_BEYOND = "beyond the paper (our own claims, and the paper's claims on networks that it does not show)"
+_PLACE = ("dataset", "arch", "space", "spectral_norm")
 _TOPICS = (  # in the paper's order: title of the group, prefixes of its claims' ids
     ("Margins and confidence", ("margin", "prob")),
     ("Spectra of the layers", ("svstd",)),
@@ -74,19 +68,27 @@ class ClaimView:
     """One claim.
 
     statistic: what the effect is, "" if this differs between settings; judged: the settings in which the claim was
-    tested; unrun: the names of the settings that were not run.
+    tested.
     """
 
     text: str
     source: str
     statistic: str
     judged: tuple[SettingView, ...]
-    unrun: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UntestedClaim:
+    """A claim, and the settings that could not test it."""
+
+    text: str
+    source: str
+    settings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class GroupView:
-    """Claims about one topic. anchor: the id of the group in the page; counts: the number of each verdict."""
+    """Claims about one topic. anchor: its id in the page; counts: of each verdict, over claims and their settings."""
 
     title: str
     anchor: str
@@ -98,19 +100,14 @@ class GroupView:
         """Claims that were tested in at least one setting."""
         return [claim for claim in self.claims if claim.judged]
 
-    @property
-    def unrun(self) -> list[ClaimView]:
-        """Claims that were not run in at least one setting."""
-        return [claim for claim in self.claims if claim.unrun]
 
+def group_claims(frame: pd.DataFrame, runs: Sequence[Run]) -> list[GroupView]:
+    """Group the rows of claims.parquet (one row per claim and setting) by topic; unknown columns are ignored.
 
-_SIZES = ("smallest_effect", "at_low")
-
-
-def group_claims(frame: pd.DataFrame) -> list[GroupView]:
-    """Group the rows of claims.parquet (one row per claim and setting) by topic; unknown columns are ignored."""
+    runs: of the study.
+    """
     members: dict[str, list[dict[str, Any]]] = {}
-    for row in to_rows(frame):
+    for row in with_reasons(to_rows(frame), runs):
         members.setdefault(_topic(row), []).append(row)
     known = [title for title in _ORDER if title in members]
     titles = [*known, *(title for title in members if title not in known)]
@@ -120,10 +117,24 @@ def group_claims(frame: pd.DataFrame) -> list[GroupView]:
     ]
 
 
+def untested_claims(frame: pd.DataFrame, runs: Sequence[Run]) -> dict[str, list[UntestedClaim]]:
+    """List the claims that some settings could not test, each once, by the reasons NOT_RUN and SECOND_STRENGTH."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {reason: {} for reason in REASONS}
+    for row in with_reasons(to_rows(frame), runs):
+        if row["verdict"] in found:
+            found[row["verdict"]].setdefault(row["id"], []).append(row)
+    return {reason: [_untested(rows) for rows in claims.values()] for reason, claims in found.items()}
+
+
+def _untested(rows: Sequence[Mapping[str, Any]]) -> UntestedClaim:
+    sources = dict.fromkeys(row["source"] for row in rows)
+    return UntestedClaim(rows[0]["claim"], "; ".join(sources), tuple(map(setting_name, rows)))
+
+
 def count_verdicts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Count each verdict. Raises ValueError if a row has a verdict that is not in VERDICTS."""
+    """Count each verdict of settings that were tested. Raises ValueError for a verdict that is not known."""
     verdicts = [row["verdict"] for row in rows]
-    unknown = sorted(set(map(str, verdicts)) - VERDICTS.keys())
+    unknown = sorted(set(map(str, verdicts)) - VERDICTS.keys() - {NOT_RUN, SECOND_STRENGTH})
     if unknown:
         raise ValueError(
             f"claims: unknown verdict {', '.join(unknown)}; a verdict must be one of {', '.join(VERDICTS)}"
@@ -131,58 +142,18 @@ def count_verdicts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
 
 
-def summary_sentences(frame: pd.DataFrame) -> list[str]:
-    """Summarise all claims in sentences: the paper's, those beyond it, what chance gives, and those that fail."""
-    rows = to_rows(frame)
-    beyond = [row for row in rows if row["source"] == EXTENSION]
-    sentences = [_summary([row for row in rows if row["source"] != EXTENSION], "of the paper")]
-    if beyond:
-        sentences.append(_summary(beyond, _BEYOND))
-    sentences += _chance(rows) + _too_small(rows)
-    failed: dict[str, list[str]] = {}
-    for row in rows:
-        if row["verdict"] == "fails":
-            failed.setdefault(row["claim"].rstrip("."), []).append(setting_name(row))
-    if failed:
-        sentences.append(
-            "Claims that fail: " + "; ".join(f"{text} ({'; '.join(places)})" for text, places in failed.items()) + "."
-        )
-    return sentences
+def with_reasons(rows: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return rows in which SECOND_STRENGTH replaces NOT_RUN where the study has a network, but only of one end."""
+    return [{**row, "verdict": _reason(row, runs) if row["verdict"] == NOT_RUN else row["verdict"]} for row in rows]
 
 
-def _chance(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """State how many verdicts chance alone would decide; [] if several seeds judge nothing."""
-    changes = {claim.id for claim in CLAIMS if claim.zero_if_equal}
-    several = [
-        row for row in rows if row["verdict"] in SEVERAL_SEEDS and row.get("p") is not None and row["id"] in changes
-    ]
-    if not several:
-        return []
-    surprising = sum(row["verdict"] in SEVERAL_SEEDS[:2] and row["q"] > 1 - LEVEL for row in several)
-    remark = f" Of those decided here, {surprising} would not be at a false discovery rate of 5 % (q above 0.05)."
-    return [
-        f"{len(several)} of these verdicts are about a change with the strength, by several seeds. If the strength "
-        f"changed nothing at all, chance alone would decide about {(1 - LEVEL) * len(several):.1f} of them."
-        f"{remark if surprising else ''}"
-    ]
-
-
-def _too_small(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name the undecided claims about a fall that the study would have seen only if it exceeded the quantity itself."""
-    falling = {claim.id for claim in CLAIMS if claim.sign == FALLS}
-    names = []
-    for row in rows:
-        if row["verdict"] != SEVERAL_SEEDS[2] or row["id"] not in falling:
-            continue
-        smallest, at_low = (math.nan if row.get(key) is None else row[key] for key in _SIZES)  # NaN is never larger
-        if smallest > at_low > 0:
-            names.append(f"{row['claim'].rstrip('.')} ({setting_name(row)})")
-    if not names:
-        return []
-    return [
-        "This study has too few seeds or images for these claims, because only a fall by more than the whole value at "
-        f"the lower strength would have been decided: {'; '.join(names)}."
-    ]
+def _reason(row: Mapping[str, Any], runs: Sequence[Run]) -> str:
+    """Say why a setting could not test a claim; standard training (AR 0) belongs to the setting of every attack."""
+    place = [row.get(key) for key in _PLACE]
+    own = [run for run in runs if [run[key] for key in _PLACE] == place]
+    trained = {run["ar"] for run in own if run["ar"] == 0 or run["train_attack"] == row.get("train_attack")}
+    ends = {row.get("ar_low"), row.get("ar_high")}
+    return SECOND_STRENGTH if trained - {0} and not ends <= trained else NOT_RUN
 
 
 def setting_name(row: Mapping[str, Any]) -> str:
@@ -196,29 +167,6 @@ def to_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Convert a frame to a list of rows, with None for missing values."""
     rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
     return [{str(key): value for key, value in row.items()} for row in rows]
-
-
-def _summary(rows: Sequence[Mapping[str, Any]], origin: str) -> str:
-    """Count claims and verdicts: "Of 12 claims of the paper, 8 were tested. Counting each claim ..., 15 hold, ..."."""
-    number = count_verdicts(rows)
-    ran = [row["id"] for row in rows if row["verdict"] != NOT_RUN]
-    claims = len({row["id"] for row in rows})
-    start = f"Of {claims} claim{'s' if claims != 1 else ''} {origin},"
-    if not ran:
-        return f"{start} none was tested here."
-    parts = []
-    for words, introduction in ((SEVERAL_SEEDS, ""), (ONE_SEED, "in networks of one seed, ")):
-        if any(number[key] for key in words):
-            parts.append(introduction + ", ".join(_count(key, number[key]) for key in words))
-    if number[NOT_RUN]:
-        parts.append(_count(NOT_RUN, number[NOT_RUN]))
-    tested = len(set(ran))
-    be = "was" if tested == 1 else "were"
-    return f"{start} {tested} {be} tested. Counting each claim once per setting: {'; '.join(parts)}."
-
-
-def _count(verdict: str, number: int) -> str:
-    return f"{number} {_VERDICT_PHRASES[verdict][number != 1]}"
 
 
 def _topic(row: Mapping[str, Any]) -> str:
@@ -244,14 +192,13 @@ def _claim_views(rows: Sequence[Mapping[str, Any]]) -> tuple[ClaimView, ...]:
 
 def _claim_view(rows: Sequence[Mapping[str, Any]]) -> ClaimView:
     """Make the view of one claim from its rows, one per setting."""
-    statistics = {row["statistic"] for row in rows}
+    statistics, untested = {row["statistic"] for row in rows}, (NOT_RUN, SECOND_STRENGTH)
     common = statistics.pop() if len(statistics) == 1 else ""
     return ClaimView(
         text=rows[0]["claim"],
         source="; ".join(dict.fromkeys(row["source"] for row in rows)),
         statistic=common or "",
-        judged=tuple(_setting_view(row, common) for row in rows if row["verdict"] != NOT_RUN),
-        unrun=tuple(setting_name(row) for row in rows if row["verdict"] == NOT_RUN),
+        judged=tuple(_setting_view(row, common) for row in rows if row["verdict"] not in untested),
     )
 
 

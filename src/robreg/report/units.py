@@ -39,6 +39,8 @@ _KNOWN = {
     "loss_gap": Quantity("loss gap", "nats", 4),
     "pgd_acc": Quantity("adversarial accuracy", "%", 2),
     "robust_acc": Quantity("robust accuracy (all examples)", "%", 2),
+    "sv_spread": Quantity("spread of singular values: standard deviation in a layer, mean over layers", "", 4),
+    "margin_spread": Quantity("spread of margins: standard deviation over test examples", "logits", 2),
     "spectral_complexity": Quantity("spectral complexity, circular convolutions", "", 2, scientific=True),
     "log10_spectral_complexity": Quantity("spectral complexity, circular convolutions", "log10", 2),
     "svstd_decrease_sum": Quantity("decrease of the standard deviation, sum", "", 4),

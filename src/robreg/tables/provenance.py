@@ -20,7 +20,7 @@ _SETTINGS = ("arch", "ar", "spectral_norm", "space")  # which the name of the ru
 
 
 def run_metadata(meta: Mapping[str, Any], **measure: object) -> dict[str, Any]:
-    """Return the metadata of a run's table: what identifies the run, how it was trained, and how the table was measured.
+    """Return the metadata of a table of a run: what identifies the run, how it was trained, and what was measured how.
 
     meta: the metadata of the run's checkpoint; measure: the settings of the measure. Besides the run's name they are
     its architecture, strength (1/255), bound on the layers, and the space of its radii, as far as the checkpoint says.
