@@ -1,0 +1,59 @@
+"""Run a notebook, and write it as a page of the documentation."""
+
+import ast
+import contextlib
+import functools
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib import pyplot as plt
+
+
+@functools.cache
+def run_notebook(name: str, content: str) -> tuple[str, dict[str, bytes]]:
+    """Run a notebook; return it as a page with the output of its cells, and the figures that they draw, by file name.
+
+    name: what the names of the figures begin with; content: of the notebook's file.
+    """
+    mpl.use("agg")
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for cell in json.loads(content)["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] != "code":
+            parts.append(text)
+            continue
+        parts += [f"```python\n{text}\n```", *run_cell(text, names)]
+        for number in plt.get_fignums():
+            picture = f"{name}-{len(pictures) + 1}.png"
+            pictures[picture] = _picture(plt.figure(number))
+            parts.append(f"![What the cell above draws]({picture})")
+        plt.close("all")
+    return "\n\n".join(parts), pictures
+
+
+def run_cell(text: str, names: dict[str, Any]) -> Iterator[str]:
+    """Run a cell as Jupyter does. Yields, as Markdown, what it prints, and the value of its last line."""
+    body = ast.parse(text).body
+    shown = isinstance(body[-1], ast.Expr) and not text.rstrip().endswith(";")
+    last = ast.Expression(body.pop().value) if shown else None
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(ast.Module(body, []), "cell", "exec"), names)
+        value = eval(compile(last, "cell", "eval"), names) if last else None
+    if printed.getvalue():
+        yield f"```text\n{printed.getvalue().rstrip()}\n```"
+    if isinstance(value, pd.DataFrame):
+        yield value.to_html(border=0)
+    elif value is not None:
+        yield f"```text\n{value!r}\n```"
+
+
+def _picture(figure: plt.Figure) -> bytes:
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=120)
+        return file.getvalue()
