@@ -12,7 +12,7 @@ test: .venv/test.done .venv/docs.done  ## run all tests, except those on a SLURM
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: .venv/docs.done  ## build the documentation into site/; it works offline
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Open site/index.html in a browser."
 
 slurm-test: .venv/test.done  ## install a one-node SLURM, test the workflow on it, and stop it; needs root on Debian

@@ -1,6 +1,7 @@
 """Describe the keys of config.yaml from its JSON schema."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,29 +18,38 @@ def configuration() -> str:
     """Describe every key of config.yaml, as its JSON schema does, one table for each block."""
     schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
     shipped = yaml.safe_load((ROOT / "config.yaml").read_text())
-    return "\n".join(_block("", schema, schema, shipped, set()))
+    return "\n".join(_block("", schema, schema, shipped, {}))
 
 
-def _block(path: str, node: Node, schema: Node, shipped: Node, done: set[str]) -> Iterator[str]:
-    """Describe the keys of a block, and then the blocks in it; those in done are described elsewhere."""
+def _block(path: str, node: Node, schema: Node, shipped: Node, sections: dict[str, str]) -> Iterator[str]:
+    """Describe the keys of a block, and then the blocks in it.
+
+    sections: the path of the section in which each block of the schema is described; it grows.
+    """
     inner = []
     if path:
-        yield f"\n## `{path}`\n"
-    yield f"{sentence(node.get('description', ''))}\n"
+        yield f"\n## `{path}`\n\n{sentence(node.get('description', ''))}\n"
     examples = [name for name in ("c10", "digits") if path.startswith("datasets.")]
     yield row("key", "value", "meaning", *(f"in `{name}`" for name in examples))
     yield row(*["---"] * (3 + len(examples)))
     for key, found in node["properties"].items():
         value = _resolve(found, schema)
         child, block = _child(f"{path}.{key}" if path else key, value, schema)
-        if block is not None and found.get("$ref", child) not in done:
-            done.add(found.get("$ref", child))
-            inner.append((child, block))
+        words = _values(value, schema)
+        if block is not None:
+            identity = found.get("$ref", child)
+            inner += [] if identity in sections else [(child, block)]
+            words = f"[{words}](#{_anchor(sections.setdefault(identity, child))})"
         name = f"`{key}`" if key in node.get("required", ()) else f"`{key}` (optional)"
         given = [_shown(shipped["datasets"][one], path.split(".")[2:], key) for one in examples]
-        yield row(name, _values(value, schema), sentence(value.get("description", "")), *given)
+        yield row(name, words, value.get("description", ""), *given)
     for child, block in inner:
-        yield from _block(child, block, schema, shipped, done)
+        yield from _block(child, block, schema, shipped, sections)
+
+
+def _anchor(path: str) -> str:
+    """Return the anchor that MkDocs gives to the heading of a section."""
+    return re.sub(r"[^\w-]", "", path)
 
 
 def _resolve(node: Node, schema: Node) -> dict[str, Any]:

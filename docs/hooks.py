@@ -34,7 +34,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the figures of the study first-light, and the page of the notebook with its figures."""
     for path in sorted((FIRST_LIGHT / "figures").glob("*.png")):
         files.append(File.generated(config, f"assets/first-light/{path.name}", abs_src_path=str(path)))
-    page, pictures = run_notebook(NOTEBOOK.name, (ROOT / f"docs/{NOTEBOOK}.ipynb").read_text())
+    notebook = ROOT / f"docs/{NOTEBOOK}.ipynb"
+    page, pictures = run_notebook(notebook, notebook.read_text())
     files.append(File.generated(config, f"{NOTEBOOK}.md", content=page))
     for name, picture in pictures.items():
         files.append(File.generated(config, f"{NOTEBOOK.parent}/{name}", content=picture))
@@ -64,7 +65,7 @@ def columns() -> str:
         parts.append(row("---", "---", "---"))
         for field in schema:
             kind = f"{field.type}, may be null" if field.name in NULLABLE else str(field.type)
-            parts.append(row(f"`{field.name}`", kind, sentence(texts[field.name])))
+            parts.append(row(f"`{field.name}`", kind, texts[field.name]))
     return "\n".join(parts)
 
 
@@ -80,7 +81,7 @@ def study_columns() -> str:
     for column, tables in names.items():
         quantity = units.describe(column)
         meaning, unit = about.get(column, quantity.label), "" if column in about else quantity.unit
-        rows.append(row(f"`{column}`", unit, sentence(meaning), ", ".join(tables) if len(tables) < 6 else "all"))
+        rows.append(row(f"`{column}`", unit, meaning, ", ".join(tables) if len(tables) < 6 else "all"))
     return "\n".join(rows)
 
 
@@ -88,7 +89,7 @@ def judged_columns(table: str) -> str:
     """Describe the columns of a study's claims or of its comparison with the paper."""
     texts = yaml.safe_load((ROOT / "docs/columns.yaml").read_text())[table]
     schema = {"claims": verdicts.SCHEMA, "comparison": paper_comparison.SCHEMA}[table]
-    rows = [row(f"`{field.name}`", str(field.type), sentence(texts[field.name])) for field in schema]
+    rows = [row(f"`{field.name}`", str(field.type), texts[field.name]) for field in schema]
     return "\n".join([row("column", "type", "meaning"), row("---", "---", "---"), *rows])
 
 
@@ -101,9 +102,8 @@ def _function(name: str) -> str:
     function = getattr(robreg, name)
     prose, prompt, example = (inspect.getdoc(function) or "").partition(">>> ")
     text = re.sub(r"\n(?=Raises |Returns |[a-z_, ]+: )", "\n\n", prose)
-    head = (
-        f"{name}{inspect.signature(function)}" if len(str(inspect.signature(function))) < 90 else _long(name, function)
-    )
+    head = f"{name}{inspect.signature(function)}"
+    head = head if len(head) < 100 else _long(name, function)
     return f"## `robreg.{name}`\n\n```python\n{head}\n```\n\n{text}\n```pycon\n{prompt}{example}\n```"
 
 

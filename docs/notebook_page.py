@@ -6,6 +6,7 @@ import functools
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -14,10 +15,10 @@ from matplotlib import pyplot as plt
 
 
 @functools.cache
-def run_notebook(name: str, content: str) -> tuple[str, dict[str, bytes]]:
+def run_notebook(path: Path, content: str) -> tuple[str, dict[str, bytes]]:
     """Run a notebook; return it as a page with the output of its cells, and the figures that they draw, by file name.
 
-    name: what the names of the figures begin with; content: of the notebook's file.
+    path: of the notebook, which runs in its folder, as in Jupyter; content: of its file.
     """
     mpl.use("agg")
     parts: list[str] = []
@@ -28,9 +29,10 @@ def run_notebook(name: str, content: str) -> tuple[str, dict[str, bytes]]:
         if cell["cell_type"] != "code":
             parts.append(text)
             continue
-        parts += [f"```python\n{text}\n```", *run_cell(text, names)]
+        with contextlib.chdir(path.parent):
+            parts += [f"```python\n{text}\n```", *run_cell(text, names)]
         for number in plt.get_fignums():
-            picture = f"{name}-{len(pictures) + 1}.png"
+            picture = f"{path.stem}-{len(pictures) + 1}.png"
             pictures[picture] = _picture(plt.figure(number))
             parts.append(f"![What the cell above draws]({picture})")
         plt.close("all")
@@ -48,7 +50,7 @@ def run_cell(text: str, names: dict[str, Any]) -> Iterator[str]:
     if printed.getvalue():
         yield f"```text\n{printed.getvalue().rstrip()}\n```"
     if isinstance(value, pd.DataFrame):
-        yield value.to_html(border=0)
+        yield value.to_html(border=0, index=False).replace(' class="dataframe"', "")  # for the style of other tables
     elif value is not None:
         yield f"```text\n{value!r}\n```"
 

@@ -416,7 +416,7 @@ def test_a_training_killed_under_snakemake_resumes_bit_identically(victim, demo,
         os.killpg(driver.pid, signal.SIGKILL)
     assert driver.wait() != 0
     assert sorted(path.name for path in run.iterdir() if not path.name.startswith(".")) == ["lease.json", "resume.pt"]
-    if victim == "everything":  # these are the two commands of the README
+    if victim == "everything":  # these are the two commands of docs/how-to/again.md
         snakemake(folder, "--unlock", target)
     snakemake(folder, "-c1", "--rerun-incomplete", target)
     assert re.search(r"resuming after epoch [1-4]", log.read_text())
@@ -541,7 +541,7 @@ def test_a_missing_source_is_refused_with_the_fix(demo):
 
 
 PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+    path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 }
 BLOCK, INLINE = r"```sh\n(.*?)```", r"`((?:snakemake|make) [^`…]+)`"
 # What is too expensive, or needs a cluster, is planned, or finds that nothing is left to do.
