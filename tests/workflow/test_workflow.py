@@ -541,7 +541,8 @@ def test_a_missing_source_is_refused_with_the_fix(demo):
 
 
 PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 }
 BLOCK, INLINE = r"```sh\n(.*?)```", r"`((?:snakemake|make) [^`…]+)`"
 # What is too expensive, or needs a cluster, is planned, or finds that nothing is left to do.
