@@ -11,8 +11,9 @@ demo: .venv/run.done  ## run the demo study on real data that scikit-learn ships
 test: .venv/test.done .venv/docs.done  ## run all tests, except those on a SLURM
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Not with --quiet, which would hide the warnings that --strict counts.
 docs: .venv/docs.done  ## build the documentation into site/; it works offline
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open site/index.html in a browser."
 
 slurm-test: .venv/test.done  ## install a one-node SLURM, test the workflow on it, and stop it; needs root on Debian
