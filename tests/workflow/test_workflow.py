@@ -561,16 +561,19 @@ def commands(pattern):
     for page, text in PAGES.items():
         for command in re.findall(pattern, text, re.DOTALL):
             found.setdefault(" ".join(command.split()) if pattern == INLINE else command, []).append(page)
-    return [pytest.param(command, id=f"{','.join(pages)}: {command[:60]}") for command, pages in found.items()]
+    return [
+        pytest.param(command, id=f"{','.join(pages)}: {' '.join(command.split())[:90]}")
+        for command, pages in found.items()
+    ]
 
 
 @pytest.fixture(scope="module")
 def documented(demo):
-    """Return the demo as its readers have it: with an environment, and the study of the tutorial in config.yaml."""
+    """Return the demo as its readers have it: with an environment, and the documented study and network."""
     if not (demo / ".venv").exists():
         (demo / ".venv").symlink_to(SNAKEMAKE.parents[1])
-    text = (demo / "config.yaml").read_text()
-    (demo / "config.yaml").write_text(text + tutorial_study().removeprefix("studies:\n"))
+    text = (demo / "config.yaml").read_text() + example("studies").removeprefix("studies:\n")  # its last block
+    (demo / "config.yaml").write_text(text + example("architectures"))
     (script,) = re.findall(r"```python\n(.*?)```", PAGES["docs/tutorial.md"], re.DOTALL)
     (demo / "loss_gap.py").write_text(script)
     return demo
@@ -629,20 +632,18 @@ def test_the_python_of_the_readme_reads_the_demo(documented):
     assert re.search(r"^ar +seed *\n0 +0 +\d", done.stdout, re.MULTILINE), done.stderr
 
 
-def tutorial_study():
-    """Return the study of the tutorial, which is also that of the README, as text."""
-    studies = [text for page in PAGES.values() for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
-    (block,) = {text for text in studies if text.startswith("studies")}
+def example(key):
+    """Return the example of a block of config.yaml as text, which is the same on every page that has one."""
+    blocks = [text for page in PAGES.values() for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    (block,) = {text for text in blocks if text.startswith(f"{key}:")}
     return block
 
 
 def test_the_documented_config_blocks_are_valid():
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    config["studies"] |= yaml.safe_load(tutorial_study())["studies"]
-    blocks = [text for page in PAGES.values() for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
-    for block in blocks:
-        if not block.startswith("studies"):
-            config |= yaml.safe_load(block)
-    assert {"architectures", "pretrained", "runs"} <= {key for block in blocks for key in yaml.safe_load(block)}
+    config["studies"] |= yaml.safe_load(example("studies"))["studies"]
+    for key in ("architectures", "pretrained", "runs"):
+        config |= yaml.safe_load(example(key))
+    assert sum(page.count("```yaml") for page in PAGES.values()) == 5  # that of the study is in README and the tutorial
     validate(config, ROOT / "workflow/schemas/config.schema.yaml")
     assert settings.run_settings(config, "c10", "ar8-vgg")["factory"]["callable"] == "torchvision.models:vgg11_bn"
