@@ -10,7 +10,7 @@ import yaml
 from page_text import row, sentence
 
 ROOT = Path(__file__).parents[1]
-_TYPES = {"integer": "whole number", "string": "text", "boolean": "true or false", "object": "block"}
+_TYPES: dict[str, str] = {"integer": "whole number", "string": "text", "boolean": "true or false", "object": "block"}
 Node = Mapping[str, Any]  # of a JSON schema
 
 
@@ -86,7 +86,7 @@ def _values(node: Node, schema: Node) -> str:
     kinds = node["type"] if isinstance(node["type"], list) else [node["type"]]
     if kinds == ["array"]:
         return f"list of: {_values(node['items'], schema)}"
-    return " or ".join(_TYPES.get(kind, kind) for kind in kinds) + _range(node)
+    return " or ".join(_TYPES.get(str(kind), str(kind)) for kind in kinds) + _range(node)
 
 
 def _range(node: Node) -> str:

@@ -75,7 +75,7 @@ def study_columns() -> str:
     for path in sorted((FIRST_LIGHT / "tables").glob("*.csv")):
         if not path.stem.endswith("_summary"):
             for column in pd.read_csv(path, nrows=0):
-                names.setdefault(column, []).append(path.stem)
+                names.setdefault(str(column), []).append(path.stem)
     about = yaml.safe_load((ROOT / "docs/columns.yaml").read_text())["study"]
     rows = [row("column", "unit", "meaning", "tables"), row(*["---"] * 4)]
     for column, tables in names.items():

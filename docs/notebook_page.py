@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 
 @functools.cache
@@ -42,11 +43,11 @@ def run_notebook(path: Path, content: str) -> tuple[str, dict[str, bytes]]:
 def run_cell(text: str, names: dict[str, Any]) -> Iterator[str]:
     """Run a cell as Jupyter does. Yields, as Markdown, what it prints, and the value of its last line."""
     body = ast.parse(text).body
-    shown = isinstance(body[-1], ast.Expr) and not text.rstrip().endswith(";")
-    last = ast.Expression(body.pop().value) if shown else None
+    last = body[-1] if not text.rstrip().endswith(";") else None
+    shown = ast.Expression(last.value) if isinstance(last, ast.Expr) else None
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(ast.Module(body, []), "cell", "exec"), names)
-        value = eval(compile(last, "cell", "eval"), names) if last else None
+        exec(compile(ast.Module(body[:-1] if shown else body, []), "cell", "exec"), names)
+        value = eval(compile(shown, "cell", "eval"), names) if shown else None
     if printed.getvalue():
         yield f"```text\n{printed.getvalue().rstrip()}\n```"
     if isinstance(value, pd.DataFrame):
@@ -55,7 +56,7 @@ def run_cell(text: str, names: dict[str, Any]) -> Iterator[str]:
         yield f"```text\n{value!r}\n```"
 
 
-def _picture(figure: plt.Figure) -> bytes:
+def _picture(figure: Figure) -> bytes:
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=120)
         return file.getvalue()

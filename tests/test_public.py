@@ -87,7 +87,7 @@ def test_a_table_of_all_runs_of_a_study_is_one_frame_that_says_what_each_run_is(
     assert set(attacks["space"]) == set(attacks["attacks_space"]) == {"pixel"}
 
 
-def test_the_runs_of_a_study_are_those_that_its_audit_names(results):
+def test_the_runs_of_a_study_are_those_that_its_audit_names(results, monkeypatch):
     other = results.with_name("ar8-normspace-s1")
     shutil.copytree(results, other)
     settings = SETTINGS | {"variant": other.name, "space": "normalised", "spectral_norm": 3, "seed": 1}
@@ -107,6 +107,13 @@ def test_the_runs_of_a_study_are_those_that_its_audit_names(results):
     assert frame["space"].tolist() == ["pixel", "normalised, evaluated in pixel"]
     assert frame["train_attack"].tolist() == ["pgd", "fgsm+clean0.5"]
     assert frame.loc[1, ["spectral_norm", "seed", "ar"]].tolist() == [3, 1, 8]
+    monkeypatch.chdir(study.parent)
+    assert robreg.read("demo", "metrics")["variant"].tolist() == ["ar8", other.name]
+    parquet.write_frame(
+        study / "audit.parquet", pa.table({"passed": [True]}), {"sealed": {"../../x/checks.parquet": ""}}
+    )
+    with pytest.raises(FileNotFoundError, match="demo is no run"):
+        robreg.read("demo", "metrics")
 
 
 def test_a_table_that_runs_do_not_have_and_a_study_without_an_audit_are_refused(results):

@@ -1,6 +1,6 @@
 """Read the results of a run or of a study into pandas."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -88,17 +88,20 @@ def _runs(folder: Path) -> list[Path]:
         return [folder]
     if kept := sorted(path.parent for path in folder.glob("runs/*/*/history.parquet")):
         return kept
-    if (folder / "audit.parquet").exists():
-        return list(_audited(folder))
+    if audited := _audited(folder):
+        return audited
     raise FileNotFoundError(
         f"{folder} is no run with a history.parquet, and no study with an audit.parquet; run the workflow first"
     )
 
 
-def _audited(study: Path) -> Iterator[Path]:
-    for name in parquet.read_metadata(study / "audit.parquet").get("sealed", {}):
-        if Path(name).name == "checks.parquet":  # every run of a study has one
-            yield study.parents[1].joinpath(*Path(name).parts[-3:-1])
+def _audited(study: Path) -> list[Path]:
+    """List the folders of the runs that a study's audit names; every run has a checks.parquet."""
+    audit = study / "audit.parquet"
+    sealed = parquet.read_metadata(audit).get("sealed") if audit.exists() else None
+    files = [Path(name) for name in sealed] if isinstance(sealed, dict) else []
+    runs = [file.parts[-3:-1] for file in files if file.name == "checks.parquet" and ".." not in file.parts]
+    return [study.resolve().parents[1].joinpath(*run) for run in runs]
 
 
 def _with_identity(run: Path, table: str) -> pd.DataFrame:
