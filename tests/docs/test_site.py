@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -174,8 +175,10 @@ def test_the_page_of_the_notebook_has_what_its_cells_print_and_draw(site):
     assert all((site / "notebooks" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
-def test_the_notebook_is_committed_without_outputs():
-    cells = json.loads((ROOT / "docs/notebooks/first-look.ipynb").read_text())["cells"]
+def test_the_notebook_is_valid_and_committed_without_outputs():
+    notebook = json.loads((ROOT / "docs/notebooks/first-look.ipynb").read_text())
+    nbformat.validate(notebook)
+    cells = notebook["cells"]
     assert [cell["outputs"] for cell in cells if cell["cell_type"] == "code" and cell["outputs"]] == []
 
 
