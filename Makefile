@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo watch test slurm-test faults mutations verify bench bench-gpu lint lock licences
+.PHONY: demo watch test docs slurm-test faults mutations verify bench bench-gpu lint lock licences
 
 demo: .venv/run.done  ## run the demo study on real data that scikit-learn ships, and write its report
 	$(BIN)/snakemake --cores all --rerun-incomplete demo
@@ -10,8 +10,13 @@ demo: .venv/run.done  ## run the demo study on real data that scikit-learn ships
 watch: .venv/run.done  ## show what is trained and measured, with epoch and time left; STUDY=demo shows one study
 	@$(BIN)/python -m robreg.workflow.watch $(STUDY)
 
-test: .venv/test.done  ## run all tests, except those on a SLURM
+test: .venv/test.done .venv/docs.done  ## run all tests, except those on a SLURM
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Not with --quiet, which would hide the warnings that --strict counts.
+docs: .venv/docs.done  ## build the documentation into site/; it works offline
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html in a browser."
 
 slurm-test: .venv/test.done  ## install a one-node SLURM, test the workflow on it, and stop it; needs root on Debian
 	$(BIN)/python -m pytest -m slurm tests/workflow/test_slurm_cluster.py
@@ -54,11 +59,17 @@ lint: .venv/test.done  ## run all static checks
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r envs/test.txt
 	touch $@
 
+.venv/docs.done: envs/docs.txt .venv/run.done
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r envs/docs.txt
+	touch $@
+
 lock:  ## pin the newest versions that pyproject.toml allows, for every platform; needs uv
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
 		--python-version 3.11 --extra slurm --extra theory pyproject.toml envs/run.in -o envs/run.txt
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
 		--python-version 3.11 --group pyproject.toml:test --override envs/test-override.in envs/run.txt -o envs/test.txt
+	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
+		--python-version 3.11 --group pyproject.toml:docs --constraint envs/test.txt -o envs/docs.txt
 
 licences: .venv/run.done  ## list the licences of the installed packages
 	$(BIN)/python envs/licences.py > envs/licences.csv

@@ -2520,6 +2520,20 @@ MUTATIONS = (
         "if False:",
         "tests/runs/test_pretrained.py",
     ),
+    Mutation(
+        "leave out the space in which a study's runs are evaluated",
+        "tables/results",
+        "None if evaluated == variant.space else evaluated",
+        "None",
+        "tests/test_public.py::test_the_runs_of_a_study_are_those_that_its_audit_names",
+    ),
+    Mutation(
+        "read runs outside the results that an audit names",
+        "tables/results",
+        ' and ".." not in file.parts',
+        "",
+        "tests/test_public.py::test_the_runs_of_a_study_are_those_that_its_audit_names",
+    ),
 )
 
 

@@ -178,7 +178,7 @@ def test_a_network_that_cannot_be_bounded_or_take_the_images_is_refused_before_a
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Copy the workflow, with photos as Parquet files and a data set in config.yaml, both as the README says."""
+    """Copy the workflow, with photos as Parquet files and a data set in config.yaml, both as the documentation says."""
     folder = copy_tree(tmp_path_factory.mktemp("photos"))
     generator = np.random.default_rng(0)
     for split, n in (("train", 8), ("test", 3)):
@@ -187,16 +187,18 @@ def photos(tmp_path_factory):
             for i in range(n):
                 pixels = generator.integers(0, 256, (8, 8, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"photos/{split}/{name}/{i}.png")
-    readme = (ROOT / "README.md").read_text()
-    (recipe,) = (text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "to_parquet" in text)
+    guide = (ROOT / "docs/how-to/own-data.md").read_text()
+    (recipe,) = (text for text in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "to_parquet" in text)
     subprocess.run([sys.executable, "-c", recipe], cwd=folder, check=True)
-    (block,) = re.findall(r"`(mine: \{.*?\})`", readme)
+    (block,) = re.findall(r"`(mine: \{.*?\})`", guide)
     before, heading, after = (folder / "config.yaml").read_text().partition("\n# Settings that differ for single runs")
-    (folder / "config.yaml").write_text(f"{before}\n  {block}\n{heading}{after}")
+    (as_files,) = re.findall(r"`(photos: \{.*?\})`", guide)
+    (folder / "data/photos").symlink_to(folder / "photos")
+    (folder / "config.yaml").write_text(f"{before}\n  {block}\n  {as_files}\n{heading}{after}")
     return folder
 
 
-def test_the_readme_s_recipe_makes_a_data_set_from_photos(photos):
+def test_the_guide_s_recipe_makes_a_data_set_from_photos(photos):
     output = snakemake(photos, "-c1", "data/prepared/mine/meta.json")
     assert pq.read_table(photos / "data/mine/test.parquet")["label"].to_pylist() == [0] * 3 + [1] * 3 + [2] * 3
     assert planned(photos, "data/prepared/mine/meta.json") == {}
@@ -209,6 +211,12 @@ def test_the_readme_s_recipe_makes_a_data_set_from_photos(photos):
     images = np.load(photos / "data/prepared/mine/test_images.npy")
     with Image.open(photos / "photos/test/dog/2.png") as image:
         assert np.array_equal(images[-1], np.asarray(image).transpose(2, 0, 1))
+
+
+def test_the_guide_s_folder_of_images_gives_the_same_images(photos):
+    snakemake(photos, "-c1", "data/prepared/photos/meta.json", "data/prepared/mine/meta.json")
+    for name in ("test_images.npy", "test_labels.npy"):
+        assert np.array_equal(*(np.load(photos / "data/prepared" / one / name) for one in ("photos", "mine")))
 
 
 def test_data_are_prepared_again_for_a_column_that_the_configuration_names(photos, tmp_path):

@@ -62,15 +62,25 @@ def test_tests_run_on_the_versions_that_users_get(project):
         assert test[requirement.name] in requirement.specifier, text
 
 
-@pytest.mark.parametrize("name", ["run.txt", "test.txt"])
-def test_every_locked_package_has_hashes_and_no_address(name):
+@pytest.mark.parametrize(("name", "least"), [("run.txt", 90), ("test.txt", 90), ("docs.txt", 20)])
+def test_every_locked_package_has_hashes_and_no_address(name, least):
     text = (ROOT / "envs" / name).read_text()
     blocks = re.split(r"\n(?=[a-z0-9])", text.strip())
-    assert len(blocks) > 90
+    assert len(blocks) > least
     pinned = re.compile(r"[a-z0-9-]+==\S+( ; [^\\\n]+)? \\(\n +--hash=sha256:[0-9a-f]{64}( \\)?)+")
     assert [block for block in blocks if not pinned.fullmatch(block)] == []
     assert "://" not in text
     assert "index-url" not in text
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_documentation_is_built_with_the_versions_that_users_and_tests_have(project, python):
+    docs, test = locked("docs.txt", python), locked("test.txt", python)
+    assert {name: test[name] for name in docs if name in test} == {name: docs[name] for name in docs if name in test}
+    assert {"jinja2", "pyyaml"} <= docs.keys() & test.keys()
+    for text in project["dependency-groups"]["docs"]:
+        requirement = Requirement(text)
+        assert docs[requirement.name] in requirement.specifier, text
 
 
 def test_the_conda_file_has_the_locked_versions(project):
@@ -89,9 +99,9 @@ def test_a_second_call_installs_nothing(tmp_path):
         shutil.copy(ROOT / name, tmp_path / name)
     command = ["make", "-n", "demo", "test"]
     first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert first.count("pip install") == 3
+    assert first.count("pip install") == 4
     (tmp_path / ".venv").mkdir()
-    for stamp in ("run", "test"):
+    for stamp in ("run", "test", "docs"):
         (tmp_path / f".venv/{stamp}.done").touch()
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert "pip install" not in second
@@ -129,12 +139,21 @@ def test_the_citation_and_the_changelog_have_this_version(project):
     assert all(date for name, date in headings if name != "Unreleased")
 
 
-def test_the_readme_s_layout_names_every_top_level_entry():
-    layout = re.search(r"^## Layout\n\n(.*?)\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+def test_the_documented_layout_names_every_top_level_entry():
+    page = (ROOT / "docs/reference/layout.md").read_text()
+    layout = re.search(r"^## Layout\n\n(.*?)\n\n", page, re.MULTILINE | re.DOTALL)[1]
     named = {part for line in layout.splitlines() for part in re.findall(r"[\w.-]+", line)}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     there = {path.partition("/")[0] for path in tracked if not path.startswith(".")}
-    assert there - {"README.md", "Makefile", "pyproject.toml"} <= named
+    assert there - {"Makefile", "pyproject.toml"} <= named
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 15
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_every_locked_package_s_licence_is_listed():

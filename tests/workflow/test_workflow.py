@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -467,7 +468,7 @@ def test_a_training_killed_under_snakemake_resumes_bit_identically(victim, demo,
         os.killpg(driver.pid, signal.SIGKILL)
     assert driver.wait() != 0
     assert sorted(path.name for path in run.iterdir() if not path.name.startswith(".")) == ["lease.json", "resume.pt"]
-    if victim == "everything":  # these are the two commands of the README
+    if victim == "everything":  # these are the two commands of docs/how-to/again.md
         snakemake(folder, "--unlock", target)
     snakemake(folder, "-c1", "--rerun-incomplete", target)
     assert re.search(r"resuming after epoch [1-4]", log.read_text())
@@ -591,42 +592,113 @@ def test_a_missing_source_is_refused_with_the_fix(demo):
     assert re.search(r"Error: datasets\.c10jpeg\.source: no folder or file .*data_root", output)
 
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-INLINE = [" ".join(text.split()) for text in re.findall(r"`((?:snakemake|make) [^`…]+)`", README)]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+}
+BLOCK, INLINE = r"```sh\n(.*?)```", r"`((?:snakemake|make) [^`…]+)`"
+# What is too expensive, or needs a cluster, is planned, or finds that nothing is left to do.
+AFFORDABLE = {
+    "--profile slurm all": "--profile slurm -n all",
+    "--profile slurm paper": "--profile slurm -n paper",
+    "sbatch --no": "true --no",
+    "-c all --forcerun train": "-n --forcerun train",
+    "minutes 15 conventions": "minutes 1 demo",
+}
 
 
-@pytest.mark.parametrize("script", dict.fromkeys([*BLOCKS, *INLINE]))
-def test_the_readme_s_commands_work(demo, script):
-    if script.startswith("make"):  # neither install anything nor run these tests within themselves
-        script = script.replace("make", "make -o .venv/run.done" if script.split()[1] == "demo" else "make -n", 1)
+def commands(pattern):
+    """List the commands that README and documentation give, each with the pages that give it."""
+    found = {}
+    for page, text in PAGES.items():
+        for command in re.findall(pattern, text, re.DOTALL):
+            found.setdefault(" ".join(command.split()) if pattern == INLINE else command, []).append(page)
+    return [
+        pytest.param(command, id=f"{','.join(pages)}: {' '.join(command.split())[:90]}")
+        for command, pages in found.items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def documented(demo):
+    """Return the demo as its readers have it: with an environment, and the documented study and network."""
     if not (demo / ".venv").exists():
         (demo / ".venv").symlink_to(SNAKEMAKE.parents[1])
-    edit_config(demo, lambda config: config["studies"].update(readme_study()))
-    path = f"{SNAKEMAKE.parent}{os.pathsep}{os.environ['PATH']}"
-    script = script.replace("-c all steps", "-n steps").replace("-c all --forcerun train", "-n --forcerun train")
-    script = script.replace("--profile slurm all", "--profile slurm -n all").replace("make .venv", "make -n .venv")
-    command = ["bash", "-ec", script]
-    done = subprocess.run(
-        command, cwd=demo, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
-    )
+    text = (demo / "config.yaml").read_text() + example("studies").removeprefix("studies:\n")  # its last block
+    text += example("architectures").replace("architectures:", "more:")  # of which the configuration has a block
+    config = yaml.safe_load(text)
+    config["architectures"] |= config.pop("more")
+    (demo / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (script,) = re.findall(r"```python\n(.*?)```", PAGES["docs/tutorial.md"], re.DOTALL)
+    (demo / "loss_gap.py").write_text(script)
+    return demo
+
+
+@pytest.mark.parametrize("script", [*commands(BLOCK), *commands(INLINE)])
+def test_the_documented_commands_work(documented, script):
+    done = run_documented(documented, script)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for pattern in re.findall(r"results/\S+", script.replace("snakemake -n results", "")):
+    for pattern in re.findall(r"(?<!-n )results/\S+", affordable(script)):
         targets = subprocess.run(["bash", "-c", f"echo {pattern}"], capture_output=True, text=True, check=True).stdout
-        assert [target for target in targets.split() if not (demo / target).exists()] == []  # bash expands its braces
+        assert [target for target in targets.split() if not (documented / target).exists()] == []  # bash expands braces
 
 
-def readme_study():
-    """Return the studies of the README's example."""
-    (block,) = (text for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if text.startswith("studies"))
-    return yaml.safe_load(block)["studies"]
+def affordable(script):
+    """Replace what is too expensive in a documented command; nothing is installed, and no test runs these tests."""
+    script = re.sub(r"^make (?!demo)", "make -n ", script, flags=re.MULTILINE)
+    script = script.replace("make demo", "make -o .venv/run.done demo")
+    for text, instead in AFFORDABLE.items():
+        script = script.replace(text, instead)
+    return script
 
 
-def test_the_readme_s_config_blocks_are_valid():
+def run_documented(folder, script):
+    path = f"{SNAKEMAKE.parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", "-ec", affordable(script)]
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_documented_command_that_fails_is_seen(documented):
+    assert run_documented(documented, ". .venv/bin/activate\nsnakemake -n small-step\ntrue").returncode != 0
+
+
+def test_the_tutorial_makes_its_study_and_its_figure(documented):
+    blocks = re.findall(BLOCK, PAGES["docs/tutorial.md"], re.DOTALL)
+    for script in blocks[2:]:
+        done = run_documented(documented, script)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    folder = documented / "results/studies/small-steps"
+    assert sorted(path.name for path in (folder / "figures").glob("*.svg")) == [
+        "comparison.svg",
+        "fig1.svg",
+        "fig3.svg",
+    ]
+    assert (folder / "report.html").exists()
+    assert (documented / "loss_gap.pdf").read_bytes().startswith(b"%PDF")
+    rows = pd.read_csv(folder / "tables/table3.csv")
+    assert sorted(zip(rows["ar"], rows["seed"], strict=True)) == [(ar, seed) for ar in (0, 4, 8) for seed in (0, 1)]
+
+
+def test_the_python_of_the_readme_reads_the_demo(documented):
+    (script,) = re.findall(r"```python\n(.*?)```", PAGES["README.md"], re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", script], cwd=documented, capture_output=True, text=True, check=False)
+    assert re.search(r"^ar +seed *\n0 +0 +\d", done.stdout, re.MULTILINE), done.stderr
+
+
+def example(key):
+    """Return the example of a block of config.yaml as text, which is the same on every page that has one."""
+    blocks = [text for page in PAGES.values() for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    (block,) = {text for text in blocks if text.startswith(f"{key}:")}
+    return block
+
+
+def test_the_documented_config_blocks_are_valid():
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    config["studies"] |= readme_study()
-    for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL):
-        if not block.startswith("studies"):
-            config |= yaml.safe_load(block)
+    config["studies"] |= yaml.safe_load(example("studies"))["studies"]
+    for key in ("architectures", "pretrained", "runs"):
+        config.setdefault(key, {}).update(yaml.safe_load(example(key))[key])
+    assert sum(page.count("```yaml") for page in PAGES.values()) == 5  # that of the study is in README and the tutorial
     validate(config, ROOT / "workflow/schemas/config.schema.yaml")
     assert settings.run_settings(config, "c10", "ar8-vgg")["factory"]["callable"] == "torchvision.models:vgg11_bn"

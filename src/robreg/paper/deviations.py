@@ -27,7 +27,7 @@ class Deviation:
 
 def deviations(settings: Sequence[Settings], tables: Collection[str]) -> list[Deviation]:
     """Select the decisions that matter for the settings of a study's runs and the tables that it lists."""
-    chosen = [one for one in _ALL if any(map(one.matters, settings)) and (not one.alone or one.shown in tables)]
+    chosen = [one for one in DEVIATIONS if any(map(one.matters, settings)) and (not one.alone or one.shown in tables)]
     return [replace(one, decision=one.decision + one.more) if one.shown in tables else one for one in chosen]
 
 
@@ -81,7 +81,7 @@ def _batch_norm(one: Settings) -> bool:
     return one["arch"] == "wrn50"
 
 
-_ALL = (
+DEVIATIONS = (
     Deviation(
         "Perturbation space",
         "The text measures eps on the scale from 0 to 255, which read literally is pixel space. There, the printed "
