@@ -96,7 +96,7 @@ def _runs(folder: Path) -> list[Path]:
 
 
 def _audited(study: Path) -> list[Path]:
-    """List the folders of the runs that a study's audit names: by their checks or, where it has made these, a history."""
+    """List the folders of the runs that a study's audit names, by their checks or, without these, their history."""
     audit = study / "audit.parquet"
     sealed = parquet.read_metadata(audit).get("sealed") if audit.exists() else None
     files = [Path(name) for name in sealed] if isinstance(sealed, dict) else []
