@@ -1,4 +1,4 @@
-"""The results in reference/first-light: the documentation quotes them, and their networks give them again."""
+"""The results in `reference`: the documentation quotes them, and the networks of first light give them again."""
 
 import re
 from pathlib import Path
@@ -46,6 +46,41 @@ def test_the_documented_margins_and_verdicts_are_in_the_claims():
     assert f"from {low} at AR 4 to {high} at AR 16" in text
     verdicts = claims["verdict"].value_counts()
     assert f"{verdicts['seen']} are seen and {verdicts['not seen']} are not" in text
+
+
+FAMILIES = {
+    "loss gap falls": ("ge-gap-falls", 3),
+    "adversarial accuracy (%) rises": ("adv-acc-rises", 1),
+    "test accuracy (%) falls": ("test-acc-falls", 1),
+    "std of test margins falls": ("margin-std-falls", 2),
+    "mean std of singular values falls": ("svstd-falls-overall", 3),
+    "mean loss variation falls": ("loss-variation-mean-falls", 3),
+    "margins move less under random perturbations": ("logits-move-less-random", 2),
+    "margins move less under PGD": ("logits-move-less-pgd", 2),
+}
+
+
+def test_the_documented_claims_of_other_families_are_those_of_the_study():
+    text = (ROOT / "docs/explanation/beyond.md").read_text()
+    claims = pd.read_csv(ROOT / "reference/architectures/claims.csv")
+    claims = claims[claims["dataset"] == "digits"]
+    heading, *lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    networks = [name.strip("`") for name in heading[1:]]
+    assert networks == ["resnet8", "smallvgg", "smallvit", "smallmobilenet"]
+    assert [line[0] for line in lines] == [*FAMILIES]
+    for words, *cells in lines:
+        name, digits = FAMILIES[words]
+        of_claim = claims[claims["id"] == name].set_index("arch")
+        for network, cell in zip(networks, cells, strict=True):
+            row = of_claim.loc[network]
+            assert cell == f"{row['at_low']:.{digits}f} → {row['at_high']:.{digits}f}, {row['verdict']}"
+    counted = pd.crosstab(claims["arch"], claims["verdict"]).loc[networks]
+    holds, fails = counted["holds"].tolist(), counted["fails"].tolist()
+    flat = " ".join(text.split())
+    numbers = re.search(r"(\d+) hold for `resnet8`, (\d+) for `smallvgg`, (\d+) for `smallvit` and (\d+) for", flat)
+    assert [int(number) for number in numbers.groups()] == holds
+    assert [int(number) for number in re.search(r"; (\d+), (\d+), (\d+) and (\d+) fail,", flat).groups()] == fails
+    assert f"Of all {counted.sum(axis=1).unique().item()} claims" in flat
 
 
 def test_the_tables_name_where_they_come_from():
