@@ -7,7 +7,8 @@ BIN := .venv/bin
 demo: .venv/run.done  ## run the demo study on real data that scikit-learn ships, and write its report
 	$(BIN)/snakemake --cores all --rerun-incomplete demo
 
-watch: .venv/run.done  ## show what is trained and measured, with epoch and time left; STUDY=demo shows one study
+watch:  ## show what is trained and measured, with epoch and time left; STUDY=demo shows one study
+	@test -e .venv/run.done || { echo "Nothing is installed yet: run make demo first, or wait until it is"; exit 1; }
 	@$(BIN)/python -m robreg.workflow.watch $(STUDY)
 
 test: .venv/test.done .venv/docs.done  ## run all tests, except those on a SLURM

@@ -2511,14 +2511,14 @@ MUTATIONS = (
         "runs/settings",
         '"pretrained": {"sha256": weights}}',
         '"pretrained": {"sha256": ""}}',
-        "tests/runs/test_pretrained.py",
+        "tests/runs/test_pretrained_runs.py",
     ),
     Mutation(
         "measure a given network under the name of another training",
         "runs/settings",
         "if run.fgsm or run.seed or run.bound is not None:",
         "if False:",
-        "tests/runs/test_pretrained.py",
+        "tests/runs/test_pretrained_runs.py",
     ),
     Mutation(
         "leave out the space in which a study's runs are evaluated",

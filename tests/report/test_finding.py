@@ -22,12 +22,13 @@ def course(means: list[float], stds: list[float] | None = None) -> str:
         ([0.4, 0.3, 0.2], "the gap falls (0.40, 0.30 and 0.20 nats)"),
         ([0.2, 0.3], "the gap rises (0.20 and 0.30 nats)"),
         ([0.2, 0.2], "the gap does not change (0.20 and 0.20 nats)"),
+        ([0.2, 0.201], "the gap hardly changes (0.20 and 0.20 nats)"),
         ([0.3, 0.5, 0.2], "the gap falls from end to end (0.30, 0.50 and 0.20 nats), but rises from AR 0 to 8"),
         (
             [0.1, 0.4, 0.3, 0.5],
             "the gap rises from end to end (0.10, 0.40, 0.30 and 0.50 nats), but falls from AR 8 to 16",
         ),
-        ([0.3, math.nan], "the gap is not known at both ends (0.30 and \N{EN DASH} nats)"),
+        ([0.3, math.nan], "the gap is not known at one end, or at both (0.30 and \N{EN DASH} nats)"),
     ],
 )
 def test_a_course_names_its_direction_its_numbers_and_where_it_turns(means: list[float], expected: str) -> None:

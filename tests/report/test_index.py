@@ -68,7 +68,7 @@ def test_a_study_that_cannot_be_read_does_not_hide_the_others(results: Path) -> 
 def test_the_list_is_written_with_every_report(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from robreg.report import page as page_module
 
-    monkeypatch.setattr(page_module, "refuse_changed_study", lambda *_: None)
+    monkeypatch.setattr(page_module, "refuse_changed_study", lambda *_, **__: None)
     described, files = study_files.make("demo", "The demo")
     out = Path("results/studies/demo/report.html")
     page_module.record(out, described, files, template=study_files.template())

@@ -59,15 +59,18 @@ def test_settings_changed_and_changed_back_train_nothing_twice(prepared, tmp_pat
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_run_is_trained_if_its_network_or_its_checks_are_there_with_the_wanted_settings(prepared, tmp_path):
+def test_a_run_is_trained_if_its_network_or_its_tables_are_there_with_the_wanted_settings(prepared, tmp_path):
     assert not kept.is_trained(tmp_path, A)
     run(A, prepared, tmp_path)
     assert kept.is_trained(tmp_path, A)
     assert not kept.is_trained(tmp_path, B)
     (tmp_path / "checkpoint.pt").unlink()
     assert not kept.is_trained(tmp_path, A)
-    (tmp_path / "checks.parquet").touch()  # results may come without their network
-    assert kept.is_trained(tmp_path, A)
+    for name in ("checks.parquet", "metrics.parquet"):  # results may come without their network
+        (tmp_path / name).touch()
+        assert kept.is_trained(tmp_path, A)
+        (tmp_path / name).unlink()
+    (tmp_path / "metrics.parquet").touch()
     (tmp_path / "history.parquet").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "history.parquet"))):
         kept.is_trained(tmp_path, A)

@@ -24,7 +24,7 @@ KNOWN_TRAINING = (
 GRAMMAR = "ar{strength}[-{architecture}][-fgsm][-clean{share}][-sn{bound}][-{space}][-eval{space}][-s{seed}]"
 NETWORKS = (
     "['resnet8', 'resnet56', 'resnet110', 'resnet8nobias', 'resnet56nobias', 'resnet110nobias', 'fixup8', 'fixup56', "
-    "'fixup110', 'wrn50', 'gone', 'typo', 'mynet']"
+    "'fixup110', 'wrn50', 'smallvgg', 'smallvit', 'smallmobilenet', 'gone', 'typo', 'mynet']"
 )
 MODULE = "from torch import nn\n\n\nclass MyNet(nn.Module):\n    def __init__(self, num_classes, dropout=0.0): ...\n"
 ARCHITECTURES = {
@@ -60,7 +60,7 @@ TARGETS = {  # what follows `snakemake -n`: the message
     "results/digits/ar8-resnet9/metrics.parquet": "digits/ar8-resnet9: 'ar8-resnet9' names an unknown architecture "
     f"'resnet9': use one of {NETWORKS}",
     "results/studies/dmeo/report.html": "config.yaml: studies: there is no study 'dmeo'; add its block, or ask for "
-    "one of: paper, literal, conventions, first-light, c10-small, demo (did you mean demo?)",
+    "one of: paper, literal, conventions, first-light, architectures, c10-small, demo (did you mean demo?)",
     "results/studies/demo/figures/fig99.svg": "there is no target 'results/studies/demo/figures/fig99.svg': did you "
     "mean results/studies/demo/figures/fig9.svg?",
     "results/studies/demo/figures/fig7.svg": "config.yaml: studies.demo.figures: fig7 is not listed; add it there, or "
@@ -69,8 +69,8 @@ TARGETS = {  # what follows `snakemake -n`: the message
     "tables/tabel1.csv": "there is no target 'tables/tabel1.csv': did you mean results/studies/demo/tables/table1.csv?",
     "train": "the rule train makes many files; ask for one of them, such as results/digits/ar0/checkpoint.pt",
     "--forcerun trian -- demo": "there is no target 'trian': did you mean train?",
-    "hello": "there is no target 'hello': ask for a study (all, paper, literal, conventions, first-light, c10-small, "
-    "demo), or for a file such as results/studies/demo/report.html",
+    "hello": "there is no target 'hello': ask for a study (all, paper, literal, conventions, first-light, "
+    "architectures, c10-small, demo), or for a file such as results/studies/demo/report.html",
     "demo --config devise=cpu": "config.yaml: devise: unknown key 'devise': did you mean 'device'? known: data_root, "
     "device, only_finished, architectures, pretrained, datasets, runs, studies",
     'demo --config \'runs={"digits/ar8": {"evaluation": {"eps": 0.125}}}\'': "config.yaml: "
@@ -260,7 +260,7 @@ def test_a_wrong_line_is_answered_in_one_sentence(text, instead, message, tmp_pa
 def folder(tmp_path_factory):
     """Copy the workflow, with networks of the user's own whose names and arguments are wrong."""
     folder = copy_tree(
-        tmp_path_factory.mktemp("first"), lambda config: config.update(architectures=copy.deepcopy(ARCHITECTURES))
+        tmp_path_factory.mktemp("first"), lambda config: config["architectures"].update(copy.deepcopy(ARCHITECTURES))
     )
     (folder / "mynet.py").write_text(MODULE)
     return folder

@@ -2,8 +2,9 @@
 "use strict";
 
 function number(cell) {
+  if (cell.dataset.value) return Number(cell.dataset.value);
   const text = cell.textContent.trim().replace("\u2212", "-");
-  const found = text.match(/^[^\d.-]*(-?[\d.]+(?:e[+-]?\d+)?)/);
+  const found = text.match(/^(-?[\d.]+(?:e[+-]?\d+)?)(?: ?%| [a-zA-Z]+)?(?:\s*\u00b1.*)?$/);  // with a unit, and with a std
   return found ? Number(found[1]) : NaN;
 }
 

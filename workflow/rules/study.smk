@@ -299,7 +299,7 @@ rule report:
                 ]["epochs"]
             }
             for run in study_config.study_runs(config, wildcards.study)
-            if run not in runs(wildcards.study)
+            if run["folder"] not in {one["folder"] for one in runs(wildcards.study)}
         ],
         not_made=lambda wildcards: study_config.unmakeable_items(
             config, wildcards.study, runs(wildcards.study)

@@ -58,10 +58,11 @@ def arrange(
 
 
 def share_vertical_range(panels: Sequence[Axes]) -> None:
-    """Set the same vertical range on all panels."""
-    bottom, top = min(ax.get_ylim()[0] for ax in panels), max(ax.get_ylim()[1] for ax in panels)
-    for ax in panels:
-        ax.set_ylim(bottom, top)
+    """Set the same vertical range on all panels that show data."""
+    filled = [ax for ax in panels if ax.has_data()]
+    ranges = [ax.get_ylim() for ax in filled]
+    for ax in filled:
+        ax.set_ylim(min(bottom for bottom, _ in ranges), max(top for _, top in ranges))
 
 
 def panels_per_row(section: Section, panels: Sequence[Panel]) -> int:

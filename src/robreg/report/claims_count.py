@@ -15,7 +15,7 @@ from robreg.runs.catalogue import Run
 
 _SIZES = ("smallest_effect", "at_low")
 _PHRASES = {  # what is said of a claim, after its number: singular and plural
-    "holds": ("holds wherever it was tested", "hold wherever they were tested"),
+    "holds": ("holds wherever several seeds test it", "hold wherever several seeds test them"),
     "fails": ("fails in at least one setting", "fail in at least one setting"),
     "undecided": ("is undecided in at least one setting", "are undecided in at least one setting"),
     "seen": ("is seen in networks of one seed", "are seen in networks of one seed"),

@@ -52,13 +52,17 @@ class Course:
     def sentence(self) -> str:
         """Return "the loss gap falls (0.07, 0.04 and 0.03 nats)", with the steps that go the other way."""
         values = join_words([self.quantity.text(value) for value in self.means])
-        return f"{self.name} {self._verb()} ({f'{values} {self.quantity.unit}'.strip()}){self._turns()}"
+        turns = self._turns()
+        doubt = "" if turns else self._doubt(0, -1)
+        return f"{self.name} {self._verb()} ({f'{values} {self.quantity.unit}'.strip()}){doubt}{turns}"
 
     def _verb(self) -> str:
         change = self.means[-1] - self.means[0]
         if math.isnan(change):
-            return "is not known at both ends"
+            return "is not known at one end, or at both"
         direction = "falls" if change < 0 else "rises" if change > 0 else "does not change"
+        if change and self.quantity.text(self.means[0]) == self.quantity.text(self.means[-1]):
+            direction = "hardly changes"
         return f"{direction} from end to end" if self._reversed() else direction
 
     def _reversed(self) -> list[int]:
@@ -69,13 +73,15 @@ class Course:
 
     def _turns(self) -> str:
         verb = "rises" if self.means[-1] < self.means[0] else "falls"
-        steps = [f"from AR {self.strengths[i]} to {self.strengths[i + 1]}{self._doubt(i)}" for i in self._reversed()]
+        steps = [
+            f"from AR {self.strengths[i]} to {self.strengths[i + 1]}{self._doubt(i, i + 1)}" for i in self._reversed()
+        ]
         return f", but {verb} {join_words(steps)}" if steps else ""
 
-    def _doubt(self, index: int) -> str:
-        """Say of a step whether seeds vary by more than it."""
-        spread = math.hypot(*self.stds[index : index + 2])
-        return " (by less than seeds differ)" if abs(self.means[index + 1] - self.means[index]) < spread else ""
+    def _doubt(self, first: int, last: int) -> str:
+        """Say of the change between two strengths whether seeds vary by more than it."""
+        spread = math.hypot(self.stds[first], self.stds[last])
+        return " (by less than seeds differ)" if abs(self.means[last] - self.means[first]) < spread else ""
 
 
 def measure(runs: Sequence[Run]) -> pd.DataFrame:
@@ -93,8 +99,8 @@ def _measure(folder: Path) -> dict[str, float]:
 
 
 def main_settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the settings that show a change: of Figure 1, and with several strengths."""
-    settings = group_by_setting(FIGURES["fig1"].choice.choose(runs))
+    """Return the settings that show a change: those of Figure 1, or else all, that have several strengths."""
+    settings = group_by_setting(FIGURES["fig1"].choice.choose(runs) or runs)
     return {name: members for name, members in settings.items() if len(list_strengths(members)) > 1}
 
 

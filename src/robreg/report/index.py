@@ -26,7 +26,7 @@ VERDICTS = ("holds", "fails", "undecided", "seen", "not seen", "not clear")
 class StudyEntry:
     """A study of the list: its folder's name, title, the address of its report and the number of each verdict.
 
-    problem: why its claims cannot be read, "" if they can.
+    problem: why it has no verdicts, "" if it has.
     """
 
     name: str
@@ -60,6 +60,8 @@ def _entry(folder: Path) -> StudyEntry:
     address = f"studies/{quote(folder.name.encode('utf-8', 'surrogateescape'))}/report.html"
     try:
         title = _read_title(folder / "report.html")[:_LONGEST] or name
+        if not (folder / "claims.parquet").exists():
+            return StudyEntry(name, title, address, problem="judges no claims")
         rows = parquet.read(folder / "claims.parquet", ["verdict"]).column("verdict").to_pylist()
     except (OSError, ValueError):
         return StudyEntry(name, name, address, problem="cannot be read")

@@ -53,7 +53,7 @@ def describe_spaces(settings: Sequence[Settings], std: float) -> str:
         for trained, attacked in both
         if trained != attacked
     ]
-    return "; ".join(sentences) + ". Radii that are said to be in pixels are in pixels of [0, 1]."
+    return "; ".join(sentences) + ". Elsewhere, pixels are those of [0, 1]."
 
 
 def describe_radii(runs: Sequence[Mapping[str, Any]], stds: Mapping[str, Sequence[float]]) -> list[str]:

@@ -62,6 +62,8 @@ def read_results(
 
 def _find(source: str | Path, results: Path) -> Path:
     places = [results / source, results / "studies" / source, Path(source)]
+    if "/" not in str(source):  # a run's name has the folder of its data set, which a study may share its name with
+        places[:2] = places[1::-1]
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
         tried = ", ".join(map(str, places))

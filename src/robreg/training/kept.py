@@ -112,12 +112,14 @@ def refuse_link(folder: Path) -> None:
 
 
 def is_trained(run: Path, settings: Mapping[str, Any]) -> bool:
-    """Return whether a run's folder holds a network that was trained with these training settings, or its checks.
+    """Return whether a run's folder holds a network that was trained with these training settings, or its tables.
 
     Results may be passed on without their networks. Raises OSError or ValueError if the history cannot be read.
     """
     history = run / "history.parquet"
-    if not history.exists() or not any((run / name).exists() for name in (FILES[0], "checks.parquet")):
+    if not history.exists() or not any(
+        (run / name).exists() for name in (FILES[0], "checks.parquet", "metrics.parquet")
+    ):
         return False
     return not describe_differences(with_present_names(parquet.read_settings(history)), settings)
 

@@ -225,7 +225,7 @@ def _execute(workflow: "Workflow", execute: Callable[..., None]) -> Callable[...
         really = workflow.is_main_process and not executor_plugin.common_settings.dryrun_exec
         if really:
             logger.addHandler(Failures())
-            ending.hide_targets(logger, frozenset(["all", *workflow.globals["config"]["studies"]]))
+            ending.hide_targets(logger, frozenset(["all", *workflow.globals["config"].get("studies", ())]))
         if name == "slurm":
             executor = executor_plugin.executor
             executor.check_active_jobs = _keep_unreported_jobs(executor.check_active_jobs)

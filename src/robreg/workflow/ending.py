@@ -22,10 +22,11 @@ def describe_finished(workflow: "Workflow") -> Iterator[str]:
         return
     for study in dict.fromkeys("paper" if target == "all" else target for target in asked.targets or ["all"]):
         report = Path("results/studies", study, "report.html")
-        if study in config["studies"] and report.exists():
+        if study in config.get("studies", ()) and report.exists():
             runs = chosen_runs(config, study, is_trained)
             folders = dict.fromkeys(f"results/{run['dataset']}" for run in runs)
-            yield f"The study {study} is finished: {len(runs)} networks are trained and measured."
+            networks = f"{len(runs)} network{'s are' if len(runs) > 1 else ' is'}"
+            yield f"The study {study} is finished: {networks} trained and measured."
             yield f"Report: {report} (open it in a browser)"
             yield f"Numbers: {report.parent}/tables, and of each network, {', '.join(folders)}"
 

@@ -85,7 +85,7 @@ def look(name: str, measures: Sequence[str]) -> Progress:
         return Progress(name, "failed", printable(str(error))[:_SHOWN])
     if lease is not None and lease["held"]:
         return _look_at_holder(name, lease, epochs)
-    if lease is None and any((folder / one).exists() for one in ("checkpoint.pt", "checks.parquet")):
+    if lease is None and any((folder / one).exists() for one in ("checkpoint.pt", "checks.parquet", "metrics.parquet")):
         return _look_at_measures(name, measures, epochs.each)
     return _look_at_log(name, log, epochs, was_begun=lease is not None)
 

@@ -51,14 +51,17 @@ def is_finished(config: Mapping[str, Any], study: str | None) -> bool:
 
 
 def _look_at_runs(config: Mapping[str, Any], studies: Sequence[str]) -> list[Progress]:
-    """Look at each run of the studies, and sort them by state."""
+    """Look at each run of the studies, and sort them by state; with only_finished, at none that is not trained."""
     wanted: dict[str, dict[str, None]] = {}  # the measures of each run, in order
     for study in studies:
         block, shown = config["studies"].get(study, {}), _shown(config, study)
         rules = [*measures(block, shown), *(["checks"] if has_all_checked(block, shown) else [])]
         for dataset, variant in study_config.run_names(config, study):
             wanted.setdefault(f"{dataset}/{variant}", {}).update(dict.fromkeys(rules))
-    return sorted((look(name, list(rules)) for name, rules in wanted.items()), key=lambda one: STATES.index(one.state))
+    runs = [look(name, list(rules)) for name, rules in wanted.items()]
+    if config.get("only_finished"):
+        runs = [run for run in runs if run.state != "waiting"]
+    return sorted(runs, key=lambda one: STATES.index(one.state))
 
 
 def _shown(config: Mapping[str, Any], study: str) -> list[str]:
