@@ -278,8 +278,9 @@ def test_every_claim_is_counted_once(here: Path) -> None:
         )
     ]
     assert claims_count.summary_sentences(pd.DataFrame(rows), []) == [
-        "Of 5 claims (1 of our own, the others of the paper), 1 holds wherever several seeds test it, 1 fails in at least "
-        "one setting, 1 is undecided in at least one setting, 1 is seen in networks of one seed and 1 has no network here.",
+        "Of 5 claims (1 of our own, the others of the paper), 1 holds wherever several seeds test it, 1 fails in at "
+        "least one setting, 1 is undecided in at least one setting, 1 is seen in networks of one seed and 1 has no "
+        "network here.",
         "What does not hold: gap (c10).",
     ]
 

@@ -191,7 +191,9 @@ def photos(tmp_path_factory):
     (recipe,) = (text for text in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "to_parquet" in text)
     subprocess.run([sys.executable, "-c", recipe], cwd=folder, check=True)
     (block,) = re.findall(r"`(mine: \{.*?\})`", guide)
-    before, heading, after = (folder / "config.yaml").read_text().partition("\n# Architectures beside the package's own")
+    before, heading, after = (
+        (folder / "config.yaml").read_text().partition("\n# Architectures beside the package's own")
+    )
     (as_files,) = re.findall(r"`(photos: \{.*?\})`", guide)
     (folder / "data/photos").symlink_to(folder / "photos")
     (folder / "config.yaml").write_text(f"{before}\n  {block}\n  {as_files}\n{heading}{after}")
