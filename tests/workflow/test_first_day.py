@@ -37,9 +37,9 @@ ARCHITECTURES = {
 TARGETS = {  # what follows `snakemake -n`: the message
     "dmeo": "there is no target 'dmeo': did you mean demo?",
     "fig1": "there is no target 'fig1': did you mean results/studies/demo/figures/fig1.svg, or that of c10-small or "
-    "first-light or conventions or literal or paper?",
+    "architectures or first-light or conventions or literal or paper?",
     "report.html": "there is no target 'report.html': did you mean results/studies/demo/report.html, or that of "
-    "c10-small or first-light or conventions or literal or paper?",
+    "c10-small or architectures or first-light or conventions or literal or paper?",
     "svstd.parquet": "there is no target 'svstd.parquet': did you mean results/digits/ar0/svstd.parquet, or that of "
     "another run?",
     "digits/ar8/svstd.parquet": "there is no target 'digits/ar8/svstd.parquet': did you mean "

@@ -604,6 +604,7 @@ AFFORDABLE = {
     "sbatch --no": "true --no",
     "-c all --forcerun train": "-n --forcerun train",
     "minutes 15 conventions": "minutes 1 demo",
+    "only_finished=true -- conventions": "only_finished=true -- demo",
 }
 
 
