@@ -7,7 +7,7 @@ from robreg.checks.seals import BASIC
 from robreg.runs import config as study_config
 from robreg.runs import needs
 from robreg.runs.catalogue import FIGURES, TABLES, select_runs
-from robreg.runs.config import compared_strengths
+from robreg.runs.config import compared_strengths, listed_items
 from robreg.runs.settings import (
     ConfigError,
     data_settings,
@@ -166,7 +166,7 @@ def runs(study):
     has, under the conditions that the key checks states.
     """
     listed = study_config.chosen_runs(config, study, is_trained)
-    if needs.has_all_checked(config["studies"][study], listed_items(study)):
+    if needs.has_all_checked(config["studies"][study], listed_items(config, study)):
         return listed
     return [
         run | {"checks": conditions(run["dataset"], run["variant"])} for run in listed
@@ -188,15 +188,6 @@ def judged(study, *files):
     """Return files of a study that the paper's claims and numbers are judged in; none if it judges none."""
     wanted = needs.judges_claims(config["studies"][study])
     return [f"results/studies/{study}/{file}" for file in files] if wanted else []
-
-
-def listed_items(study):
-    """Return the names of all figures and tables that a study lists."""
-    return [
-        item
-        for part in ("figures", "tables")
-        for item in study_config.study_items(config, study, part)
-    ]
 
 
 def data_spec(wildcards):

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-import jinja2
-
 from robreg.claims.claim import NOT_RUN
+from robreg.report.templates import template_environment
 from robreg.tables import parquet
 from robreg.tables.files import atomic_write, open_regular
 
@@ -38,13 +37,7 @@ class StudyEntry:
 
 def write(results: Path, template: Path) -> None:
     """Write index.html in a folder of results. template: the Jinja2 template of the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment(template.parent)
     page = environment.get_template(template.name).render(studies=list_studies(results), verdicts=VERDICTS)
     with atomic_write(results / "index.html") as file:
         file.write(page.encode("utf-8", "replace"))

@@ -24,6 +24,7 @@ from robreg.report.pictures import embed_figures
 from robreg.report.provenance_section import provenance_context
 from robreg.report.results_section import caption, caption_variables, results_context, split_caption
 from robreg.report.run_section import study_context
+from robreg.report.templates import template_environment
 from robreg.report.units import format_duration, format_memory
 from robreg.tables import parquet
 from robreg.tables.files import atomic_write
@@ -94,13 +95,7 @@ def script(path: Path) -> tuple[Markup, str]:
 
 def _environment(folder: Path) -> jinja2.Environment:
     """Return what renders the page. Its filter `explained` links special words to their explanations at the end."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment(folder)
     glossary = Glossary()
     environment.filters |= {
         "duration": format_duration,

@@ -237,6 +237,11 @@ def compared_strengths(config: Mapping[str, Any], study: str) -> list[int]:
     return compared(study, config["studies"][study], study_runs(config, study))
 
 
+def listed_items(config: Mapping[str, Any], study: str) -> list[str]:
+    """List the names of all figures and tables of a study."""
+    return [item for part in ("figures", "tables") for item in study_items(config, study, part)]
+
+
 def study_items(config: Mapping[str, Any], study: str, part: str) -> dict[str, list[str] | None]:
     """List the "figures" or "tables" of a study, each with what it is restricted to (see select_runs; None: all)."""
     items: dict[str, list[str] | None] = {}

@@ -111,15 +111,18 @@ def refuse_link(folder: Path) -> None:
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
 
 
+def has_results(run: Path) -> bool:
+    """Return whether a run's folder holds a network, or the tables that were made from one."""
+    return any((run / name).exists() for name in (FILES[0], "checks.parquet", "metrics.parquet"))
+
+
 def is_trained(run: Path, settings: Mapping[str, Any]) -> bool:
     """Return whether a run's folder holds a network that was trained with these training settings, or its tables.
 
     Results may be passed on without their networks. Raises OSError or ValueError if the history cannot be read.
     """
     history = run / "history.parquet"
-    if not history.exists() or not any(
-        (run / name).exists() for name in (FILES[0], "checks.parquet", "metrics.parquet")
-    ):
+    if not history.exists() or not has_results(run):
         return False
     return not describe_differences(with_present_names(parquet.read_settings(history)), settings)
 

@@ -15,6 +15,7 @@ from robreg.data.errors import printable
 from robreg.report.units import format_duration
 from robreg.tables.files import open_regular
 from robreg.tables.processes import is_running, this_machine
+from robreg.training.kept import has_results
 from robreg.training.lease import HOLDER_TIMEOUT, read_lease
 
 # In the order in which they are shown: what needs the user comes first, then what is going on.
@@ -85,7 +86,7 @@ def look(name: str, measures: Sequence[str]) -> Progress:
         return Progress(name, "failed", printable(str(error))[:_SHOWN])
     if lease is not None and lease["held"]:
         return _look_at_holder(name, lease, epochs)
-    if lease is None and any((folder / one).exists() for one in ("checkpoint.pt", "checks.parquet", "metrics.parquet")):
+    if lease is None and has_results(folder):
         return _look_at_measures(name, measures, epochs.each)
     return _look_at_log(name, log, epochs, was_begun=lease is not None)
 

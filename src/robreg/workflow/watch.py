@@ -32,10 +32,7 @@ def view(config: Mapping[str, Any], study: str | None, height: int | None = None
     study: None for the runs of all studies that have begun; height: the most lines there may be, None for any number.
     Raises ConfigError if there is no such study.
     """
-    studies = list(config["studies"]) if study is None else [study]
-    runs = _look_at_runs(config, studies)
-    if study is None:
-        runs = [run for run in runs if run.state != "waiting"]
+    runs = _look_at_runs(config, study)
     last = [f"report: {_describe_report(one)}" for one in ([] if study is None else [study])]
     lines = [_line(run, max((len(one.name) for one in runs), default=0)) for run in runs]
     if height is not None and len(lines) > (room := max(1, height - 3 - len(last))):
@@ -47,26 +44,25 @@ def is_finished(config: Mapping[str, Any], study: str | None) -> bool:
     """Return whether a study has its report, and nothing is left to do for it."""
     if study is None or not _report(study).exists():
         return False
-    return all(run.state == "measured" for run in _look_at_runs(config, [study]))
+    return all(run.state == "measured" for run in _look_at_runs(config, study))
 
 
-def _look_at_runs(config: Mapping[str, Any], studies: Sequence[str]) -> list[Progress]:
-    """Look at each run of the studies, and sort them by state; with only_finished, at none that is not trained."""
+def _look_at_runs(config: Mapping[str, Any], study: str | None) -> list[Progress]:
+    """Look at each run of a study, and sort them by state.
+
+    Without a study, and with only_finished, runs that have not begun are left out.
+    """
     wanted: dict[str, dict[str, None]] = {}  # the measures of each run, in order
-    for study in studies:
-        block, shown = config["studies"].get(study, {}), _shown(config, study)
+    for one in config["studies"] if study is None else [study]:
+        names = study_config.run_names(config, one)  # raises ConfigError if there is no such study
+        block, shown = config["studies"][one], study_config.listed_items(config, one)
         rules = [*measures(block, shown), *(["checks"] if has_all_checked(block, shown) else [])]
-        for dataset, variant in study_config.run_names(config, study):
+        for dataset, variant in names:
             wanted.setdefault(f"{dataset}/{variant}", {}).update(dict.fromkeys(rules))
     runs = [look(name, list(rules)) for name, rules in wanted.items()]
-    if config.get("only_finished"):
+    if study is None or config.get("only_finished"):
         runs = [run for run in runs if run.state != "waiting"]
     return sorted(runs, key=lambda one: STATES.index(one.state))
-
-
-def _shown(config: Mapping[str, Any], study: str) -> list[str]:
-    study_config.run_names(config, study)  # raises ConfigError if there is no such study
-    return [item for part in ("figures", "tables") for item in study_config.study_items(config, study, part)]
 
 
 def _summary(config: Mapping[str, Any], study: str | None, runs: Sequence[Progress]) -> str:
