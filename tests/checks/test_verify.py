@@ -23,7 +23,10 @@ METRICS = {"train_acc": 90.0, "test_acc": 80.0, "acc_gap": 10.0, "train_loss": 0
 METRICS |= {"pgd_acc": 50.0, "robust_acc": 40.0, "spectral_complexity": 1e9, "log10_spectral_complexity": 9.0}
 LOOK = {"check": "more_steps", "eps": 8.0, "n": 1000, "before": 44.0, "after": 39.1, "value": 4.9, "limit": 5.0}
 LAYER = {"layer": 1, "name": "conv1", "perturbation": "pgd", "eps": 8.0, "n": 10, "mean": 1.0, "std": 0.1}
-ROWS = {"apgd": APGD, "metrics": METRICS, "masking": LOOK | {"passed": True}, "spread": LAYER}
+ATTACKED = {"radius": "evaluation", "space": "pixel", "eps": 8.0, "step": 2.0, "steps": 10, "restarts": 1, "index": 0}
+ATTACKED |= {"label": 1, "prediction": 1, "margin": 5.0, "adversarial_prediction": 2, "adversarial_margin": -1.0}
+ATTACKED |= {"channels": 1, "height": 2, "width": 2, "image": [0, 1, 2, 255], "adversarial": [0.0, 0.1, 0.2, 1.0]}
+ROWS = {"apgd": APGD, "metrics": METRICS, "masking": LOOK | {"passed": True}, "spread": LAYER, "examples": ATTACKED}
 VALUES = {"sigma": 1.5, "multiplicity": 2, "layer": 1, "name": "conv1"}
 
 
@@ -108,6 +111,13 @@ def test_a_table_is_equal_to_itself(kind):
         ("spread", "mean", 1.009, True),
         ("spread", "mean", 1.02, False),
         ("spread", "layer", 2, False),
+        ("examples", "adversarial_margin", -1.009, True),
+        ("examples", "adversarial_margin", -1.02, False),
+        ("examples", "margin", 5.1, False),
+        ("examples", "adversarial_prediction", 1, False),
+        ("examples", "image", [0, 1, 3, 255], False),
+        ("examples", "adversarial", [0.0, 0.1, 0.2, 1.0, 1.0], False),
+        ("examples", "adversarial", [0.1, 0.2, 0.3, 1.0], False),
         ("sv", "multiplicity", 3, False),
         ("sv", "name", "conv2", False),
         ("sv", "sigma", 1.5001, True),
@@ -117,6 +127,17 @@ def test_a_value_may_differ_only_by_so_much(kind, column, value, equal):
     found = compared(kind, **{column: [value]})
     assert found.wrong == (() if equal else (column,))
     assert not equal or found.floats > 0 or found.cells == 1
+
+
+def test_few_pixels_of_an_attacked_image_may_differ_and_a_prediction_near_the_boundary():
+    rows = pd.DataFrame([ATTACKED, ATTACKED | {"adversarial_margin": -1e-4}])
+    other = rows.copy()
+    other["adversarial"] = [[0.1, 0.2, 0.2, 1.0], [0.0, 0.1, 0.2, 1.0]]
+    other.loc[1, "adversarial_prediction"] = 1
+    assert compare("examples", table("examples", other), table("examples", rows), margins()).wrong == ()
+    other.loc[0, "adversarial_prediction"] = 1
+    found = compare("examples", table("examples", other), table("examples", rows), margins())
+    assert found.wrong == ("adversarial_prediction",)
 
 
 def varied(*changed):

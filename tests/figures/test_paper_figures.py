@@ -27,7 +27,7 @@ from robreg.tables.study_tables import gather
 NAMES = [
     name for name in FIGURES if name not in ("fig2", "fig7", "fig10", "fig11")
 ]  # 7, 10, 11 are 3, 4, 5 for other runs
-OF_EVERY_ARCHITECTURE = ("fig1", "fig3", "fig4", "fig5", "fig7", "fig8", "fig12", "spread")
+OF_EVERY_ARCHITECTURE = ("fig1", "fig3", "fig4", "fig5", "fig7", "fig8", "fig12", "spread", "examples")
 
 
 def axes_with(figure: Figure, label: str) -> list[Axes]:
@@ -42,7 +42,8 @@ def names(figure: Figure) -> set[str]:
     """Return all texts that can name a setting: titles of panels, headings and legends."""
     legends = [text.get_text() for one in figure.legends for text in (one.get_title(), *one.get_texts())]
     titles = [ax.get_title().removesuffix(", no bound") for ax in figure.axes]
-    return {*titles, *(part.get_suptitle() for part in figure.subfigs), *legends}
+    rows = [ax.get_ylabel().replace("\n", ", ") for ax in figure.axes]
+    return {*titles, *(part.get_suptitle() for part in figure.subfigs), *legends, *rows}
 
 
 def pick(name: str, runs: Sequence[dict[str, Any]]) -> list[Any]:
@@ -515,3 +516,49 @@ def test_a_user_s_label_is_drawn_literally(label, tmp_path):
     drawn = ElementTree.parse(tmp_path / "fig.svg")
     assert label in [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert not list(drawn.iter("{http://www.w3.org/2000/svg}script"))
+
+
+def test_attacked_images_are_drawn_with_predictions_margins_and_changes(runs: list[dict[str, Any]]) -> None:
+    figure = compose("examples", pick("examples", runs))
+    headings = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert [text for text in headings if text != "no attack"] == [
+        "attacked with radius 32/255",
+        "attacked with its own AR strength",
+    ]
+    grid = np.full((6, 9), None)
+    for ax in figure.axes:
+        place = ax.get_subplotspec()
+        grid[place.rowspan[0], place.colspan[0]] = ax
+    left, right = grid[1:, :4], grid[1:, 5:]
+    assert [line[0].get_ylabel() for line in left[1:]] == [f"AR {ar}" for ar in STRENGTHS]
+    assert [ax.get_xlabel() for ax in left[0, ::2]] == ["class 0", "class 2"]
+    image = np.arange(6).reshape(2, 3) / 5
+    sign = (-1.0) ** np.arange(6).reshape(2, 3)
+    for ax in left[0, ::2]:
+        np.testing.assert_allclose(ax.images[0].get_array(), image)
+    for block, radii in ((left, [32] * 4), (right, STRENGTHS)):
+        for line, ar, eps in zip(block[1:], STRENGTHS, radii, strict=True):
+            if not eps:
+                assert [ax.get_xlabel() for ax in line] == [""] * 4
+                assert [text.get_text() for text in line[0].texts] == ["no attack"]
+                continue
+            after = (ar - eps) / 4 + 0.5
+            seen = [7 if after < 0 else 0] * 2
+            assert [ax.get_xlabel() for ax in line[::2]] == [
+                f"{label} → {one}\n9.0 → {after:.1f}".replace("-", "\N{MINUS SIGN}")
+                for label, one in zip((0, 2), seen, strict=True)
+            ]
+            colours = [to_hex(ax.xaxis.label.get_color()) for ax in line[::2]]
+            assert colours == [
+                style.ERROR if one != label else "#000000" for label, one in zip((0, 2), seen, strict=True)
+            ]
+            assert [ax.get_xlabel() for ax in line[1::2]] == [f"±{eps / 2:.3g}/255"] * 2
+            np.testing.assert_allclose(line[0].images[0].get_array(), image + sign * eps / 510, atol=1e-6)
+            np.testing.assert_allclose(line[1].images[0].get_array(), 0.5 + sign / 2, atol=1e-5)
+
+
+def test_attacked_images_are_those_of_the_first_seed(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    alone = [run for run in runs if run["seed"] == 0]
+    for stem, chosen in (("all", runs[::-1]), ("first", alone)):
+        draw("examples", chosen, svg=tmp_path / f"{stem}.svg", png=tmp_path / f"{stem}.png")
+    assert (tmp_path / "all.png").read_bytes() == (tmp_path / "first.png").read_bytes()

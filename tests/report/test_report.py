@@ -114,7 +114,20 @@ def test_page_loads_nothing_from_outside_and_its_links_exist(name: str, folder: 
 def test_figures_and_tables_are_in_the_papers_order(paper: Path) -> None:
     found = re.findall(r'<figure id="([^"]+)"', text(paper))
     first = ["fig1", "fig2", "fig3", "table3", "table4", "table5", "fig4", "fig5", "b2", "fig6", "table6", "fig7"]
-    then = ["fig8", "table1", "fig9", "fig10", "fig11", "table2", "fig12", "spread", "attacks", "padding", "theory"]
+    then = [
+        "fig8",
+        "table1",
+        "fig9",
+        "fig10",
+        "fig11",
+        "table2",
+        "fig12",
+        "examples",
+        "spread",
+        "attacks",
+        "padding",
+        "theory",
+    ]
     assert found == [*first, *then, "comparison-plot"]  # Figure 1 is the main one, before all others
 
 

@@ -610,7 +610,7 @@ def test_a_study_can_be_made_of_the_runs_that_are_trained(config):
     trained = chosen_runs(config, "demo", is_trained)
     assert [run["variant"] for run in trained] == ["ar0", "ar16"]
     figures = makeable_items(config, "demo", "figures", trained)
-    assert list(figures) == ["fig1", "fig2", "fig3", "fig4", "fig5", "fig8", "fig12", "spread"]
+    assert list(figures) == ["fig1", "fig2", "fig3", "fig4", "fig5", "fig8", "fig12", "spread", "examples"]
     tables = makeable_items(config, "demo", "tables", trained)
     assert list(tables) == ["table1", "table3", "attacks", "padding", "theory"]
     assert makeable_items(config, "demo", "figures", everything) == study_items(config, "demo", "figures")
@@ -658,7 +658,7 @@ def test_the_paper_study_shows_the_networks_that_the_paper_shows(config):
     shown = networks_shown(config, "paper")
     small, deep = {"c10/resnet56", "c100/resnet56"}, {"c10/resnet110", "c100/resnet110"}
     assert shown["fig1"] == shown["fig6"] == {"c10/resnet56"}
-    assert shown["fig3"] == shown["spread"] == small | {"tin/wrn50"}
+    assert shown["fig3"] == shown["spread"] == shown["examples"] == small | {"tin/wrn50"}
     for name in ("fig4", "fig5", "fig8", "fig9", "fig10", "fig11", "table1", "table2", "b2"):
         assert shown[name] == small
     assert shown["fig7"] == deep
@@ -675,7 +675,7 @@ def own_study(config, **parts):
 
 
 def test_a_study_of_one_own_architecture_shows_it_everywhere(config):
-    figures = ["fig1", "fig2", "fig3", "fig4", "fig5", "fig8", "fig12", "spread"]
+    figures = ["fig1", "fig2", "fig3", "fig4", "fig5", "fig8", "fig12", "spread", "examples"]
     tables = ["table1", "table3", "b2", "attacks", "padding", "theory"]
     own_study(config, figures=figures, tables=tables)
     validate(config, SCHEMA)
@@ -688,7 +688,8 @@ def test_every_architecture_of_a_study_is_shown_unless_a_figure_names_what_it_sh
     both = {"digits/mynet", "digits/resnet8"}
     kinds = [{"ar": [0, 8, 32]}, {"ar": [8], "attack": ["fgsm"]}, {"ar": [8], "spectral_norm": [1]}]
     runs = [{"dataset": "digits", "arch": ["resnet8", "mynet"], **kind} for kind in kinds]
-    figures = [f"fig{number}" for number in (1, 3, 4, 5, 6, 7, 9, 10, 11, 12)] + [{"fig8": ["digits/mynet"]}, "spread"]
+    figures = [f"fig{number}" for number in (1, 3, 4, 5, 6, 7, 9, 10, 11, 12)] + [{"fig8": ["digits/mynet"]}]
+    figures += ["spread", "examples"]
     own_study(config, runs=runs, figures=figures, tables=["table1", {"table3": ["digits"]}, {"b2": ["digits/resnet8"]}])
     validate(config, SCHEMA)
     shown = networks_shown(config, "demo")

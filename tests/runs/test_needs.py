@@ -26,7 +26,7 @@ def test_the_studies_of_the_project_measure_all_that_claims_need(study):
     block = CONFIG["studies"][study]
     shown = [item for part in ("figures", "tables") for item in study_items(CONFIG, study, part)]
     assert judges_claims(block)
-    assert measures(block, shown) == [*ALWAYS, "lossvar", "spread", "theory"]
+    assert measures(block, shown) == [*ALWAYS, "lossvar", "spread", "examples", "theory"]
     assert has_all_checked(block, shown)
     assert compared_strengths(CONFIG, study) == block["compare"]
 
@@ -39,6 +39,7 @@ def test_the_studies_of_the_project_measure_all_that_claims_need(study):
         (["fig8"], ["lossvar"]),
         (["table1", "theory"], ["lossvar", "theory"]),
         (["spread"], ["spread"]),
+        (["examples"], ["examples"]),
     ],
 )
 def test_without_claims_only_what_is_shown_is_measured(shown, more):

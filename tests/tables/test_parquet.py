@@ -32,6 +32,8 @@ EXPECTED_COLUMNS = {
     "live": "layer name rows columns dead_rows frozen_columns frozen_share std max std_live max_live",
     "padding": "layer name method std_circular std_zero max_circular max_zero",
     "spread": "layer name perturbation eps n mean std",
+    "examples": "radius space eps step steps restarts index label prediction margin adversarial_prediction "
+    "adversarial_margin channels height width image adversarial",
     "theory": "n m gamma eta c_x k eps sigma_min_zero_layers log10_sigma_min_product w_min v_min_upper "
     "log10_u_min_upper first_term_lower log10_second_term ramp_risk_train ramp_risk_test ramp_gap "
     "lemma_pairs lemma_pieces lemma_share lemma_residual lemma_slack",

@@ -65,7 +65,7 @@ TARGETS = {  # what follows `snakemake -n`: the message
     "mean results/studies/demo/figures/fig9.svg?",
     "results/studies/demo/figures/fig7.svg": "config.yaml: studies.demo.figures: fig7 is not listed; add it there, or "
     "ask for one of ['fig1', 'fig2', 'fig3', 'fig4', 'fig5', 'fig6', 'fig8', 'fig9', 'fig10', 'fig11', 'fig12', "
-    "'spread']",
+    "'spread', 'examples']",
     "tables/tabel1.csv": "there is no target 'tables/tabel1.csv': did you mean results/studies/demo/tables/table1.csv?",
     "train": "the rule train makes many files; ask for one of them, such as results/digits/ar0/checkpoint.pt",
     "--forcerun trian -- demo": "there is no target 'trian': did you mean train?",
@@ -140,7 +140,7 @@ VALUES = (  # the path of a key, its value, the message
         "studies.demo.figures",
         ["figure1"],
         "unknown figure 'figure1': did you mean 'fig1'? known: fig1, fig2, fig3, fig4, fig5, fig6, fig7, fig8, fig9, "
-        "fig10, fig11, fig12, spread, conventions",
+        "fig10, fig11, fig12, spread, examples, conventions",
     ),
     (
         "studies.demo.tables",

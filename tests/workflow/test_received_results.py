@@ -67,6 +67,7 @@ ALTERED = {
     "masking": "after",
     "margins": "margin",
     "spread": "mean",
+    "examples": "adversarial_margin",
 }
 
 
@@ -74,7 +75,7 @@ STUDY = "results/studies/mine"
 SHOWN = [
     *(f"{STUDY}/{stem}{end}" for stem in ("claims", "comparison") for end in (".parquet", ".csv")),
     *(f"{STUDY}/tables/table3{end}" for end in (".parquet", ".csv", "_summary.parquet", "_summary.csv")),
-    *(f"{STUDY}/figures/{name}{end}" for name in ("fig3", "comparison") for end in (".svg", ".png")),
+    *(f"{STUDY}/figures/{name}{end}" for name in ("fig3", "examples", "comparison") for end in (".svg", ".png")),
     "data/prepared/digits/meta.json",
     f"{RUN}/checks.parquet",
 ]
@@ -83,7 +84,7 @@ SHOWN = [
 def refuse():
     runs = [{"folder": f"results/digits/ar{ar}", "dataset": "digits", "train_attack": "pgd"} for ar in (0, 8)]
     runs = [{**run, "spectral_norm": None} for run in runs]
-    refuse_changed_study(runs, {"fig3": None, "table3": None}, Path(STUDY, "audit.parquet"))
+    refuse_changed_study(runs, {"fig3": None, "examples": None, "table3": None}, Path(STUDY, "audit.parquet"))
 
 
 @pytest.mark.parametrize("kind", ALTERED)

@@ -28,11 +28,13 @@ from robreg.tables import parquet
 from robreg.training.kept import FILES
 
 REPORT = "results/studies/demo/report.html"
-FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "fig9", "fig10", "fig11", "fig12", "spread")
+FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "fig9", "fig10", "fig11", "fig12")
+FIGURES += ("spread", "examples")
 TABLES = ("table1", "table2", "table3", "table6", "b2", "attacks", "padding", "theory")
 # Jobs that are repeated after a change of any run; fig2 shows no run.
-STUDY = {"table": 8, "figure": 11, "claims": 1, "comparison": 1, "audit": 1, "report": 1, "demo": 1}
-MEASURES = ("margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "theory", "metrics", "checks")
+STUDY = {"table": 8, "figure": 12, "claims": 1, "comparison": 1, "audit": 1, "report": 1, "demo": 1}
+MEASURES = ("margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "examples", "theory")
+MEASURES += ("metrics", "checks")
 COLUMNS = {
     "history": "epoch lr loss acc sigma_max seconds examples_per_s",
     "margins": "split index label prediction margin prob loss",
@@ -45,6 +47,8 @@ COLUMNS = {
     "live": "layer name rows columns dead_rows frozen_columns frozen_share std max std_live max_live",
     "padding": "layer name method std_circular std_zero max_circular max_zero",
     "spread": "layer name perturbation eps n mean std",
+    "examples": "radius space eps step steps restarts index label prediction margin adversarial_prediction "
+    "adversarial_margin channels height width image adversarial",
     "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "
     "log10_spectral_complexity",
 }
@@ -160,6 +164,8 @@ def test_the_tables_of_a_run_agree_with_each_other(demo, variant):
     assert frames["history"]["sigma_max"].isna().all() == ("sn1" not in variant)
     assert frames["spread"].groupby("layer").size().to_dict() == {layer: 2 for layer in range(9)}
     assert frames["padding"]["name"].tolist() == frames["svstd"]["name"].tolist()
+    own = [] if variant.startswith("ar0") else ["training"] * 2
+    assert frames["examples"]["radius"].tolist() == ["evaluation"] * 2 + own
     lossvar = frames["lossvar"]
     assert lossvar.groupby("eps").size().to_dict() == {4: 100, 8: 100, 16: 100}
     assert (lossvar["variation"] >= 0).all()

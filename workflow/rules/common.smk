@@ -33,6 +33,7 @@ RULES = [
     "lossvar",
     "sv",
     "spread",
+    "examples",
     "theory",
     "metrics",
     "checks",

@@ -213,6 +213,38 @@ rule spread:
         "../scripts/spread.py"
 
 
+rule examples:
+    """
+    Keep a few test images of {wildcards.dataset}/{wildcards.variant}, clean and attacked.
+    """
+    input:
+        checkpoint="results/{dataset}/{variant}/checkpoint.pt",
+        data="data/prepared/{dataset}/meta.json",
+        code=code_of_measure("examples"),
+    output:
+        examples="results/{dataset}/{variant}/examples.parquet",
+    log:
+        "logs/examples/{dataset}/{variant}.log",
+    benchmark:
+        "benchmarks/examples/{dataset}/{variant}.tsv"
+    group:
+        "measures_{dataset}_{variant}"
+    conda:
+        "../../envs/conda.yaml"
+    threads: lambda wildcards: settings(wildcards)["threads"]
+    resources:
+        **measure_resources(),
+    params:
+        network=network,
+        attack=lambda wildcards: settings(wildcards)["evaluation"],
+        trained=lambda wildcards: {
+            "eps": settings(wildcards)["ar"],
+            "space": settings(wildcards)["space"],
+        },
+    script:
+        "../scripts/examples.py"
+
+
 rule theory:
     """
     Measure the quantities of Theorem 3.1 and Lemma 3.1 for {wildcards.dataset}/{wildcards.variant}.

@@ -31,6 +31,13 @@ def evaluate(
     Everything is computed in fp32. Returns n, n_correct, n_robust and, in percent, acc_conditional, which is n_robust /
     n_correct (the paper's accuracy; None if no example is correct), and acc_robust, which is n_robust / n.
     """
+    if correct is None:
+        correct = correctly_classified(model, images, labels, batch=batch)
+    return count_robust(correct, survivors(model, images, labels, restarts(model, spec), correct=correct, batch=batch))
+
+
+def restarts(model: Classifier, spec: Mapping[str, Any]) -> list[Attack]:
+    """Return the restarts of PGD, each as an attack of its own. spec: as in evaluate."""
     eps, step = (pixel_radius(spec[key], spec["space"], model.normalise.std) for key in ("eps", "step"))
 
     def attack(index: Tensor, x: Tensor, y: Tensor, *, restart: int) -> Tensor:
@@ -38,10 +45,7 @@ def evaluate(
         noise = uniform_noise(index, tuple(x.shape[1:]), seed=spec["seed"], restart=restart) if random else None
         return pgd(model, x, y, eps=eps, step=step, steps=spec["steps"], noise=noise)
 
-    if correct is None:
-        correct = correctly_classified(model, images, labels, batch=batch)
-    attacks = [partial(attack, restart=restart) for restart in range(spec["restarts"])]
-    return count_robust(correct, survivors(model, images, labels, attacks, correct=correct, batch=batch))
+    return [partial(attack, restart=restart) for restart in range(spec["restarts"])]
 
 
 def correctly_classified(model: nn.Module, images: Tensor, labels: Tensor, *, batch: int) -> Tensor:

@@ -34,11 +34,13 @@ _FEWEST = 2
 _SHARE_VARIED = 0.02  # of the examples, whose loss variation may differ
 _NOISE = 1e-9  # percentage points: rounding of percentages of equal counts
 _SETTINGS = ("eps", "step", "limit")  # columns of floats that are no results
-_TOLERANCES = {"spread": 1e-2, "theory": 1e-2}  # of tables of means and extremes over what attacks have found
+# Of tables of means and extremes over what attacks have found, or of what they found on single images.
+_TOLERANCES = {"spread": 1e-2, "theory": 1e-2, "examples": 1e-2}
 # Columns with one value per attacked example, of which a few may be others, as long as their mean is nearly the same.
 _FOUND_BY_ATTACKS = {("lossvar", name) for name in ("loss_adv", "variation", "prob_adv", "prob_variation")}
 _NOT_MEASURED = ("history", "checks")
-_RULES = ("prepare", "margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "theory", "metrics", "checks")
+_MEASURES = ("margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "examples", "theory", "metrics")
+_RULES = ("prepare", *_MEASURES, "checks")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def compare(kind: str, received: pa.Table, measured: pa.Table, margins: pd.DataF
             gaps = (one[name].astype("float64") - other[name].astype("float64")).abs()
             missing = one[name].isna() != other[name].isna()
             bad, cells = missing | (gaps > room[name]), cells + int((gaps > 0).sum())
+        elif pa.types.is_list(measured.schema.field(name).type):
+            bad = _pixels_differ(one[name], other[name])
         elif pd.api.types.is_float_dtype(other[name]) and name not in _SETTINGS:
             gaps = _relative(one[name], other[name])
             bad = ~(gaps <= _TOLERANCES.get(kind, _TOLERANCE))
@@ -87,6 +91,16 @@ def _relative(one: pd.Series, other: pd.Series) -> pd.Series:
     size = other.abs() + max(_SMALL * other.abs().max(), np.finfo(float).tiny)
     gaps = ((one - other).abs() / size).fillna(np.inf)
     return gaps.mask((one == other) | (one.isna() & other.isna()), 0.0)
+
+
+def _pixels_differ(one: pd.Series, other: pd.Series) -> pd.Series:
+    """Return in which rows the pixels differ: integers at all, floats in more pixels than an attack may change."""
+    found = []
+    for received, measured in zip(one, other, strict=True):
+        few = max(_FEWEST, _SHARE_VARIED * len(measured)) if measured.dtype.kind == "f" else 0
+        same_shape = len(received) == len(measured)
+        found.append(not same_shape or int((~(abs(received - measured) <= _TOLERANCE)).sum()) > few)
+    return pd.Series(found, index=other.index)
 
 
 def _room(kind: str, measured: pd.DataFrame, margins: pd.DataFrame) -> dict[str, pd.Series]:
@@ -132,6 +146,9 @@ def _may_differ(kind: str, name: str, measured: pd.DataFrame, room: dict[str, pd
     """Return in which rows a cell may differ although it is no number, because a number is near its threshold."""
     if (kind, name) == ("margins", "prediction"):
         return _undecided(measured)
+    if (kind, name) == ("examples", "adversarial_prediction"):
+        near = _TOLERANCES[kind] * measured["adversarial_margin"].abs().max()
+        return measured["adversarial_margin"].abs() <= near
     if (kind, name) == ("masking", "passed"):
         return (measured["value"] - measured["limit"]).abs() <= room["value"]
     return pd.Series(data=False, index=measured.index)

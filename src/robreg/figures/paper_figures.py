@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from robreg.figures import figure2, grid, style
 from robreg.figures.accuracy_figures import conventions, fig12
 from robreg.figures.distributions import Statistic, histogram, variation
+from robreg.figures.example_images import examples
 from robreg.figures.gap_figures import fig3, fig6, fig7, fig9
 from robreg.figures.grid import Section
 from robreg.figures.lone import Panel, choose_panels
@@ -172,5 +173,6 @@ FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
     "fig11": fig5,
     "fig12": fig12,
     "spread": spread,
+    "examples": examples,
     "conventions": conventions,
 }

@@ -28,6 +28,7 @@ SECTIONS = (  # title, figures, tables; first in the order of the paper, then th
     ("Loss variation (paper, appendix B.5)", ("fig8",), ("table1",)),
     ("Training with FGSM (paper, appendix B.6)", ("fig9", "fig10", "fig11"), ("table2",)),
     ("Adversarial accuracy (paper, appendix D.2)", ("fig12",), ()),
+    ("What attacks do to images (extension)", ("examples",), ()),
     ("How evenly layers pass perturbations on (extension)", ("spread",), ()),
     ("Which conventions give the paper's numbers (extension)", ("conventions",), ()),
     ("A stronger attack (extension)", (), ("attacks",)),

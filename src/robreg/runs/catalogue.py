@@ -97,6 +97,7 @@ FIGURES = {
     "fig11": Item("FGSM: probabilities, losses, spread of singular values", ("margins", "svstd"), _FGSM),
     "fig12": Item("Adversarial accuracy", ("metrics",), _PLAIN),
     "spread": Item("How evenly layers pass perturbations on (extension)", ("spread",), _PLAIN),
+    "examples": Item("Test images, clean and attacked (extension)", ("examples",), _PLAIN),
     "conventions": Item("Our curves against the paper's points (extension)", ("metrics",), _COMPARABLE),
 }
 TABLES = {

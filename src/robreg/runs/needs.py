@@ -23,7 +23,7 @@ def measures(study: Study, shown: Iterable[str]) -> list[str]:
     tables = {need for item in shown for need in {**FIGURES, **TABLES}[item].needs}
     tables |= set(CLAIMED) if judges_claims(study) else set()
     rules = {_MADE_TOGETHER.get(table, table) for table in tables}
-    return [*ALWAYS, *(rule for rule in ("lossvar", "spread", "theory") if rule in rules)]
+    return [*ALWAYS, *(rule for rule in ("lossvar", "spread", "examples", "theory") if rule in rules)]
 
 
 def has_all_checked(study: Study, shown: Iterable[str]) -> bool:

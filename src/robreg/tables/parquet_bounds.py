@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 
 from robreg.tables.page_headers import first_page, pages
 
-# Bytes that a table may take, and half as many for its text: 7 million singular values, or 5 million rows of margins.
+# Bytes that a table may take, and half as many for its text: 7 million singular values, 5 million rows of margins, or
+# some images of a thousand times a thousand pixels.
 # Other tables have at most some thousand rows, and many are turned into Python objects, which take ten times as much.
-LARGE = ("margins", "lossvar", "sv")
+LARGE = ("margins", "lossvar", "sv", "examples")
 MAX_LARGE, MAX_SMALL = 2**29, 2**24
 MAX_FOOTER = 2**22  # bytes of the description at the end of a file; that of a study with a hundred runs has 2**19
 MAX_ENTRIES = 2**12  # columns, row groups, or pairs of metadata; pyarrow takes about a thousand bytes for each

@@ -116,6 +116,13 @@ SCHEMAS = {
             ("std", pa.float64()),
         ]
     ),
+    "examples": pa.schema(
+        [("radius", pa.string()), ("space", pa.string()), ("eps", pa.float64()), ("step", pa.float64())]
+        + [(key, pa.int64()) for key in ("steps", "restarts", "index", "label", "prediction")]
+        + [("margin", pa.float32()), ("adversarial_prediction", pa.int64()), ("adversarial_margin", pa.float32())]
+        + [(key, pa.int64()) for key in ("channels", "height", "width")]
+        + [("image", pa.list_(pa.uint8())), ("adversarial", pa.list_(pa.float32()))]
+    ),
     "theory": pa.schema(
         [("n", pa.int64()), ("m", pa.int64())]
         + [(key, pa.float64()) for key in ("gamma", "eta", "c_x", "k", "eps")]

@@ -36,8 +36,8 @@ _PRELOAD_FOR_RULE = {
     "figure": ("scipy.stats", "matplotlib.figure", "seaborn"),
     "comparison": ("scipy.stats", "matplotlib.figure", "seaborn"),
 }
-FORKED_RULES = {"margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "theory", "metrics", "checks"}
-FORKED_RULES |= {"table", "figure", "claims", "comparison", "audit", "report"}
+FORKED_RULES = {"margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "theory"}
+FORKED_RULES |= {"examples", "metrics", "checks", "table", "figure", "claims", "comparison", "audit", "report"}
 # Prefixes of the _NUM_THREADS variables that Snakemake sets; they matter to processes that a script starts, because
 # robreg.networks.device sets torch's own threads.
 _THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")
