@@ -528,6 +528,9 @@ def test_limits_follow_from_the_data(demo: Path) -> None:
     own = texts("digits", arch="mynet", factory={"callable": "mynet:MyNet", "arguments": {}})  # of any size
     assert "The paper does not use mynet; it uses ResNet-56" in own
     assert "smaller" not in own
+    both = [settings_of_run("digits", "ar8"), settings_of_run("digits", "ar8-fixup8")]
+    said = " ".join(limits(both, {"digits": "These"}, counts=[1], tables=()))
+    assert "resnet8 and fixup8 are far smaller than the paper's networks" in said
 
 
 def test_each_attack_that_was_used_is_described_with_the_space_of_its_radii() -> None:

@@ -80,6 +80,15 @@ def test_one_strength_cannot_be_compared():
         validate(with_study([{"dataset": "digits", "ar": [8]}]), SCHEMA)
 
 
+def test_a_study_of_one_strength_that_judges_no_claims_compares_nothing():
+    runs, given = [{"dataset": "digits", "ar": [8]}], {"claims": False, "figures": ["fig1"], "tables": ["table3"]}
+    config = with_study(runs, **given)
+    validate(config, SCHEMA)
+    assert compared_strengths(config, "mine") == []
+    with pytest.raises(ConfigError, match=r"b2 \(missing: a second strength, with the same seed\)"):
+        validate(with_study(runs, **given | {"tables": ["b2"]}), SCHEMA)
+
+
 @pytest.mark.parametrize("value", ["no", 1, None])
 def test_claims_is_true_or_false(value):
     with pytest.raises(ConfigError, match=r"studies\.mine\.claims"):

@@ -36,6 +36,12 @@ def test_a_finished_study_is_named_with_its_report_in_three_lines(finished):
     ]
 
 
+def test_a_study_without_tables_names_none(finished):
+    workflow = asked("demo")
+    workflow.globals["config"] = {**CONFIG, "studies": {"demo": {**CONFIG["studies"]["demo"], "tables": []}}}
+    assert list(ending.describe_finished(workflow))[2] == "Numbers: of each network, results/digits"
+
+
 @pytest.mark.parametrize("targets", [(), ("all",), ("paper",)])
 def test_the_study_of_the_paper_has_several_names(finished, targets):
     first, _, last = ending.describe_finished(asked(*targets))

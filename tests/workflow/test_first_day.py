@@ -168,7 +168,7 @@ VALUES = (  # the path of a key, its value, the message
         "studies.demo",
         {key: value for key, value in OWN.items() if key != "compare"} | {"runs": [{"dataset": "digits", "ar": [8]}]},
         ".runs: a study compares two strengths, but no data set and architecture has two with attack: [pgd] and no "
-        "spectral_norm; add one to ar, such as ar: [0, 8]",
+        "spectral_norm; add one to ar, such as ar: [0, 8], or judge no claims, with claims: false",
     ),
     (
         "studies.demo",

@@ -22,8 +22,8 @@ def small(config):
     digits["strong_attack"] |= {"steps": 5, "n": 20}
     digits["masking"] |= {"n": 20, "more_steps": 12, "restarts": 2}
     runs = [{"dataset": "digits", "ar": [0, 8]}]
-    config["studies"]["mine"] = {"title": "Mine", "runs": runs, "compare": [0, 8], "figures": ["fig3"], "tables": []}
-    config["studies"]["mine"]["tables"] = ["table3"]
+    config["studies"]["mine"] = {"title": "Mine", "runs": runs, "compare": [0, 8], "figures": [], "tables": []}
+    config["studies"]["mine"] |= {"figures": ["fig3", "examples"], "tables": ["table3"]}
 
 
 @pytest.fixture(scope="module")

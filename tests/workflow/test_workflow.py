@@ -33,8 +33,7 @@ FIGURES += ("spread", "examples")
 TABLES = ("table1", "table2", "table3", "table6", "b2", "attacks", "padding", "theory")
 # Jobs that are repeated after a change of any run; fig2 shows no run.
 STUDY = {"table": 8, "figure": 12, "claims": 1, "comparison": 1, "audit": 1, "report": 1, "demo": 1}
-MEASURES = ("margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "examples", "theory")
-MEASURES += ("metrics", "checks")
+MEASURES = ("margins", "apgd", "attacks", "masking", "lossvar", "sv", "spread", "theory", "metrics", "checks")
 COLUMNS = {
     "history": "epoch lr loss acc sigma_max seconds examples_per_s",
     "margins": "split index label prediction margin prob loss",
@@ -47,8 +46,6 @@ COLUMNS = {
     "live": "layer name rows columns dead_rows frozen_columns frozen_share std max std_live max_live",
     "padding": "layer name method std_circular std_zero max_circular max_zero",
     "spread": "layer name perturbation eps n mean std",
-    "examples": "radius space eps step steps restarts index label prediction margin adversarial_prediction "
-    "adversarial_margin channels height width image adversarial",
     "metrics": "train_acc test_acc acc_gap train_loss test_loss loss_gap pgd_acc robust_acc spectral_complexity "
     "log10_spectral_complexity",
 }
@@ -56,6 +53,7 @@ TIMES = {"history.parquet": ("seconds", "examples_per_s")}  # columns of result 
 TIMED = {"report.html"}  # states how long everything took
 SETTING = "dataset arch train_attack space spectral_norm ar"
 PLAIN = {"ar0": (0, 0), "ar0-s1": (0, 1), "ar8": (8, 0), "ar8-s1": (8, 1)}
+SHOWN_AS_EXAMPLES = (*PLAIN, "ar8-normspace")
 RUNS = {**PLAIN, "ar8-fgsm": (8, 0), "ar8-sn1": (8, 0), "ar8-normspace": (8, 0)}
 
 
@@ -103,7 +101,8 @@ def test_the_demo_makes_all_documented_files(demo):
     for variant in RUNS:
         run = demo / "results/digits" / variant
         tables = [f"{kind}.parquet" for kind in (*COLUMNS, "apgd", "masking", "checks", "theory")]
-        assert sorted(path.name for path in run.iterdir()) == sorted(["checkpoint.pt", "kept", *tables])
+        own = ["examples.parquet"] if variant in SHOWN_AS_EXAMPLES else []
+        assert sorted(path.name for path in run.iterdir()) == sorted(["checkpoint.pt", "kept", *own, *tables])
         for rule in ("train", *MEASURES):
             assert (demo / f"logs/{rule}/digits/{variant}.log").exists()
             assert (demo / f"benchmarks/{rule}/digits/{variant}.tsv").exists()
@@ -164,8 +163,6 @@ def test_the_tables_of_a_run_agree_with_each_other(demo, variant):
     assert frames["history"]["sigma_max"].isna().all() == ("sn1" not in variant)
     assert frames["spread"].groupby("layer").size().to_dict() == {layer: 2 for layer in range(9)}
     assert frames["padding"]["name"].tolist() == frames["svstd"]["name"].tolist()
-    own = [] if variant.startswith("ar0") else ["training"] * 2
-    assert frames["examples"]["radius"].tolist() == ["evaluation"] * 2 + own
     lossvar = frames["lossvar"]
     assert lossvar.groupby("eps").size().to_dict() == {4: 100, 8: 100, 16: 100}
     assert (lossvar["variation"] >= 0).all()
@@ -178,6 +175,23 @@ def test_the_tables_of_a_run_agree_with_each_other(demo, variant):
     assert variant != "ar8-sn1" or frames["padding"]["max_zero"].max() <= 1 + 1e-6
     keys = torch.load(run / "checkpoint.pt", weights_only=True)["model"]
     assert all(f"{name}.weight" in keys for name in svstd["name"])
+
+
+@pytest.mark.parametrize("variant", SHOWN_AS_EXAMPLES)
+def test_the_attacked_images_of_a_run_are_those_of_its_attacks_and_network(demo, variant):
+    run = demo / "results/digits" / variant
+    rows = parquet.read(run / "examples.parquet").to_pylist()
+    attack = parquet.read(run / "attacks.parquet").to_pylist()[0]
+    margins = parquet.read(run / "margins.parquet").to_pandas().query("split == 'test'").set_index("index")
+    radii = {"evaluation": 32} if variant.startswith("ar0") else {"evaluation": 32, "training": 8}
+    assert [(row["radius"], row["eps"]) for row in rows] == [pair for pair in radii.items() for _ in range(2)]
+    assert {key: rows[0][key] for key in ("space", "step", "steps", "restarts")} == {
+        key: attack[key] for key in ("space", "step", "steps", "restarts")
+    }
+    for row in rows:
+        clean = margins.loc[row["index"]]
+        assert (row["label"], row["prediction"]) == (clean["label"], clean["prediction"])
+        assert row["margin"] == pytest.approx(clean["margin"], rel=1e-4)
 
 
 def test_study_tables_have_a_row_per_run_and_a_row_per_setting(demo):
@@ -257,6 +271,8 @@ def test_a_study_without_claims_makes_only_what_it_shows(restored):
     assert 'href="#claims"' not in report
     assert 'id="comparison"' not in report
     assert 'id="fig1"' in report
+    assert "Stronger attack" in report
+    assert "Spread in the layers" not in report
     rows = parquet.read(study / "audit.parquet").to_pandas()
     for variant in ("ar0", "ar8"):  # the audit checks what the rule checks does, but for the loss variation
         full = parquet.read(restored / f"results/digits/{variant}/checks.parquet").to_pandas()["check"].tolist()
@@ -269,6 +285,11 @@ def test_a_study_without_claims_makes_only_what_it_shows(restored):
     configure(restored, lambda config: two_networks(config, runs=[{"dataset": "digits", "ar": [0, 8], "seeds": [7]}]))
     measures = dict.fromkeys(("train", "margins", "apgd", "attacks", "masking", "sv", "metrics"), 2)
     assert planned(restored, "mine") == made | measures
+    # Nothing is compared in a study of a single strength.
+    configure(restored, lambda config: two_networks(config, runs=[{"dataset": "digits", "ar": [8]}]))
+    snakemake(restored, "-c1", "mine")
+    report = (study / "report.html").read_text()
+    assert "No setting of this study has networks of two strengths" in report
     # A false table of a run is found, although the run's own checks are not made.
     configure(restored, two_networks)
     table = restored / "results/digits/ar8/attacks.parquet"
@@ -352,7 +373,7 @@ def edit_config(folder, edit):
 
 def test_an_override_repeats_only_its_run(restored):
     edit_config(restored, lambda config: config["runs"].update({"digits/ar8": {"training": {"epochs": 5}}}))
-    once = {rule: 1 for rule in ("train", *MEASURES)}
+    once = {rule: 1 for rule in ("train", *MEASURES, "examples")}
     plan = planned(restored, "demo")
     assert {rule: plan[rule] for rule in once} == once
     assert {rule: plan[rule] for rule in STUDY} == STUDY | {"table": plan["table"], "figure": plan["figure"]}
@@ -585,7 +606,7 @@ def test_runs_on_the_data_of_the_paper_are_planned(demo, target):
 
 @pytest.mark.parametrize(
     ("target", "runs", "figures", "tables"),
-    [("all", 40, 13, 10), ("conventions", 11, 8, 7), ("literal", 4, 8, 6), ("c10-small", 6, 8, 6)],
+    [("all", 40, 14, 10), ("conventions", 11, 9, 7), ("literal", 4, 9, 6), ("c10-small", 6, 9, 6)],
 )
 def test_every_study_is_planned_completely(demo, target, runs, figures, tables):
     plan = planned(demo, target)

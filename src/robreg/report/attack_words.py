@@ -65,7 +65,7 @@ def describe_loss_variation(spec: Mapping[str, Any]) -> str:
     steps = f"{count_steps(spec['steps'])} of {format_fraction(spec['relative_step'])} of the radius"
     return (
         f"PGD on the cross entropy, radius {radii} (in 1/255), {steps}, on {_test_images(spec['n'])}; given as the "
-        "probability that the label loses, as the paper's numbers suggest, and as the rise of the cross entropy; the "
+        "fall of the label's probability, as the paper's numbers suggest, and as the rise of the cross entropy; the "
         "largest that the attack finds is a lower bound on the maximal one"
     )
 

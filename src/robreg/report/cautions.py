@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from robreg.checks.run_checks import MIN_TRAINED
-from robreg.report.phrases import format_range
+from robreg.report.phrases import format_range, join_words
 from robreg.runs.settings import Settings
 from robreg.runs.variant import base_attack, paper_name
 
@@ -49,12 +49,15 @@ def limits(
     data = {one["dataset"]: one for one in settings}
     sentences = [limit for name, one in data.items() if (limit := _other_data(one, titles[name]))]
     others = {one["arch"]: one["factory"] for one in settings if paper_name(one["arch"]) not in _PAPER_NETWORKS}
-    sentences += [
-        f"The paper does not use {name}; it uses ResNet-56, ResNet-110 and a wide ResNet-50."
-        if factory
-        else f"{name} is far smaller than the paper's networks (ResNet-56, ResNet-110, wide ResNet-50)."
-        for name, factory in others.items()
-    ]
+    own = [name for name, factory in others.items() if factory]
+    smaller = [name for name, factory in others.items() if not factory]
+    if own:
+        sentences.append(
+            f"The paper does not use {join_words(own)}; it uses ResNet-56, ResNet-110 and a wide ResNet-50."
+        )
+    if smaller:
+        which = f"{join_words(smaller)} {'is' if len(smaller) == 1 else 'are'}"
+        sentences.append(f"{which} far smaller than the paper's networks (ResNet-56, ResNet-110, wide ResNet-50).")
     if sentences:
         sentences.append(
             "Therefore, the numbers should not be compared with the paper's; only the directions of changes can be."

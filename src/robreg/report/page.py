@@ -110,6 +110,7 @@ def _environment(folder: Path) -> jinja2.Environment:
 def _study_context(study: Mapping[str, Any], files: Files, template: Path) -> dict[str, Any]:
     """Return what was found, the figures and tables that show it, what was run, and the page's script."""
     settings = finding.main_settings(study["runs"])
+    study = {**study, "judged": files.claims is not None}
     own, allowed = script(template.with_name("report.js"))
     context = {"answer": finding.answer(settings), "glance": finding.glance(settings)}
     context |= {"script": own, "script_source": allowed} | study_context(study, files.data, files.summaries)

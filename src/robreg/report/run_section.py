@@ -13,8 +13,12 @@ from robreg.report.costs import shared_settings
 from robreg.report.data_words import describe_data
 from robreg.report.space_words import describe_conventions
 from robreg.runs.catalogue import Run
+from robreg.runs.needs import ALWAYS, measures
 from robreg.tables import parquet
 from robreg.tables.study_tables import SETTING, failed_masking_checks
+
+# The terms that say how something was measured that not every study measures, with the rule that measures it.
+_RULES = {"Loss variation": "lossvar", "Spread in the layers": "spread", "Theory": "theory"}
 
 
 def count_seeds(runs: Sequence[Run]) -> list[int]:
@@ -25,7 +29,8 @@ def count_seeds(runs: Sequence[Run]) -> list[int]:
 def study_context(study: Mapping[str, Any], data: Sequence[Path], tables: Collection[str]) -> dict[str, Any]:
     """Describe what was run, and the cautions, limits and deviations that follow from it.
 
-    study: as in page.write; data: meta.json of every prepared data set; tables: the names of the study's tables.
+    study: as in page.write, with the key judged, whether it judges claims; data: meta.json of every prepared data set;
+    tables: the names of the study's tables.
     """
     metas = {path.parent.name: read_meta(path) for path in data}
     counts = count_seeds(study["runs"])
@@ -81,7 +86,9 @@ def _outcome(run: Mapping[str, Any]) -> dict[str, Any]:
 def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     """Describe one data set: what was run on it, and the settings of its runs."""
     own = {key: settings for key, settings in study["settings"].items() if settings["dataset"] == name}
+    measured = measures({"claims": study["judged"]}, study["shown"])
     terms = describe_data(meta, list(own.values()))
+    terms = {term: words for term, words in terms.items() if _RULES.get(term, ALWAYS[0]) in measured}
     return {
         "name": name,
         "title": study["titles"][name],

@@ -135,11 +135,15 @@ def describe_missing(name: str, shown: Sequence[Run], compare: Sequence[int]) ->
     item = _ITEMS[name]
     if item.needs and not shown:
         return item.choice.missing
+    if not item.pairs:
+        return None
+    if not compare:
+        return "a second strength, with the same seed"
     low, high = ({tuple(run[key] for key in _PAIR) for run in shown if run["ar"] == ar} for ar in compare)
     paired = {pair[:2] for pair in low & high}  # data set and architecture
     compared = {dataset for dataset, _ in paired} or {run["dataset"] for run in shown}
     lacking = sorted({(run["dataset"], run["arch"]) for run in shown if run["dataset"] in compared} - paired)
-    if item.pairs and lacking:
+    if lacking:
         both = f"both strengths of compare, {compare[0]} and {compare[1]}, with the same seed"
         return both if not paired else f"{both}, of {', '.join('/'.join(one) for one in lacking)}"
     return None

@@ -175,7 +175,10 @@ def _check_compare(config: Mapping[str, Any], study: str, listed: Sequence[Mappi
 
     One is enough: the others are shown with the strengths that they have.
     """
-    low, high = compared(study, config["studies"][study], listed)
+    compare = compared(study, config["studies"][study], listed)
+    if not compare:
+        return
+    low, high = compare
     strengths: dict[tuple[str, str], set[int]] = {}
     for run in listed:
         strengths.setdefault((run["dataset"], run["arch"]), set()).add(run["ar"])
@@ -233,7 +236,7 @@ def _refuse_mistaken_radii(tree: object, path: tuple[str | int, ...] = ()) -> No
 
 
 def compared_strengths(config: Mapping[str, Any], study: str) -> list[int]:
-    """Return the lower and the higher strength that a study compares (see needs.compared)."""
+    """Return the lower and the higher strength that a study compares, or [] (see needs.compared)."""
     return compared(study, config["studies"][study], study_runs(config, study))
 
 

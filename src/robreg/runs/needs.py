@@ -47,7 +47,8 @@ def compared(name: str, study: Study, runs: Sequence[Run]) -> list[int]:
 
     name: the study's; runs: all that it lists. The ends are the smallest strength above 0 and the largest one of the
     runs of PGD without a bound, in the first data set and architecture that has two; if there is only one above 0, it
-    is compared with standard training. Raises ConfigError if no data set and architecture has two strengths.
+    is compared with standard training. Without two strengths, a study that judges no claims compares nothing, and the
+    list is empty. Raises ConfigError for one that judges claims.
     """
     if "compare" in study:
         return list(study["compare"])
@@ -58,7 +59,10 @@ def compared(name: str, study: Study, runs: Sequence[Run]) -> list[int]:
         ends = [ar for ar in found if ar > 0] if len(found) > 2 else found
         if len(ends) > 1:
             return [ends[0], ends[-1]]
+    if not judges_claims(study):
+        return []
     raise ConfigError(
         f"config.yaml: studies.{name}.runs: a study compares two strengths, but no data set and architecture has two "
-        "with attack: [pgd] and no spectral_norm; add one to ar, such as ar: [0, 8]"
+        "with attack: [pgd] and no spectral_norm; add one to ar, such as ar: [0, 8], or judge no claims, with "
+        "claims: false"
     )

@@ -28,7 +28,8 @@ def describe_finished(workflow: "Workflow") -> Iterator[str]:
             networks = f"{len(runs)} network{'s are' if len(runs) > 1 else ' is'}"
             yield f"The study {study} is finished: {networks} trained and measured."
             yield f"Report: {report} (open it in a browser)"
-            yield f"Numbers: {report.parent}/tables, and of each network, {', '.join(folders)}"
+            tables = f"{report.parent}/tables, and " if config["studies"][study]["tables"] else ""
+            yield f"Numbers: {tables}of each network, {', '.join(folders)}"
 
 
 def hide_targets(logger: logging.Logger, studies: frozenset[str]) -> None:
