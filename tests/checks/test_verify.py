@@ -117,7 +117,7 @@ def test_a_table_is_equal_to_itself(kind):
         ("examples", "adversarial_prediction", 1, False),
         ("examples", "image", [0, 1, 3, 255], False),
         ("examples", "adversarial", [0.0, 0.1, 0.2, 1.0, 1.0], False),
-        ("examples", "adversarial", [0.1, 0.2, 0.3, 1.0], False),
+        ("examples", "prediction", 2, False),
         ("sv", "multiplicity", 3, False),
         ("sv", "name", "conv2", False),
         ("sv", "sigma", 1.5001, True),
@@ -129,15 +129,38 @@ def test_a_value_may_differ_only_by_so_much(kind, column, value, equal):
     assert not equal or found.floats > 0 or found.cells == 1
 
 
-def test_few_pixels_of_an_attacked_image_may_differ_and_a_prediction_near_the_boundary():
-    rows = pd.DataFrame([ATTACKED, ATTACKED | {"adversarial_margin": -1e-4}])
-    other = rows.copy()
-    other["adversarial"] = [[0.1, 0.2, 0.2, 1.0], [0.0, 0.1, 0.2, 1.0]]
-    other.loc[1, "adversarial_prediction"] = 1
-    assert compare("examples", table("examples", other), table("examples", rows), margins()).wrong == ()
-    other.loc[0, "adversarial_prediction"] = 1
-    found = compare("examples", table("examples", other), table("examples", rows), margins())
-    assert found.wrong == ("adversarial_prediction",)
+def attacked(other, **changes):
+    """Compare two attacked images, of which the second is changed."""
+    rows = pd.DataFrame([ATTACKED | changes, ATTACKED | changes | {"adversarial_margin": -1e-6}])
+    received = rows.copy()
+    for name, value in other.items():
+        received[name] = [ATTACKED.get(name), value]
+    return compare("examples", table("examples", received), table("examples", rows), margins())
+
+
+@pytest.mark.parametrize(
+    ("pixels", "restarts", "wrong"),
+    [
+        ([0.03, 0.1, 0.2, 1.0], 1, ()),
+        ([0.03, 0.07, 0.2, 1.0], 1, ()),
+        ([0.03, 0.07, 0.17, 1.0], 1, ("adversarial",)),
+        ([0.03, 0.07, 0.17, 1.0], 2, ()),  # another restart may be the best one
+        ([0.5, 0.1, 0.2, 1.0], 1, ("adversarial",)),  # farther than the attack goes
+        ([1e30, 0.1, 0.2, 1.0], 1, ("adversarial",)),
+        ([-0.01, 0.1, 0.2, 1.0], 1, ("adversarial",)),
+        ([float("nan"), 0.1, 0.2, 1.0], 1, ("adversarial",)),
+        (None, 1, ("adversarial",)),
+    ],
+)
+def test_a_few_pixels_of_an_attacked_image_may_differ(pixels, restarts, wrong):
+    found = attacked({"adversarial": pixels}, restarts=restarts, image=[10, 20, 50, 250])
+    assert found.wrong == wrong
+    assert wrong or found.cells == sum(one != other for one, other in zip(pixels, ATTACKED["adversarial"], strict=True))
+
+
+def test_the_class_of_an_image_on_the_boundary_may_differ():
+    assert attacked({"adversarial_prediction": 1}).wrong == ()
+    assert compared("examples", adversarial_prediction=[1]).wrong == ("adversarial_prediction",)
 
 
 def varied(*changed):

@@ -160,7 +160,7 @@ MUTATIONS = (
         "tests/spectra/test_any_layer.py",
     ),
     Mutation(
-        "keep the first restart's image instead of the one with the smallest margin",
+        "keep the restart with the largest margin",
         "measures/examples",
         ".argmin(0)",
         ".argmax(0)",
@@ -169,8 +169,8 @@ MUTATIONS = (
     Mutation(
         "attack the examples with the training's radius and the evaluation's step",
         "measures/examples",
-        'step = attack["step"] * trained["eps"] / attack["eps"]',
-        'step = attack["step"]',
+        'share = attack["step"] / attack["eps"] if attack["eps"] else 1 / 4',
+        'share = attack["step"]',
         "tests/measures/test_examples.py",
     ),
     Mutation(

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from helpers.figure_tables import META, STRENGTHS, make_run, make_runs, of_paper
 from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ from robreg.figures.paper_figures import compose, draw
 from robreg.runs.catalogue import FIGURES, select_runs
 from robreg.runs.groups import group_by_setting
 from robreg.tables import parquet
+from robreg.tables.schemas import SCHEMAS
 from robreg.tables.study_tables import gather
 
 NAMES = [
@@ -358,7 +360,7 @@ def test_every_architecture_has_a_panel_that_names_it(name: str, tmp_path: Path)
         assert "digits, resnet8" not in found
     shown = select_runs(name, runs, ["digits/mynet"])
     assert {run["arch"] for run in shown} == {"mynet"}
-    assert len(shown) == 8
+    assert len(shown) == (4 if name == "examples" else 8)
 
 
 def test_figure_7_compares_the_architectures_of_a_data_set_on_one_scale(tmp_path: Path) -> None:
@@ -522,8 +524,8 @@ def test_attacked_images_are_drawn_with_predictions_margins_and_changes(runs: li
     figure = compose("examples", pick("examples", runs))
     headings = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert [text for text in headings if text != "no attack"] == [
-        "attacked with radius 32/255",
-        "attacked with its own AR strength",
+        "all attacked with 32/255",
+        "each attacked with its AR strength",
     ]
     grid = np.full((6, 9), None)
     for ax in figure.axes:
@@ -557,8 +559,78 @@ def test_attacked_images_are_drawn_with_predictions_margins_and_changes(runs: li
             np.testing.assert_allclose(line[1].images[0].get_array(), 0.5 + sign / 2, atol=1e-5)
 
 
-def test_attacked_images_are_those_of_the_first_seed(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_attacked_images_are_those_of_the_smallest_seed(runs: list[dict[str, Any]], tmp_path: Path) -> None:
     alone = [run for run in runs if run["seed"] == 0]
-    for stem, chosen in (("all", runs[::-1]), ("first", alone)):
-        draw("examples", chosen, svg=tmp_path / f"{stem}.svg", png=tmp_path / f"{stem}.png")
-    assert (tmp_path / "all.png").read_bytes() == (tmp_path / "first.png").read_bytes()
+    assert pick("examples", runs[::-1]) == alone[::-1]
+    later = [run for run in runs if run["seed"] and (run["seed"], run["ar"]) != (1, 8)]
+    assert {(run["ar"], run["seed"]) for run in pick("examples", later)} == {(0, 1), (8, 2), (16, 1), (32, 1)}
+    margins = {ax.get_xlabel().partition("\n")[2][:4] for ax in compose("examples", pick("examples", later)).axes}
+    assert margins == {"", "10.0", "11.0"}
+
+
+def with_examples(run: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Write other values into all rows of a run's attacked images."""
+    path = Path(run["folder"]) / "examples.parquet"
+    rows = [row | changes for row in parquet.read(path).to_pylist()]
+    parquet.write_frame(path, pa.Table.from_pylist(rows, SCHEMAS["examples"]), META)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("changes", "heading"),
+    [
+        ([{}, {}], "all attacked with 32/255"),
+        ([{}, {"eps": 8.0, "radius": "evaluation", "index": None}], "all attacked with 32/255 or 8/255"),
+        ([{"space": "normalised"}, {"space": "normalised"}], "all attacked with 32/255 in normalised space"),
+        ([{}, {"space": "normalised"}], "all attacked with 32/255, each in its own space"),
+    ],
+)
+def test_the_radius_and_its_space_stand_above_the_images(
+    changes: list[dict[str, Any]], heading: str, tmp_path: Path
+) -> None:
+    runs = make_runs(tmp_path, [0, 8], [0])
+    for run, change in zip(runs, changes, strict=True):
+        rows = parquet.read(Path(run["folder"]) / "examples.parquet").to_pylist()
+        kept = {key: value for key, value in change.items() if value is not None and key != "radius"}
+        rows = [row | (kept if row["radius"] == "evaluation" or "eps" not in change else {}) for row in rows]
+        parquet.write_frame(
+            Path(run["folder"]) / "examples.parquet", pa.Table.from_pylist(rows, SCHEMAS["examples"]), META
+        )
+    headings = [text.get_text() for ax in compose("examples", runs).axes for text in ax.texts]
+    assert headings[0] == heading
+
+
+def test_without_an_adversarial_training_there_is_one_half(tmp_path: Path) -> None:
+    figure = compose("examples", make_runs(tmp_path, [0], [0]))
+    headings = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert headings == ["all attacked with 32/255"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_three_channels_are_in_colour_and_others_grey(channels: int, tmp_path: Path) -> None:
+    (run,) = make_runs(tmp_path, [0], [0])
+    image, moved = np.arange(channels * 6) * 10, np.full(channels * 6, 2.0)
+    attacked = (image + moved) / 255
+    with_examples(run, channels=channels, image=image.tolist(), adversarial=attacked.tolist())
+    axes = [ax for ax in compose("examples", [run]).axes if ax.images]
+    expected = (image / 255).reshape(channels, 2, 3)
+    expected = expected.transpose(1, 2, 0) if channels == 3 else expected.mean(0)
+    np.testing.assert_allclose(axes[0].images[0].get_array(), expected)
+    assert {ax.get_xlabel() for ax in axes} >= {"±2/255"}
+
+
+def test_an_image_that_did_not_change_is_grey(tmp_path: Path) -> None:
+    (run,) = make_runs(tmp_path, [0], [0])
+    image = [0, 51, 102, 153, 204, 255]
+    with_examples(run, image=image, adversarial=[pixel / 255 for pixel in image])
+    (change, *_) = [ax for ax in compose("examples", [run]).axes if ax.get_xlabel() == "no change"]
+    np.testing.assert_allclose(change.images[0].get_array(), 0.5)
+
+
+def test_a_guest_in_pixel_space_is_told_apart_from_its_host(tmp_path: Path) -> None:
+    host = make_runs(tmp_path, [8, 16], [0], space="normalised")
+    guest = make_runs(tmp_path, [16], [0])
+    for name in ("fig4", "examples"):
+        assert "AR 16, pixel space" in names(compose(name, [*host, *guest]))
+    bounded = make_runs(tmp_path, [8, 16], [0], spectral_norm=1.0)
+    assert "AR 16, no bound" in names(compose("fig6", [*bounded, *guest]))

@@ -97,21 +97,21 @@ def make_run(folder: Path, ar: int, seed: int, factor: float = 1) -> None:
     }
     write_masking(folder, META)
     parquet.write(folder / "spread.parquet", "spread", passed | {"std": [0.5 - ar / 100] * 8}, META)
-    write_examples(folder, ar)
+    write_examples(folder, ar, seed)
     epochs = {"epoch": [1, 2], "lr": [0.1, 0.1], "loss": [1.0, 0.5], "acc": [50.0, 90.0], "sigma_max": [None, None]}
     parquet.write(
         folder / "history.parquet", "history", epochs | {"seconds": [2.0, 1.5], "examples_per_s": [1.0, 1.0]}, META
     )
 
 
-def write_examples(folder: Path, ar: int) -> None:
-    """Write two images of 1 x 2 x 3 pixels, attacked with radius 32 and, if ar is not 0, with radius ar."""
+def write_examples(folder: Path, ar: int, seed: int) -> None:
+    """Write two images of 1 x 2 x 3 pixels, attacked by half of radius 32 and, if ar is not 0, of radius ar."""
     rows = [(name, eps, index) for name, eps in (("evaluation", 32), ("training", ar)) if eps for index in (3, 5)]
     same = {"space": "pixel", "step": 8.0, "steps": 10, "restarts": 1, "channels": 1, "height": 2, "width": 3}
     columns: dict[str, Any] = {name: [value] * len(rows) for name, value in same.items()}
     columns |= {"radius": [name for name, _, _ in rows], "eps": [float(eps) for _, eps, _ in rows]}
     columns |= {"index": [index for _, _, index in rows], "label": [index - 3 for _, _, index in rows]}
-    columns |= {"prediction": columns["label"], "margin": [9.0] * len(rows)}
+    columns |= {"prediction": columns["label"], "margin": [9.0 + seed] * len(rows)}
     columns |= {"adversarial_margin": [(ar - eps) / 4 + 0.5 for _, eps, _ in rows]}
     columns |= {"adversarial_prediction": [7 if margin < 0 else 0 for margin in columns["adversarial_margin"]]}
     columns |= {"image": [[0, 51, 102, 153, 204, 255]] * len(rows)}

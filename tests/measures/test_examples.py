@@ -21,7 +21,7 @@ ATTACK = {"eps": 32.0, "step": 8.0, "steps": 10, "restarts": 3, "start": "random
 @pytest.fixture
 def images() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (6, 2, 8, 8), generator=generator, dtype=torch.uint8), torch.arange(6) % 10
+    return torch.randint(256, (6, 2, 8, 8), generator=generator, dtype=torch.uint8), torch.arange(6)
 
 
 def measured(model: Classifier, images: tuple[Tensor, Tensor], **changes: Any) -> dict[str, Tensor]:
@@ -113,3 +113,27 @@ def test_record_keeps_both_radii(run, identity, tmp_path, trained, second) -> No
             assert 0.9 * spec["eps"] / 255 * scale < change <= spec["eps"] / 255 * scale + 1e-6
             assert 0 <= row["adversarial"].min() <= row["adversarial"].max() <= 1
             assert row["adversarial_margin"] < row["margin"]
+
+
+def test_a_radius_of_0_leaves_the_share_of_a_step_to_the_training(run, tmp_path) -> None:
+    still, trained = ATTACK | {"eps": 0.0, "step": 2.0}, {"eps": 8, "space": "pixel"}
+    out = tmp_path / "examples.parquet"
+    examples.record(
+        checkpoint=run.checkpoint, data=run.prepared, examples=out, attack=still, trained=trained, device="cpu"
+    )
+    rows = parquet.read(out).to_pylist()
+    assert [(row["eps"], row["step"]) for row in rows] == [(0.0, 2.0)] * 2 + [(8.0, 2.0)] * 2
+    assert rows[0]["adversarial"] == pytest.approx(np.array(rows[0]["image"]) / 255, abs=1e-7)
+
+
+def test_images_that_are_too_large_are_refused(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(examples, "LARGEST", 63)
+    with pytest.raises(ValueError, match="8 x 8 pixels are too large to be kept; remove the figure examples"):
+        examples.record(
+            checkpoint=run.checkpoint,
+            data=run.prepared,
+            examples=tmp_path / "examples.parquet",
+            attack=ATTACK,
+            trained={"eps": 0, "space": "pixel"},
+            device="cpu",
+        )

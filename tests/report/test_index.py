@@ -32,7 +32,7 @@ def test_every_study_is_listed_with_its_title_and_verdicts(results: Path) -> Non
     assert (one.name, one.title, other.title) == ("conventions", "Conventions", HOSTILE)
     frame = study_files.claims(study_files.make("demo", "t")[0]["runs"])
     assert other.verdicts["holds"] == (frame["verdict"] == "holds").sum() > 0
-    assert sum(other.verdicts.values()) == len(frame)
+    assert sum(other.verdicts.values()) == (frame["verdict"] != "not run").sum()
     assert 'href="studies/demo/report.html"' in written(results)
 
 

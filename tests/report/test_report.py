@@ -593,7 +593,7 @@ def test_every_number_of_the_paper_is_in_the_page(paper: Path, demo: Path, here:
     assert "† repeats CIFAR-10&#39;s sum" in text(paper)
     assert re.findall(r"<h3>([^<]+) of the paper</h3>", text(paper)) == [*(f"Table {n}" for n in range(1, 7)), "B.2"]
     assert "<h3>B.2</h3>" in text(demo)
-    assert f"None of the {len(frame)} numbers" in text(demo)
+    assert f"The paper prints {len(frame)} numbers, but none for the networks of this study" in text(demo)
     assert f"<summary>{len(frame)} numbers of the paper whose networks are not in this study" in text(demo)
 
 

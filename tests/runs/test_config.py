@@ -296,9 +296,16 @@ def test_an_architecture_may_have_an_eps_of_its_own(config):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3\n", r"own\.yaml: a is given twice, the second time in line 3; remove one"),
-        ("a:\n  - {b: 1}\n  - {b: 1, c: 2, b: 1}\n", r"own\.yaml: a\.1\.b is given twice, the second time in line 3"),
-        ("a: [1\n", r"own\.yaml cannot be read as YAML: .* line 2"),
+        ("a: 1\nb: 2\na: 3\n", r"own\.yaml: a is given twice, in line 1 and in line 3; remove one, or move"),
+        ("a:\n  - {b: 1}\n  - {b: 1, c: 2, b: 1}\n", r"own\.yaml: a\.1\.b is given twice, in line 3 and in line 3"),
+        (
+            "a: [1\n",
+            r"own\.yaml cannot be read as YAML: line 2, column 1: expected ',' or '\]', .* which begins in line 1, ",
+        ),
+        (
+            "a: {b: [1, c: 2}\n",
+            r"own\.yaml cannot be read as YAML: line 1, column 16: .* begins in line 1, column 8\); corr",
+        ),
         ("a: \udcff", r"own\.yaml cannot be read as YAML: .* invalid start byte"),
         ("a: 2020-13-45", r"own\.yaml cannot be read as YAML: month must be in 1\.\.12; correct it"),
         (f"a: {'1' * 5000}", r"own\.yaml cannot be read as YAML: .* 5000 digits"),

@@ -7,8 +7,8 @@ import yaml
 from helpers.snakemake_copy import ROOT
 
 from robreg.checks.seals import BASIC, CHECKED
-from robreg.runs.config import compared_strengths, study_items, validate
-from robreg.runs.needs import ALWAYS, check_conditions, compared, has_all_checked, judges_claims, measures
+from robreg.runs.config import compared_strengths, listed_items, study_runs, validate
+from robreg.runs.needs import ALWAYS, check_conditions, compared, has_all_checked, judges_claims, measures, measures_of
 from robreg.runs.settings import ConfigError, run_settings
 
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -24,9 +24,9 @@ def with_study(runs, **others):
 @pytest.mark.parametrize("study", CONFIG["studies"])
 def test_the_studies_of_the_project_measure_all_that_claims_need(study):
     block = CONFIG["studies"][study]
-    shown = [item for part in ("figures", "tables") for item in study_items(CONFIG, study, part)]
+    shown = listed_items(CONFIG, study)
     assert judges_claims(block)
-    assert measures(block, shown) == [*ALWAYS, "lossvar", "spread", "examples", "theory"]
+    assert measures(shown, judged=True) == [*ALWAYS, "lossvar", "spread", "examples", "theory"]
     assert has_all_checked(block, shown)
     assert compared_strengths(CONFIG, study) == block["compare"]
 
@@ -43,9 +43,20 @@ def test_the_studies_of_the_project_measure_all_that_claims_need(study):
     ],
 )
 def test_without_claims_only_what_is_shown_is_measured(shown, more):
-    assert measures({"claims": False}, shown) == [*ALWAYS, *more]
+    assert measures(shown, judged=False) == [*ALWAYS, *more]
     assert has_all_checked({"claims": False}, shown) == ("lossvar" in more)
-    assert measures({}, shown)[: len(ALWAYS) + 2] == [*ALWAYS, "lossvar", "spread"]
+    assert measures(shown, judged=True)[: len(ALWAYS) + 2] == [*ALWAYS, "lossvar", "spread"]
+
+
+def test_a_run_gets_the_measures_of_what_shows_it():
+    runs, shown = study_runs(CONFIG, "demo"), listed_items(CONFIG, "demo")
+    common = [*ALWAYS, "lossvar", "spread"]
+    found = {run["variant"]: measures_of(run, runs, shown, judged=True) for run in runs}
+    first = ("ar0", "ar8", "ar16", "ar32", "ar16-normspace")
+    assert {name for name, rules in found.items() if "examples" in rules} == set(first)
+    assert found["ar16-fgsm"] == found["ar8-s1"] == [*common, "theory"]
+    fgsm = next(run for run in runs if run["variant"] == "ar16-fgsm")
+    assert measures_of(fgsm, runs, {"fig8": None}, judged=False) == list(ALWAYS)
 
 
 def test_the_tables_of_every_study_are_those_that_are_checked_but_one():

@@ -212,13 +212,13 @@ TEXTS = (  # text of config.yaml, what stands there instead, the message
     (
         "data_root: data ",
         "data_root: images\ndata_root: data ",
-        ": data_root is given twice, the second time in line 4; remove one",
+        ": data_root is given twice, in line 3 and in line 4; remove one, or move what stands below the second into "
+        "the first",
     ),
     (
         "data_root: data ",
         "data_root: @data ",
-        " cannot be read as YAML: while scanning for the next token found character '@' that cannot start any token in "
-        '"config.yaml", line 3, column 12: data_root: @data # local sources are ... ^; correct it',
+        " cannot be read as YAML: line 3, column 12: found character '@' that cannot start any token; correct it",
     ),
 )
 

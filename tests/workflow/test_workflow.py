@@ -53,7 +53,7 @@ TIMES = {"history.parquet": ("seconds", "examples_per_s")}  # columns of result 
 TIMED = {"report.html"}  # states how long everything took
 SETTING = "dataset arch train_attack space spectral_norm ar"
 PLAIN = {"ar0": (0, 0), "ar0-s1": (0, 1), "ar8": (8, 0), "ar8-s1": (8, 1)}
-SHOWN_AS_EXAMPLES = (*PLAIN, "ar8-normspace")
+SHOWN_AS_EXAMPLES = ("ar0", "ar8", "ar8-normspace")
 RUNS = {**PLAIN, "ar8-fgsm": (8, 0), "ar8-sn1": (8, 0), "ar8-normspace": (8, 0)}
 
 
@@ -103,7 +103,7 @@ def test_the_demo_makes_all_documented_files(demo):
         tables = [f"{kind}.parquet" for kind in (*COLUMNS, "apgd", "masking", "checks", "theory")]
         own = ["examples.parquet"] if variant in SHOWN_AS_EXAMPLES else []
         assert sorted(path.name for path in run.iterdir()) == sorted(["checkpoint.pt", "kept", *own, *tables])
-        for rule in ("train", *MEASURES):
+        for rule in ("train", *MEASURES, *(["examples"] if variant in SHOWN_AS_EXAMPLES else [])):
             assert (demo / f"logs/{rule}/digits/{variant}.log").exists()
             assert (demo / f"benchmarks/{rule}/digits/{variant}.tsv").exists()
     study = demo / "results/studies/demo"
@@ -272,7 +272,9 @@ def test_a_study_without_claims_makes_only_what_it_shows(restored):
     assert 'id="comparison"' not in report
     assert 'id="fig1"' in report
     assert "Stronger attack" in report
-    assert "Spread in the layers" not in report
+    for words in ("Spread in the layers", "Loss variation", "loss_variation", "loss variation", "theory."):
+        assert words not in report
+    assert "Spread in the layers" in (restored / "results/studies/demo/report.html").read_text()
     rows = parquet.read(study / "audit.parquet").to_pandas()
     for variant in ("ar0", "ar8"):  # the audit checks what the rule checks does, but for the loss variation
         full = parquet.read(restored / f"results/digits/{variant}/checks.parquet").to_pandas()["check"].tolist()

@@ -1,7 +1,7 @@
 """Check a study's tables and claims: compute them again from the files of its runs, and compare."""
 
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from robreg.checks.attacked_images import check_images
 from robreg.checks.invariants import Row, count_violations, raise_if_violated, same_run, with_files
 from robreg.checks.run_checks import check_folder
 from robreg.checks.seals import BASIC, CHECKED, CHECKPOINT, refuse_changed, seal
@@ -16,15 +17,12 @@ from robreg.claims import verdicts
 from robreg.claims.claim import NOT_RUN, ONE_SEED, SEVERAL_SEEDS
 from robreg.claims.registry import CLAIMS
 from robreg.runs.catalogue import FIGURES, TABLES, Run, select_runs
-from robreg.runs.needs import CLAIMED
+from robreg.runs.needs import CLAIMED, Shown
 from robreg.tables import parquet, schemas, study_tables
 from robreg.tables.files import open_regular
 
 _SIGNS = {claim.id: claim.sign for claim in CLAIMS}
 _ONE_ROW = ("metrics", "theory")  # tables with one row per run, whose values a study's tables copy
-
-
-Shown = Mapping[str, Collection[str] | None]  # figures and tables, each with what it is restricted to, or None for all
 
 
 def record(
@@ -45,7 +43,9 @@ def record(
     own = [row for table, chosen in members.items() for row in tables(table, chosen, compare, folder)]
     own += claims(runs, compare, folder) if judged else []
     raise_if_violated(own, folder)
+    pictured = select_runs("examples", runs, shown["examples"]) if "examples" in shown else []
     frames = [pd.DataFrame(own).assign(place=str(folder)), *(_checks_of(run) for run in runs)]
+    frames += [_checks_of_images(run) for run in pictured]
     found = pd.concat(frames, ignore_index=True)[["place", *schemas.SCHEMAS["checks"].names]]
     meta = {"study": name, "sealed": sealed}
     parquet.write_frame(folder / "audit.parquet", pa.Table.from_pandas(found, preserve_index=False), meta)
@@ -57,6 +57,13 @@ def _checks_of(run: Run) -> pd.DataFrame:
     if "checks" not in run:
         return parquet.read(folder / "checks.parquet").to_pandas().assign(place=run["folder"])
     return pd.DataFrame(check_folder(folder, BASIC, **run["checks"])[0]).assign(place=run["folder"])
+
+
+def _checks_of_images(run: Run) -> pd.DataFrame:
+    """Return the rows of the checks of a run's attacked images; raise ValueError if one fails."""
+    rows = check_images(Path(run["folder"]))
+    raise_if_violated(rows, Path(run["folder"]))
+    return pd.DataFrame(rows).assign(place=run["folder"])
 
 
 def sealed_files(runs: Sequence[Run], shown: Shown, folder: Path, *, judged: bool = True) -> list[str]:

@@ -27,7 +27,7 @@ PANELS = {  # title: prefixes of the names of the metrics shown, unit, whether t
     "Std of singular values (B.2)": (("svstd",), "change, AR 4 to 16", False),
 }
 LINEAR_SPAN = 5  # axes are linear if max / min of the numbers is at most this factor
-NOTHING_TO_COMPARE = "This study has no network that the paper prints a number of, so there is nothing to compare."
+NOTHING_TO_COMPARE = "The paper prints no numbers for the networks of this study, so there is nothing to compare."
 _RED = "#c00000"
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,31 +11,29 @@ from robreg.figures import style
 from robreg.figures.lone import Panel, choose_panels
 from robreg.figures.series import choose_looks
 from robreg.runs.catalogue import Run
-from robreg.tables import parquet
+from robreg.tables.examples import Example, read_examples
 
+_ROUNDING = 1e-6  # a smaller change of a pixel is one of rounding
 _ROW, _HEADING, _TITLE = 1.08, 0.2, 0.25  # inches: of a row of images, of the headings above, and of a panel's name
-Example = dict[str, Any]  # a row of examples.parquet
 
 
 def examples(runs: Sequence[Run]) -> Figure:
     """Draw images attacked with the radius of the evaluation (left) and with each network's own strength (right).
 
-    A panel has a row of images for every strength, from the network with the first seed.
+    A panel has a row of images for every strength, from one network each.
     """
     panels = choose_panels(runs)
     looks = choose_looks(panels)
-    rows = [[(look.label, _read(members)) for look, members in looks.series(panel)] for panel in panels]
+    rows = [
+        [(look.label, read_examples(Path(first["folder"]) / "examples.parquet")) for look, (first, *_) in series]
+        for series in map(looks.series, panels)
+    ]
     heights = [_ROW * (1 + len(one)) + _HEADING + _TITLE for one in rows]
     figure = Figure(figsize=(style.WIDTH, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False).ravel()
     for part, panel, networks in zip(parts, panels, rows, strict=True):
         _fill(part, panel, networks)
     return figure
-
-
-def _read(members: Sequence[Run]) -> list[Example]:
-    first = min(members, key=lambda run: run["seed"])
-    return parquet.read(Path(first["folder"]) / "examples.parquet").to_pandas().to_dict("records")
 
 
 def _fill(part: SubFigure, panel: Panel, networks: Sequence[tuple[str, list[Example]]]) -> None:
@@ -47,13 +44,15 @@ def _fill(part: SubFigure, panel: Panel, networks: Sequence[tuple[str, list[Exam
     heights = [_HEADING / _ROW] + [1.0] * (1 + len(networks))
     grid = part.add_gridspec(len(heights), 2 * across + 1, height_ratios=heights, width_ratios=_widths(across))
     for radius, first in (("evaluation", 0), ("training", across + 1)):
+        if not any(row["radius"] == radius for _, rows in networks for row in rows):
+            continue
         chosen = [[row for row in rows if row["radius"] == radius] for _, rows in networks]
         heading = _empty(part.add_subplot(grid[0, first : first + across]))
         heading.text(0.5, 0, _heading(radius, [row for rows in chosen for row in rows]), ha="center", va="bottom")
         for column, position in enumerate(index):
             clean = next(row for _, rows in networks for row in rows if row["index"] == position)
             axes = _empty(part.add_subplot(grid[1, first + 2 * column]))
-            _show(axes, _pixels(clean, "image") / 255)
+            _show(axes, clean["image"])
             axes.set_xlabel(f"class {clean['label']}", fontsize=8)
             for line, ((label, _), rows) in enumerate(zip(networks, chosen, strict=True), start=2):
                 left, right = (_empty(part.add_subplot(grid[line, first + 2 * column + side])) for side in (0, 1))
@@ -74,11 +73,13 @@ def _empty(axes: Axes) -> Axes:
 
 
 def _heading(radius: str, rows: Sequence[Example]) -> str:
+    spaces = {row["space"] for row in rows}
+    where = f" in {spaces.pop()} space" if len(spaces) == 1 else ", each in its own space"
+    where = where.replace(" in pixel space", "")
     if radius == "training":
-        return "attacked with its own AR strength"
+        return f"each attacked with its AR strength{where}"
     radii = dict.fromkeys(f"{row['eps']:g}/255" for row in rows)
-    where = ", in the space of each network" if len({row["space"] for row in rows}) > 1 else ""
-    return f"attacked with radius {' or '.join(radii)}{where}"
+    return f"all attacked with {' or '.join(radii)}{where}"
 
 
 def _draw(left: Axes, right: Axes, row: Example | None) -> None:
@@ -86,24 +87,19 @@ def _draw(left: Axes, right: Axes, row: Example | None) -> None:
     if row is None:
         left.text(0.5, 0.5, "no attack", ha="center", va="center", fontsize=8)
         return
-    image, attacked = _pixels(row, "image") / 255, _pixels(row, "adversarial")
-    change = attacked - image
+    attacked, change = row["adversarial"], row["adversarial"] - row["image"]
     largest = float(np.abs(change).max())
+    moved = largest > _ROUNDING
     _show(left, attacked)
-    _show(right, change / (2 * largest) + 0.5 if largest else np.full_like(change, 0.5))
+    _show(right, change / (2 * largest) + 0.5 if moved else np.full_like(change, 0.5))
     fooled = row["adversarial_prediction"] != row["label"]
     words = [f"{row['prediction']} → {row['adversarial_prediction']}"]
     words += [f"{row['margin']:.1f} → {row['adversarial_margin']:.1f}".replace("-", "\N{MINUS SIGN}")]
     left.set_xlabel("\n".join(words), fontsize=8, color=style.ERROR if fooled else "black")
-    right.set_xlabel(f"±{255 * largest:.3g}/255", fontsize=8)
+    right.set_xlabel(f"±{255 * largest:.3g}/255" if moved else "no change", fontsize=8)
 
 
 def _show(axes: Axes, pixels: np.ndarray) -> None:
     """Show pixels (C, H, W) in [0, 1]: three channels in colour, any other number as their mean, in grey."""
     colour = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels.mean(0)
     axes.imshow(colour.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="none")
-
-
-def _pixels(row: Example, name: str) -> np.ndarray:
-    """Return an image of a row as an array (C, H, W)."""
-    return np.asarray(row[name], dtype=float).reshape(row["channels"], row["height"], row["width"])

@@ -10,7 +10,8 @@ from typing import Any
 from robreg.runs.catalogue import Run
 from robreg.runs.groups import group_by_setting, list_strengths
 
-_COMPARED = ("train_attack", "spectral_norm", "space")  # the fewer of these differ, the better a panel suits
+_DEFAULTS = {"train_attack": "PGD", "spectral_norm": "no bound", "space": "pixel space"}  # that names leave out
+_COMPARED = tuple(_DEFAULTS)  # the fewer of these differ, the better a panel suits
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def share_panels(settings: Mapping[str, Sequence[Run]]) -> list[Panel]:
     alone = set[str]()
     for name, members in settings.items():
         if len(list_strengths(members)) == 1 and (host := _find_host(members, settings)):
-            guests.setdefault(host, {})[_label(name, members, host)] = members
+            guests.setdefault(host, {})[_label(name, members, host, settings[host])] = members
             alone.add(name)
     return [Panel(name, members, guests.get(name, {})) for name, members in settings.items() if name not in alone]
 
@@ -51,10 +52,16 @@ def strengths_of(panels: Sequence[Panel]) -> list[int]:
     return list_strengths([run for panel in panels for run in panel.runs])
 
 
-def _label(name: str, members: Sequence[Run], host: str) -> str:
-    """Return the only strength of a setting, and the words of its name that the name of its host does not have."""
+def _label(name: str, members: Sequence[Run], host: str, others: Sequence[Run]) -> str:
+    """Return the only strength of a setting, and what distinguishes it from its host.
+
+    These are the words of its name that the name of its host does not have, or else what the host's has and it has not.
+    """
     (strength,) = list_strengths(members)
-    return ", ".join([f"AR {strength}", *(word for word in name.split(", ") if word not in host.split(", "))])
+    words = [word for word in name.split(", ") if word not in host.split(", ")]
+    one, other = members[0], _adversarial(others)
+    words = words or [_DEFAULTS[key] for key in _COMPARED if one["ar"] and one[key] != other[key]]
+    return ", ".join([f"AR {strength}", *words])
 
 
 def _find_host(members: Sequence[Run], settings: Mapping[str, Sequence[Run]]) -> str | None:

@@ -14,8 +14,7 @@ from robreg.measures.open_run import open_run
 from robreg.networks.classifier import Classifier
 from robreg.networks.frozen import frozen
 from robreg.tables import parquet, provenance, schemas
-
-CLASSES = 2  # one image of each
+from robreg.tables.examples import CLASSES, LARGEST
 
 
 def record(  # noqa: PLR0913 - one argument per file and setting
@@ -32,23 +31,26 @@ def record(  # noqa: PLR0913 - one argument per file and setting
 
     Which images these are follows from the data set alone, so that they are the same for all its networks.
     attack: the settings of the evaluation attack; trained: eps (1/255) and space of the training, whose radius is used
-    for a second attack with the same number of steps, unless it is 0.
+    for a second attack with as many steps, each of the same share of the radius, unless it is 0.
     """
     model, meta, prepared = open_run(checkpoint, data, device, network)
     images, labels = prepared.split("test")
-    index = first_of_classes(labels)
     channels, height, width = images.shape[1:]
-    columns: dict[str, list[Any]] = {name: [] for name in schemas.SCHEMAS["examples"].names}
+    if channels * height * width > LARGEST:
+        raise ValueError(
+            f"{examples}: images of {height} x {width} pixels are too large to be kept; remove the figure examples "
+            "from the study"
+        )
+    index = first_of_classes(labels)
+    rows = []
     for radius, spec in _attacks(attack, trained):
-        found = {"index": index, "label": labels[index]}
-        found |= attacked_images(model, images[index], labels[index], index, spec)
-        same = {**spec, "radius": radius, "channels": channels, "height": height, "width": width}
-        for name, column in columns.items():
-            values = found.get(name)
-            if values is None:
-                column.extend([same[name]] * len(index))
-            else:
-                column.extend((values.flatten(1) if values.ndim > 1 else values).tolist())
+        found = attacked_images(model, images[index], labels[index], index, spec)
+        for number, position in enumerate(index.tolist()):
+            own = {name: values[number].tolist() for name, values in found.items()}
+            own |= {name: found[name][number].flatten().tolist() for name in ("image", "adversarial")}
+            place = {"radius": radius, "index": position, "label": int(labels[position])}
+            rows.append({**spec, **own, **place, "channels": channels, "height": height, "width": width})
+    columns = {name: [row[name] for row in rows] for name in schemas.SCHEMAS["examples"].names}
     parquet.write(examples, "examples", columns, provenance.run_metadata(meta))
 
 
@@ -87,8 +89,11 @@ def _attacks(attack: Mapping[str, Any], trained: Mapping[str, Any]) -> Iterator[
     """Yield whose radius it is, and the settings, of each attack."""
     yield "evaluation", dict(attack)
     if trained["eps"]:
-        step = attack["step"] * trained["eps"] / attack["eps"]
-        yield "training", {**attack, "eps": float(trained["eps"]), "step": step, "space": trained["space"]}
+        share = attack["step"] / attack["eps"] if attack["eps"] else 1 / 4
+        yield (
+            "training",
+            {**attack, "eps": float(trained["eps"]), "step": share * trained["eps"], "space": trained["space"]},
+        )
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ def summary_sentences(frame: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
 
 def _failed(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Name the claims that do not hold, with the settings, first those that several seeds decide."""
-    for verdict, words in (("fails", "What does not hold"), ("not seen", "What networks of one seed do not show")):
+    for verdict, words in (("fails", "What does not hold"), ("not seen", "Not seen")):
         places: dict[str, list[str]] = {}
         for row in rows:
             if row["verdict"] == verdict:

@@ -81,7 +81,7 @@ def count_sentence(frame: pd.DataFrame) -> str:
     numbers = len(frame.drop_duplicates(list(_CELL)))
     comparable = frame[frame["ours_mean"].notna()].drop_duplicates(list(_CELL))
     if comparable.empty:
-        return f"None of the {numbers} numbers that the paper prints belongs to a network of this study."
+        return f"The paper prints {numbers} numbers, but none for the networks of this study, so none can be compared."
     doubtful = int(comparable["note"].fillna("").ne("").sum())
     be = "is" if doubtful == 1 else "are"
     note = (

@@ -65,9 +65,14 @@ def describe_data(meta: Mapping[str, Any], settings: Sequence[Settings]) -> dict
         + (" (in the space of each run)" if len({one["evaluation"]["space"] for one in settings}) > 1 else ""),
         **({"Radii in pixels": describe_pixel_radii(radii)} if (radii := first["pixel_radii"])["eps"] else {}),
         "Stronger attack": _each(settings, "strong_attack", describe_strong_attack),
-        "Loss variation": _each(settings, "loss_variation", describe_loss_variation),
-        "Spread in the layers": _each(settings, "spread", describe_spread),
-        "Theory": describe_theory(first["theory"]),
+        # The settings of measures that a study does not make are not among these.
+        **(
+            {"Loss variation": _each(settings, "loss_variation", describe_loss_variation)}
+            if "loss_variation" in first
+            else {}
+        ),
+        **({"Spread in the layers": _each(settings, "spread", describe_spread)} if "spread" in first else {}),
+        **({"Theory": describe_theory(first["theory"])} if "theory" in first else {}),
         "Spectra": "exact for circular convolutions, and for zero-padded operators whose smaller side is at most "
         f"{first['dense_spectrum']} and whose larger side is at most {4 * first['dense_spectrum']}",
     }
@@ -100,16 +105,18 @@ def describe_networks(settings: Sequence[Settings]) -> str:
     return "; ".join(names)
 
 
+def _after(epochs: Sequence[int]) -> str:
+    return f"after epoch{'s' if len(epochs) > 1 else ''} {' and '.join(map(str, epochs))}"
+
+
 def describe_training(spec: Mapping[str, Any]) -> str:
     """Describe how networks are trained: epochs, optimiser, learning rate, augmentation and precision."""
     if not spec["epochs"]:
         return "none here, of networks that came with their weights"
-    drops = " and ".join(map(str, spec["lr_drops"]))
-    falls = (
-        f" (divided by {spec['lr_factor']:g} after epoch{'s' if len(spec['lr_drops']) > 1 else ''} {drops})"
-        if drops
-        else ""
-    )
+    reached = [epoch for epoch in spec["lr_drops"] if epoch < spec["epochs"]]
+    falls = f" (divided by {spec['lr_factor']:g} {_after(reached)})" if reached else ""
+    if late := [epoch for epoch in spec["lr_drops"] if epoch not in reached]:
+        falls += f" (not divided {_after(late)}: training ends before)"
     return (
         f"{spec['epochs']} epochs, batches of {spec['batch_size']}, SGD with momentum {spec['momentum']:g}, "
         f"learning rate {spec['lr']:g}{falls}, weight decay {spec['weight_decay']:g}, "

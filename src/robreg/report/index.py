@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from robreg.claims.claim import NOT_RUN
 from robreg.report.templates import template_environment
 from robreg.tables import parquet
 from robreg.tables.files import atomic_write, open_regular
@@ -58,7 +57,7 @@ def _entry(folder: Path) -> StudyEntry:
         rows = parquet.read(folder / "claims.parquet", ["verdict"]).column("verdict").to_pylist()
     except (OSError, ValueError):
         return StudyEntry(name, name, address, problem="cannot be read")
-    return StudyEntry(name, title, address, {key: rows.count(key) for key in (*VERDICTS, NOT_RUN)})
+    return StudyEntry(name, title, address, {key: rows.count(key) for key in VERDICTS})
 
 
 def _read_title(report: Path) -> str:

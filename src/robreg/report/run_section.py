@@ -13,12 +13,12 @@ from robreg.report.costs import shared_settings
 from robreg.report.data_words import describe_data
 from robreg.report.space_words import describe_conventions
 from robreg.runs.catalogue import Run
-from robreg.runs.needs import ALWAYS, measures
+from robreg.runs.needs import measures_of
 from robreg.tables import parquet
 from robreg.tables.study_tables import SETTING, failed_masking_checks
 
-# The terms that say how something was measured that not every study measures, with the rule that measures it.
-_RULES = {"Loss variation": "lossvar", "Spread in the layers": "spread", "Theory": "theory"}
+# The settings of measures that not every study makes, each with the rule that makes it.
+_RULES = {"loss_variation": "lossvar", "spread": "spread", "theory": "theory"}
 
 
 def count_seeds(runs: Sequence[Run]) -> list[int]:
@@ -34,6 +34,7 @@ def study_context(study: Mapping[str, Any], data: Sequence[Path], tables: Collec
     """
     metas = {path.parent.name: read_meta(path) for path in data}
     counts = count_seeds(study["runs"])
+    study = {**study, "settings": _settings_that_matter(study)}
     settings = [study["settings"][_run_name(run)] | {"paper": run["paper"]} for run in study["runs"]]
     return {
         "study": study,
@@ -45,6 +46,20 @@ def study_context(study: Mapping[str, Any], data: Sequence[Path], tables: Collec
             *describe_unmeasured(_unmeasured(study["runs"])),
         ],
         "deviations": deviations(settings, tables),
+    }
+
+
+def _settings_that_matter(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings of every run, by its name, without those of measures that no run of its data set gets."""
+    measured: dict[str, set[str]] = {}
+    for run in study["runs"]:
+        rules = measures_of(run, study["runs"], study["shown"], judged=study["judged"])
+        measured.setdefault(run["dataset"], set()).update(rules)
+    return {
+        name: {
+            key: one[key] for key in one if _RULES.get(key) is None or _RULES[key] in measured.get(one["dataset"], ())
+        }
+        for name, one in study["settings"].items()
     }
 
 
@@ -86,9 +101,7 @@ def _outcome(run: Mapping[str, Any]) -> dict[str, Any]:
 def _dataset(study: Mapping[str, Any], name: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     """Describe one data set: what was run on it, and the settings of its runs."""
     own = {key: settings for key, settings in study["settings"].items() if settings["dataset"] == name}
-    measured = measures({"claims": study["judged"]}, study["shown"])
     terms = describe_data(meta, list(own.values()))
-    terms = {term: words for term, words in terms.items() if _RULES.get(term, ALWAYS[0]) in measured}
     return {
         "name": name,
         "title": study["titles"][name],

@@ -240,9 +240,9 @@ def compared_strengths(config: Mapping[str, Any], study: str) -> list[int]:
     return compared(study, config["studies"][study], study_runs(config, study))
 
 
-def listed_items(config: Mapping[str, Any], study: str) -> list[str]:
-    """List the names of all figures and tables of a study."""
-    return [item for part in ("figures", "tables") for item in study_items(config, study, part)]
+def listed_items(config: Mapping[str, Any], study: str) -> dict[str, list[str] | None]:
+    """List all figures and tables of a study, each with what it is restricted to (see study_items)."""
+    return {**study_items(config, study, "figures"), **study_items(config, study, "tables")}
 
 
 def study_items(config: Mapping[str, Any], study: str, part: str) -> dict[str, list[str] | None]:

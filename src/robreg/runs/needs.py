@@ -1,12 +1,13 @@
 """What a study needs of its runs: the measures behind its figures, tables and claims, and the strengths it compares."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from robreg.runs.catalogue import FIGURES, TABLES, Run, select_plain
+from robreg.runs.catalogue import FIGURES, TABLES, Run, select_plain, select_runs
 from robreg.runs.settings import ConfigError
 
 Study = Mapping[str, Any]  # a study's block of config.yaml
+Shown = Mapping[str, Collection[str] | None]  # figures and tables, each with what it is restricted to, or None for all
 # Every report says of every network how accurate it is, and whether its adversarial accuracy can be trusted.
 ALWAYS = ("margins", "apgd", "attacks", "masking", "sv", "metrics")
 CLAIMED = ("metrics", "margins", "svstd", "lossvar", "spread")  # the tables that claims are judged by
@@ -18,17 +19,25 @@ def judges_claims(study: Study) -> bool:
     return bool(study.get("claims", True))
 
 
-def measures(study: Study, shown: Iterable[str]) -> list[str]:
-    """List the rules that measure a study's runs, in the order of the workflow. shown: its figures and tables."""
+def measures(shown: Iterable[str], *, judged: bool) -> list[str]:
+    """List the rules that measure runs, in the order of the workflow.
+
+    shown: the figures and tables that show them; judged: whether claims are judged by them.
+    """
     tables = {need for item in shown for need in {**FIGURES, **TABLES}[item].needs}
-    tables |= set(CLAIMED) if judges_claims(study) else set()
+    tables |= set(CLAIMED) if judged else set()
     rules = {_MADE_TOGETHER.get(table, table) for table in tables}
     return [*ALWAYS, *(rule for rule in ("lossvar", "spread", "examples", "theory") if rule in rules)]
 
 
+def measures_of(run: Run, runs: Sequence[Run], shown: Shown, *, judged: bool) -> list[str]:
+    """Do as measures for one of the runs of a study, which not all of its figures and tables show."""
+    return measures([item for item, only in shown.items() if run in select_runs(item, runs, only)], judged=judged)
+
+
 def has_all_checked(study: Study, shown: Iterable[str]) -> bool:
     """Return whether a study's runs get all tables that the rule checks compares; otherwise its audit checks them."""
-    return "lossvar" in measures(study, shown)
+    return "lossvar" in measures(shown, judged=judges_claims(study))
 
 
 def check_conditions(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,10 @@ def _describe_error(error: ValidationError) -> str:
         known: Mapping[str, Any] = schema.get("properties", {})
         given: Any = error.instance
         extra = next(key for key in given if key not in known)
-        return f"{f'{path}.' if path else ''}{extra}: {describe_unknown_name('key', extra, known)}"
+        more = ""
+        if re.fullmatch(r"studies\.[^.]+\.runs\.\d+", path):
+            more = "; settings of a single run stand in the block runs, as digits/ar8: {training: {epochs: 40}}"
+        return f"{f'{path}.' if path else ''}{extra}: {describe_unknown_name('key', extra, known)}{more}"
     description = schema.get("description", "")
     hint = f" ({description})" if description else ""
     if error.validator == "contains":  # of radii only

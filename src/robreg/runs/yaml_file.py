@@ -8,6 +8,13 @@ import yaml
 from robreg.runs.settings import ConfigError
 
 RECURSIVE_OR_DEEP = "a value contains itself or is nested too deeply; write it without aliases and with less nesting"
+_CONTEXTS = {  # what PyYAML was reading, in other words
+    "while parsing a flow sequence": "list [...]",
+    "while parsing a flow mapping": "block {...}",
+    "while parsing a block mapping": "block",
+    "while parsing a block collection": "list",
+    "while scanning a quoted scalar": "text in quotes",
+}
 MAX_VALUES = 100_000  # in a file, counting what aliases repeat: a few lines can stand for any number of values
 
 
@@ -31,11 +38,24 @@ def check_yaml_file(file: Path) -> None:
             _refuse_expressions(loader.construct_document(root), file.name)
     except ConfigError:
         raise
+    except (yaml.scanner.ScannerError, yaml.parser.ParserError) as error:
+        raise ConfigError(f"{file.name} cannot be read as YAML: {_describe_place(error)}; correct it") from error
     except Exception as error:  # an impossible date or number, bytes that are not UTF-8: PyYAML raises many types
         reason = (
             RECURSIVE_OR_DEEP if isinstance(error, RecursionError) else f"{' '.join(str(error).split())}; correct it"
         )
         raise ConfigError(f"{file.name} cannot be read as YAML: {reason}") from error
+
+
+def _describe_place(error: yaml.MarkedYAMLError) -> str:
+    """Say in which line the mistake was noticed, and where that begins which it is in."""
+    place, begin = (_describe_mark(mark) for mark in (error.problem_mark, error.context_mark))
+    context = _CONTEXTS.get(error.context or "")
+    return f"{place}: {error.problem}{f' in the {context}, which begins in {begin}' if context else ''}"
+
+
+def _describe_mark(mark: yaml.Mark | None) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}" if mark else "the file"
 
 
 def _refuse_duplicate_keys(root: yaml.Node, name: str) -> None:
@@ -48,16 +68,17 @@ def _refuse_duplicate_keys(root: yaml.Node, name: str) -> None:
             continue
         visited.add(id(node))
         if isinstance(node, yaml.MappingNode):
-            seen = set[str]()
+            seen: dict[str, int] = {}  # the line of each key
             for key, value in node.value:
                 if not isinstance(key, yaml.ScalarNode):
                     continue  # cannot be a key; construct_document reports it
+                line = key.start_mark.line + 1
                 if key.value in seen:
-                    line = key.start_mark.line + 1
                     raise ConfigError(
-                        f"{name}: {path}{key.value} is given twice, the second time in line {line}; remove one"
+                        f"{name}: {path}{key.value} is given twice, in line {seen[key.value]} and in line {line}; "
+                        "remove one, or move what stands below the second into the first"
                     )
-                seen.add(key.value)
+                seen[key.value] = line
                 remaining.append((f"{path}{key.value}.", value))
         elif isinstance(node, yaml.SequenceNode):
             remaining += [(f"{path}{index}.", value) for index, value in enumerate(node.value)]

@@ -215,7 +215,8 @@ def list_layers(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
             model(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
     except Exception as error:  # torch raises RuntimeError if shapes do not fit; a user's network may raise anything
         raise ValueError(
-            f"the network cannot take an image of shape {shape} ({error}); use another architecture or crop"
+            f"the network cannot take an image of shape {shape} ({error}); "
+            "use another architecture, give it the number of channels, or set crop"
         ) from error
     finally:
         for hook in hooks:

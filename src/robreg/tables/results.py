@@ -67,7 +67,10 @@ def _find(source: str | Path, results: Path) -> Path:
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
         tried = ", ".join(map(str, places))
-        raise FileNotFoundError(f"no results of {source}: none of {tried} is a folder; run the workflow first")
+        raise FileNotFoundError(
+            f"no results of {source}: none of {tried} is a folder in {Path.cwd()}; run the workflow first, or give the "
+            "folder of its results, as in results='/path/to/results'"
+        )
     return folder
 
 

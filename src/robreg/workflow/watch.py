@@ -17,7 +17,7 @@ from typing import Any
 from robreg.data.errors import printable
 from robreg.report.units import format_duration
 from robreg.runs import config as study_config
-from robreg.runs.needs import has_all_checked, measures
+from robreg.runs.needs import has_all_checked, judges_claims, measures_of
 from robreg.runs.settings import ConfigError, parse_run
 from robreg.workflow.progress import STATES, Progress, look
 
@@ -54,11 +54,12 @@ def _look_at_runs(config: Mapping[str, Any], study: str | None) -> list[Progress
     """
     wanted: dict[str, dict[str, None]] = {}  # the measures of each run, in order
     for one in config["studies"] if study is None else [study]:
-        names = study_config.run_names(config, one)  # raises ConfigError if there is no such study
+        listed = study_config.study_runs(config, one)  # raises ConfigError if there is no such study
         block, shown = config["studies"][one], study_config.listed_items(config, one)
-        rules = [*measures(block, shown), *(["checks"] if has_all_checked(block, shown) else [])]
-        for dataset, variant in names:
-            wanted.setdefault(f"{dataset}/{variant}", {}).update(dict.fromkeys(rules))
+        last = ["checks"] if has_all_checked(block, shown) else []
+        for run in listed:
+            rules = [*measures_of(run, listed, shown, judged=judges_claims(block)), *last]
+            wanted.setdefault(f"{run['dataset']}/{run['variant']}", {}).update(dict.fromkeys(rules))
     runs = [look(name, list(rules)) for name, rules in wanted.items()]
     if study is None or config.get("only_finished"):
         runs = [run for run in runs if run.state != "waiting"]
