@@ -582,7 +582,7 @@ def with_examples(run: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ([{}, {}], "all attacked with 32/255"),
         ([{}, {"eps": 8.0, "radius": "evaluation", "index": None}], "all attacked with 32/255 or 8/255"),
         ([{"space": "normalised"}, {"space": "normalised"}], "all attacked with 32/255 in normalised space"),
-        ([{}, {"space": "normalised"}], "all attacked with 32/255, each in its own space"),
+        ([{}, {"space": "normalised"}], "all attacked with 32/255,\neach in its own space"),
     ],
 )
 def test_the_radius_and_its_space_stand_above_the_images(

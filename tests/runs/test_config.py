@@ -304,7 +304,7 @@ def test_an_architecture_may_have_an_eps_of_its_own(config):
         ),
         (
             "a: {b: [1, c: 2}\n",
-            r"own\.yaml cannot be read as YAML: line 1, column 16: .* begins in line 1, column 8\); corr",
+            r"own\.yaml cannot be read as YAML: line 1, column 16: .* begins in line 1, column 8; correct it",
         ),
         ("a: \udcff", r"own\.yaml cannot be read as YAML: .* invalid start byte"),
         ("a: 2020-13-45", r"own\.yaml cannot be read as YAML: month must be in 1\.\.12; correct it"),

@@ -660,7 +660,7 @@ def documented(demo):
     config["architectures"] |= config.pop("more")
     (demo / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (script,) = re.findall(r"```python\n(.*?)```", PAGES["docs/tutorial.md"], re.DOTALL)
-    (demo / "loss_gap.py").write_text(script)
+    (demo / "fig1_column.py").write_text(script)
     return demo
 
 
@@ -706,7 +706,7 @@ def test_the_tutorial_makes_its_study_and_its_figure(documented):
         "fig3.svg",
     ]
     assert (folder / "report.html").exists()
-    assert (documented / "loss_gap.pdf").read_bytes().startswith(b"%PDF")
+    assert (documented / "fig1_column.pdf").read_bytes().startswith(b"%PDF")
     rows = pd.read_csv(folder / "tables/table3.csv")
     assert sorted(zip(rows["ar"], rows["seed"], strict=True)) == [(ar, seed) for ar in (0, 4, 8) for seed in (0, 1)]
 
@@ -717,18 +717,28 @@ def test_the_python_of_the_readme_reads_the_demo(documented):
     assert re.search(r"^ar +seed *\n0 +0 +\d", done.stdout, re.MULTILINE), done.stderr
 
 
-def example(key):
-    """Return the example of a block of config.yaml as text, which is the same on every page that has one."""
+def examples_of(key):
+    """Return the examples of a block of config.yaml, each once."""
     blocks = [text for page in PAGES.values() for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
-    (block,) = {text for text in blocks if text.startswith(f"{key}:")}
+    return list(dict.fromkeys(text for text in blocks if text.startswith(f"{key}:")))
+
+
+def example(key):
+    """Return the only example of a block of config.yaml, which is the same on every page that has one."""
+    (block,) = examples_of(key)
     return block
 
 
 def test_the_documented_config_blocks_are_valid():
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    config["studies"] |= yaml.safe_load(example("studies"))["studies"]
-    for key in ("architectures", "pretrained", "runs"):
-        config.setdefault(key, {}).update(yaml.safe_load(example(key))[key])
-    assert sum(page.count("```yaml") for page in PAGES.values()) == 5  # that of the study is in README and the tutorial
+    text = (ROOT / "config.yaml").read_text()
+    line = example("datasets").splitlines()[1]  # it copies settings of the file, so it must stand in it
+    config = yaml.safe_load(text.replace("\narchitectures:", f"\n{line}\n\narchitectures:", 1))
+    assert config["datasets"]["photos"]["training"] == config["datasets"]["digits"]["training"]
+    keys = ("studies", "architectures", "pretrained", "runs")
+    blocks = [(key, block) for key in keys for block in examples_of(key)]
+    for key, block in blocks:
+        config.setdefault(key, {}).update(yaml.safe_load(block)[key])
+    # The study is both in README and in the tutorial.
+    assert sum(page.count("```yaml") for page in PAGES.values()) == 1 + len(blocks) + 1
     validate(config, ROOT / "workflow/schemas/config.schema.yaml")
     assert settings.run_settings(config, "c10", "ar8-vgg")["factory"]["callable"] == "torchvision.models:vgg11_bn"

@@ -14,7 +14,7 @@ from robreg.runs.catalogue import Run
 from robreg.tables.examples import Example, read_examples
 
 _ROUNDING = 1e-6  # a smaller change of a pixel is one of rounding
-_ROW, _HEADING, _TITLE = 1.08, 0.2, 0.25  # inches: of a row of images, of the headings above, and of a panel's name
+_ROW, _HEADING, _TITLE = 1.08, 0.4, 0.2  # inches: of a row of images, of the headings above, and of a panel's name
 
 
 def examples(runs: Sequence[Run]) -> Figure:
@@ -48,7 +48,8 @@ def _fill(part: SubFigure, panel: Panel, networks: Sequence[tuple[str, list[Exam
             continue
         chosen = [[row for row in rows if row["radius"] == radius] for _, rows in networks]
         heading = _empty(part.add_subplot(grid[0, first : first + across]))
-        heading.text(0.5, 0, _heading(radius, [row for rows in chosen for row in rows]), ha="center", va="bottom")
+        words = _heading(radius, [row for rows in chosen for row in rows])
+        heading.text(0.5, 0, words, ha="center", va="bottom").set_in_layout(False)  # or it would widen the columns
         for column, position in enumerate(index):
             clean = next(row for _, rows in networks for row in rows if row["index"] == position)
             axes = _empty(part.add_subplot(grid[1, first + 2 * column]))
@@ -74,7 +75,7 @@ def _empty(axes: Axes) -> Axes:
 
 def _heading(radius: str, rows: Sequence[Example]) -> str:
     spaces = {row["space"] for row in rows}
-    where = f" in {spaces.pop()} space" if len(spaces) == 1 else ", each in its own space"
+    where = f" in {spaces.pop()} space" if len(spaces) == 1 else ",\neach in its own space"
     where = where.replace(" in pixel space", "")
     if radius == "training":
         return f"each attacked with its AR strength{where}"
