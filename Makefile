@@ -37,7 +37,8 @@ verify: .venv/run.done  ## measure RUN, such as digits/ar8, again from its check
 bench: .venv/test.done  ## compare the speed with other libraries; minutes, on idle cores
 	$(BIN)/python tests/bench/bench.py
 
-bench-gpu: .venv/test.done  ## measure how fast training is on a GPU, and what limits it
+bench-gpu: .venv/test.done  ## test what needs a GPU, then measure how fast training is on it, and what limits it
+	$(BIN)/python -m pytest -q tests/kernels tests/training/test_step.py
 	$(BIN)/python tests/bench/bench_gpu.py
 
 lint: .venv/test.done  ## run all static checks

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton, whose kernels then run on a CPU
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from playwright.sync_api import sync_playwright
 
 from robreg.data import dataset, preparation

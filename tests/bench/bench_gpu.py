@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -89,6 +90,11 @@ def torchattacks_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Cal
 
     step.name = f"torchattacks {torchattacks.__version__}" if torchattacks else "torchattacks' PGD, written out"
     return step
+
+
+def plain_layer(x: Tensor, weight: Tensor, shortcut: Tensor, stride: int) -> Tensor:
+    """Do as the kernel of a convolution with a shortcut and ReLU, in three."""
+    return functional.relu(functional.conv2d(x, weight, stride=stride, padding=1) + shortcut)
 
 
 class Bench:
@@ -237,6 +243,51 @@ class Bench:
             rows[arch] = {"ms_per_step": 1e3 * taken, "images_per_s": self.batch / taken, "how": step.how}
         return rows
 
+    def kernels(self) -> dict:
+        """Time the attack's kernels: each convolution of a network beside cuDNN's, and the whole attack.
+
+        A convolution is one with residual and ReLU, in one kernel, and in cuDNN's and those of torch.
+        """
+        from robreg.kernels.fixup_attack import FixupAttack
+
+        dtype = torch.float32 if self.tiny else torch.bfloat16
+        model = make_network(self.arch, self.device, (3, 32, 32), 10).eval().requires_grad_(False)
+        x, y, noise = self.draw()
+        if self.tiny:
+            x, noise = (one[:, :, :8, :8].contiguous() for one in (x, noise))
+        tune = self.device.type == "cuda"
+        attack = FixupAttack(model, x, eps=EPS, step=STEP, steps=1 if self.tiny else STEPS, dtype=dtype, tune=tune)
+        attack.refresh()
+        rows = {}
+        for block, source, target in zip(attack.blocks, attack.after, attack.after[1:], strict=False):
+            name = f"{source.shape[3]} to {target.shape[3]} channels at {source.shape[1]}"
+            if name in rows:
+                continue
+            weight = block.conv1.weight.detach().to(dtype).to(memory_format=torch.channels_last)
+            given, shortcut = (one.normal_().permute(0, 3, 1, 2) for one in (source, torch.empty_like(target)))
+            ours = attack.convolutions[id(block.conv1)]
+            options = {"stride": block.stride, "residual": shortcut.permute(0, 2, 3, 1), "relu": True}
+            gradient, options_back = torch.empty_like(source), {"stride": block.stride, "transposed": True}
+            times = {
+                "ours": partial(attack._convolve, source, ours.forward, target, **options),
+                "cudnn": partial(plain_layer, given, weight, shortcut, block.stride),
+                "ours, gradient": partial(attack._convolve, target, ours.backward, gradient, **options_back),
+            }
+            rows[name] = {f"{key}, us": 1e6 * self.replayed(run) for key, run in times.items()}
+        return {"layers": rows, "attack_ms": 1e3 * self.replayed(lambda: attack(x, y, noise))}
+
+    def replayed(self, run: Callable[[], object]) -> float:
+        """Return the seconds of a call without the time to launch it: replayed from a CUDA graph, on a GPU."""
+        if self.device.type != "cuda":
+            return self.seconds(run)
+        for _ in range(3):
+            run()
+        self.wait()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        return self.seconds(graph.replay)
+
     def together(self) -> dict:
         """Return the images per second of one, two and four processes that train on the device at the same time."""
         rows = {}
@@ -270,7 +321,7 @@ class Bench:
         print(done / (time.perf_counter() - begin), flush=True)
 
 
-PARTS = ("training", "projection", "profile", "others", "together")
+PARTS = ("kernels", "training", "projection", "profile", "others", "together")
 
 
 def main() -> None:

@@ -94,6 +94,20 @@ def test_the_gpu_benchmark_runs_with_small_sizes_on_a_cpu(tmp_path):
     assert found["projection"]["seconds"] > 0
 
 
+def test_the_kernels_are_timed_beside_plain_layers(tmp_path):
+    out = tmp_path / "bench.json"
+    command = [sys.executable, ROOT / "tests/bench/bench_gpu.py", "kernels", "--device", "cpu", "--tiny", "--out", out]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "TRITON_INTERPRET": "1"})
+    found = json.loads(out.read_text())["kernels"]
+    assert list(found["layers"]) == [
+        "16 to 16 channels at 8",
+        "16 to 32 channels at 8",
+        "32 to 64 channels at 4",
+    ]
+    assert all(value > 0 for row in found["layers"].values() for value in row.values())
+    assert found["attack_ms"] > 0
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_the_gpu_benchmark_refuses_a_machine_without_a_gpu():
     done = subprocess.run(

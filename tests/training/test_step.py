@@ -273,7 +273,7 @@ def test_a_captured_step_agrees_with_an_eager_one(precision, compile):
 @pytest.fixture
 def on_gpu(monkeypatch):
     """Return a function that makes a step on a GPU, even if there is none; the step cannot be taken."""
-    monkeypatch.setattr("robreg.training.step._make_twin", lambda *_: (None, []))
+    monkeypatch.setattr("robreg.training.step._make_twin", lambda *_, **__: (None, []))
     weight = SimpleNamespace(device=torch.device("cuda"))
     model = SimpleNamespace(parameters=lambda: iter([weight]), to=lambda **_: None)
     return lambda **options: TrainingStep(model, None, **options)
@@ -327,3 +327,20 @@ def test_deterministic_steps_on_a_gpu_are_bit_identical(compile):
         one, other = (run(make("cuda", compile=compile, deterministic=True), device="cuda") for _ in range(2))
     assert one[0] == other[0]
     assert all(torch.equal(value, other[1][key]) for key, value in one[1].items())
+
+
+def test_only_a_compiled_step_folds_batch_normalisation_and_only_in_its_attack():
+    def norms(network):
+        return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    plain, compiled = make(), make(compile=True)
+    assert (len(norms(plain.twin)), len(norms(compiled.twin)), len(norms(compiled.model))) == (1, 0, 1)
+
+
+def test_a_folded_attack_follows_the_statistics_of_the_last_step():
+    plain, folding = make(), make(compile=True)
+    folding.compile = False  # without a compiler, to compare the attack alone
+    for x, y, noise in batches(3):
+        torch.testing.assert_close(folding.adversarial(x, y, noise), plain.adversarial(x, y, noise), rtol=0, atol=1e-6)
+        plain(x, y, noise)
+        folding(x, y, noise)

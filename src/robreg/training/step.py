@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robreg.attacks.pgd import Radius, pgd_iterates
+from robreg.kernels.choice import Attack, fused_attack
+from robreg.training.folding import fold_batch_norms
 
 PRECISIONS = ("fp32", "bf16")
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -42,9 +45,11 @@ class TrainingStep:
 
     precision: "bf16" computes both passes in bfloat16 (Kalamkar et al. 2019) with automatic mixed precision; weights,
     gradients, optimiser, normalisation, loss and the adversarial examples stay in fp32.
-    compile: the forward and backward passes of full batches go through torch.compile and, on a GPU, the whole step
-    becomes one CUDA graph. If compiling or capturing fails, the step does without it after one warning; `how` says what
-    was done. Without compile, the step is eager PyTorch, which in fp32 on a CPU is the reference.
+    compile: the forward and backward passes of full batches go through torch.compile, batch normalisation is folded
+    into the convolutions before it in the attack, and, on a GPU, the whole step becomes one CUDA graph. In bf16 on a
+    GPU, the attack on a Fixup ResNet runs in kernels of its own (robreg.kernels). What fails is left out after one
+    warning; `how` says what was done. Without compile, the step is eager PyTorch, which in fp32 on a CPU is the
+    reference.
     deterministic: a GPU uses only algorithms that produce bit-identical results, within `deterministic_algorithms`; a
     CPU always does.
     """
@@ -63,12 +68,15 @@ class TrainingStep:
         if precision not in PRECISIONS:
             raise ValueError(f"training.precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         self.device = next(model.parameters()).device
-        self.precision, self.compile = precision, compile
+        self.precision, self.compile, self.deterministic = precision, compile, deterministic
         self.captures = compile and self.device.type == "cuda"
         if precision == "bf16" or self.device.type == "cuda":
             model.to(memory_format=torch.channels_last)  # the layout that matrix units need, whatever the images have
         self.model, self.optimizer, self.attack = model, optimizer, attack
-        self.twin, self.casts = _make_twin(model, torch.bfloat16 if precision == "bf16" else None)
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.twin, self.updates = _make_twin(model, self.dtype, fold=compile)
+        self.fuses = self.captures and precision == "bf16" and attack is not None
+        self.kernels: Attack | None = None  # the attack on full batches, if it runs in kernels of its own
         self.size: int | None = None  # number of images in a full batch
         self.compiled: tuple[nn.Module, nn.Module] | None = None  # the compiled model and its compiled twin
         self.graph: _Graph | None = None  # replays the step of a full batch
@@ -79,9 +87,9 @@ class TrainingStep:
 
     @property
     def how(self) -> str:
-        """How full batches are computed: "eager" or "compiled", followed by ", CUDA graph" if the step is captured."""
-        made = "compiled" if self.compiled else "eager"
-        return f"{made}, CUDA graph" if self.graph else made
+        """How full batches are computed: "eager" or "compiled", then "attack kernels" and "CUDA graph" if there are."""
+        parts = {"attack kernels": self.kernels, "CUDA graph": self.graph}
+        return ", ".join(["compiled" if self.compiled else "eager", *(name for name, part in parts.items() if part)])
 
     def __call__(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Result:
         """Update the weights once; return the loss, a scalar, and the logits, (B, classes), both detached.
@@ -93,6 +101,10 @@ class TrainingStep:
         """
         if self.size is None:
             self.size = len(x)
+            if self.fuses and self.attack is not None:
+                ball = {key: getattr(self.attack, key) for key in ("eps", "step", "steps")}
+                tune = self.device.type == "cuda" and not self.deterministic
+                self.kernels = fused_attack(self.model, x, y, dtype=self.dtype, tune=tune, **ball)
             if self.compile:
                 self._try_to_compile(x, y, noise)
         if self.captures and len(x) == self.size:
@@ -103,9 +115,11 @@ class TrainingStep:
         """Return the adversarial examples that a batch is trained on, like x; x itself without an attack."""
         if self.attack is None:
             return x
+        if self.kernels and len(x) == self.size:
+            return self.kernels(x, y, noise)
         twin = self.compiled[1] if self.compiled and len(x) == self.size else self.twin
-        for cast_weight, weight in self.casts:
-            cast_weight.copy_(weight)
+        for update in self.updates:
+            update()
         last, spec = x, self.attack
         with self._autocast():
             for last, _ in pgd_iterates(twin, x, y, eps=spec.eps, step=spec.step, steps=spec.steps, noise=noise):  # noqa: B007
@@ -218,23 +232,29 @@ class _Graph:
         return loss.clone(), logits.clone()  # the next replay overwrites them
 
 
-def _make_twin(model: nn.Module, dtype: torch.dtype | None) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+def _make_twin(model: nn.Module, dtype: torch.dtype, *, fold: bool) -> tuple[nn.Module, list[Callable[[], None]]]:
     """Copy the model for the attack: in eval mode, without gradients of its weights, sharing the model's tensors.
 
     Its batch normalisation uses the running statistics, as in every evaluation, and does not change them.
-    With a dtype, the twin holds its own matrices and kernels of that type, so that they are not converted in every
-    pass. They are returned too, each with the model's tensor that must be copied into it before an attack.
+    Where the twin has weights of its own, the functions that are returned compute them from the model's, and must be
+    called before an attack: matrices and kernels of another dtype, so that they are not converted in every pass, and
+    convolutions into which batch normalisation is folded.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-    casts: list[tuple[Tensor, Tensor]] = []
     for copied, original in zip(twin.parameters(), model.parameters(), strict=True):
         copied.data = original.detach()
-        if dtype is not None and copied.ndim > 1:
-            copied.data = copied.data.to(dtype)
-            casts.append((copied, original.detach()))
     for copied_buffer, buffer in zip(twin.buffers(), model.buffers(), strict=True):
         copied_buffer.data = buffer
-    return twin, casts
+    updates = fold_batch_norms(twin, dtype) if fold else []
+    for parameter in twin.parameters():
+        if parameter.ndim > 1 and parameter.dtype != dtype:
+            source, parameter.data = parameter.data, parameter.data.to(dtype)
+            updates.append(partial(_copy, parameter.data, source))
+    return twin, updates
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    target.copy_(source)
 
 
 def _on_side_stream(device: torch.device, run: Callable[[], object]) -> None:

@@ -1,0 +1,171 @@
+"""The attack's kernels, in Triton's interpreter or on a GPU, against autograd and against the plain attack."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from robreg.attacks.pgd import input_gradient, pgd, pgd_iterates, pixel_radius
+from robreg.networks.build import build_network
+from robreg.networks.classifier import Classifier, Normalise
+
+pytest.importorskip("triton", reason="Triton comes with torch for Linux")
+from robreg.kernels.fixup_attack import FixupAttack, refusal
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+GPU = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+BALL = {"eps": 8 / 255, "step": 2 / 255, "steps": 3}
+
+
+def network(arch="resnet8", *, width=16, shape=(3, 8, 8), classes=10):
+    """Return a network with random weights and scalars; Fixup's initialisation gives gradients of 0."""
+    torch.manual_seed(0)
+    channels = shape[0]
+    mean, std = [0.4, 0.5, 0.6, 0.3][:channels], [0.2, 0.25, 0.3, 0.35][:channels]
+    model = build_network(arch, width=width, shape=shape, classes=classes, mean=mean, std=std).eval()
+    for parameter in model.parameters():
+        std = (2 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.3
+        nn.init.normal_(parameter, std=std)
+    return model.requires_grad_(requires_grad=False).to(DEVICE)
+
+
+def batch(n=3, shape=(3, 8, 8), classes=10, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = (torch.rand(n, *shape, generator=generator) for _ in range(2))
+    y = torch.randint(classes, (n,), generator=generator)
+    return x.to(DEVICE), y.to(DEVICE), (2 * noise - 1).to(DEVICE)
+
+
+def attack_of(model, x, dtype=torch.float32, **ball):
+    return FixupAttack(model, x, **{**BALL, **ball}, dtype=dtype)
+
+
+def relative(one, other):
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("arch", ["resnet8", "resnet8nobias", "fixup8"])
+@pytest.mark.parametrize(("n", "shape"), [(1, (3, 8, 8)), (3, (1, 9, 7)), (2, (4, 6, 11))])
+def test_the_gradient_is_that_of_autograd(arch, n, shape):
+    model, (x, y, _) = network(arch, shape=shape), batch(n, shape)
+    found, expected = attack_of(model, x).gradient(x, y), input_gradient(model, x, y)
+    assert found.shape == x.shape
+    assert relative(found, expected) < 1e-5
+    for one, other in zip(found, expected, strict=True):
+        assert relative(one, other) < 1e-5
+
+
+@pytest.mark.parametrize(("arch", "width", "classes"), [("resnet8", 32, 3), ("fixup8", 16, 17), ("resnet14", 16, 2)])
+def test_other_depths_widths_and_numbers_of_classes(arch, width, classes):
+    depth = int(arch.removeprefix("resnet").removeprefix("fixup"))
+    model, (x, y, _) = network(arch, width=width, classes=classes), batch(2, classes=classes)
+    assert depth == 2 + 2 * sum(1 for module in model.modules() if hasattr(module, "conv2"))
+    assert relative(attack_of(model, x).gradient(x, y), input_gradient(model, x, y)) < 1e-5
+
+
+@pytest.mark.parametrize("arch", ["resnet8", "resnet8nobias", "fixup8"])
+def test_every_activation_is_that_of_the_network(arch):
+    model, (x, y, _) = network(arch), batch()
+    attack = attack_of(model, x)
+    attack.gradient(x, y)
+    network_ = model.network
+    first = network_.stem(model.normalise(x))
+    expected = functional.relu(first + network_.bias1 if network_.has_biases else first)
+    torch.testing.assert_close(attack.after[0].permute(0, 3, 1, 2), expected, rtol=1e-5, atol=1e-5)
+    for number, block in enumerate(attack.blocks, 1):
+        expected = block(expected)
+        torch.testing.assert_close(attack.after[number].permute(0, 3, 1, 2), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("space", ["pixel", "normalised"])
+@pytest.mark.parametrize("random", [True, False])
+def test_every_iterate_is_that_of_the_plain_attack(space, random):
+    model, (x, y, noise) = network(), batch(4)
+    x[0, :, :2] = 0.0  # where the ball is cut at both ends of the range of pixels
+    x[1, :, :2] = 1.0
+    eps, step = (pixel_radius(radius, space, model.normalise.std) for radius in (8, 2))
+    noise = noise if random else None
+    iterates = pgd_iterates(model, x, y, eps=eps, step=step, steps=3, noise=noise)
+    for steps, (expected, _) in enumerate(iterates):
+        found = attack_of(model, x, eps=eps, step=step, steps=steps)(x, y, noise)
+        assert int(((found - expected).abs() > 1e-6).sum()) <= found.numel() // 10_000
+    assert not torch.equal(found, x)
+
+
+def test_the_weights_are_read_anew_at_every_call():
+    model, (x, y, _) = network(), batch()
+    attack = attack_of(model, x)
+    before = attack.gradient(x, y)
+    for parameter in model.parameters():
+        parameter.mul_(0.9)
+    after = attack.gradient(x, y)
+    assert relative(after, before) > 1e-2
+    assert relative(after, input_gradient(model, x, y)) < 1e-5
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pixels_may_have_any_layout_and_stay_as_they_are(layout):
+    model, (x, y, noise) = network(), batch()
+    given = x.to(memory_format=layout)
+    found = attack_of(model, given)(given, y, noise)
+    assert torch.equal(given, x)
+    assert found.stride() == given.stride()
+    torch.testing.assert_close(found, pgd(model, x, y, **BALL, noise=noise), rtol=0, atol=1e-6)
+
+
+def other(change):
+    model = network()
+    change(model)
+    return model
+
+
+class Own(Normalise):
+    """A normalising layer of somebody's own."""
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Linear(1, 1), "does not begin with the normalising layer"),
+        (lambda: Classifier(Own([0.5], [0.5]), network().network), "does not begin with the normalising layer"),
+        (lambda: Classifier(Normalise([0.5], [0.5]), nn.Flatten()), "no ResNet of this package"),
+        (lambda: network(width=8), "width 8 is no power of 2"),
+        (lambda: network(width=48), "width 48 is no power of 2"),
+    ],
+)
+def test_a_network_that_the_kernels_do_not_fit_is_refused(model, reason):
+    model = model if isinstance(model, nn.Module) else model()
+    assert reason in refusal(model)
+    with pytest.raises(ValueError, match=reason):
+        FixupAttack(model, batch()[0], **BALL, dtype=torch.float32)
+
+
+def test_a_network_of_the_package_is_not_refused():
+    assert refusal(network()) is None
+
+
+@GPU
+@pytest.mark.parametrize(("arch", "n"), [("resnet8", 7), ("fixup8", 64), ("resnet56", 33)])
+def test_on_a_gpu_bf16_is_as_near_to_fp32_as_the_plain_network_is(arch, n):
+    model, (x, y, _) = network(arch, shape=(3, 32, 32)), batch(n, (3, 32, 32))
+    expected = input_gradient(model, x, y)
+    low = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    with torch.autocast("cuda", torch.bfloat16):
+        plain = input_gradient(low, x, y)
+    found = attack_of(model, x, torch.bfloat16).gradient(x, y)
+    assert relative(found, expected) < 1.5 * relative(plain, expected) + 1e-3
+
+
+@GPU
+def test_on_a_gpu_an_attack_is_the_same_in_a_graph_and_twice():
+    model, (x, y, noise) = network(shape=(3, 32, 32)), batch(16, (3, 32, 32))
+    attack = attack_of(model, x, torch.bfloat16)
+    expected = attack(x, y, noise)
+    assert torch.equal(attack(x, y, noise), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = attack(x, y, noise)
+    graph.replay()
+    assert torch.equal(found, expected)
