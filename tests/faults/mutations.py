@@ -267,8 +267,8 @@ MUTATIONS = (
     Mutation(
         "take attacked images with other pixels for the same",
         "checks/verify",
-        "few = max(_FEWEST, _SHARE_VARIED * len(measured))",
-        "few = len(measured)",
+        "max(_FEWEST, _SHARE_VARIED * len(clean))",
+        "len(clean)",
         "tests/checks/test_verify.py",
     ),
     Mutation(
@@ -540,8 +540,8 @@ MUTATIONS = (
     Mutation(
         "accept B.2 without networks of the strengths to compare",
         "runs/catalogue",
-        "if item.pairs and lacking:",
-        "if False:",
+        "    if lacking:",
+        "    if False:",
         "tests/runs/test_config.py",
     ),
     Mutation(
@@ -589,8 +589,8 @@ MUTATIONS = (
     Mutation(
         "call a user's network smaller than the paper's",
         "report/cautions",
-        "        if factory\n        else f",
-        "        if False\n        else f",
+        "smaller = [name for name, factory in others.items() if not factory]",
+        "smaller = list(others)",
         "tests/report/test_report.py",
     ),
     Mutation(
