@@ -82,8 +82,8 @@ SHOWN = [
 
 
 def refuse():
-    runs = [{"folder": f"results/digits/ar{ar}", "dataset": "digits", "train_attack": "pgd"} for ar in (0, 8)]
-    runs = [{**run, "spectral_norm": None} for run in runs]
+    same = {"dataset": "digits", "arch": "resnet8", "train_attack": "pgd", "space": "pixel", "spectral_norm": None}
+    runs = [{**same, "folder": f"results/digits/ar{ar}", "ar": ar, "seed": 0} for ar in (0, 8)]
     refuse_changed_study(runs, {"fig3": None, "examples": None, "table3": None}, Path(STUDY, "audit.parquet"))
 
 
