@@ -99,8 +99,8 @@ MUTATIONS = (
     Mutation(
         "fold batch normalisation into a convolution that others read, too",
         "training/folding",
-        "len(source.users) == 1 and ",
-        "",
+        "or len(source.users) > 1:",
+        "or False:",
         "tests/training/test_folding.py",
     ),
     Mutation(

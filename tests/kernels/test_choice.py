@@ -1,19 +1,22 @@
 """The attack's kernels are used where they fit and are right, and are left out with a warning where they fail."""
 
+import copy
 import logging
 import sys
 
 import pytest
 import torch
-from test_fixup_attack import BALL, batch, network
+from test_fixup_attack import BALL, GPU, batch, exact, network
 from torch import nn
 
-from robreg.attacks.pgd import pgd
+from robreg.attacks.pgd import input_gradient, pgd
 from robreg.kernels import choice
 from robreg.training.step import StepAttack, TrainingStep
 
 pytest.importorskip("triton", reason="Triton comes with torch for Linux")
 from robreg.kernels import fixup_attack
+
+assert exact  # a fixture of both files
 
 
 def fused(model, x, y):
@@ -64,9 +67,30 @@ def test_kernels_that_give_other_gradients_are_left_out_with_one_warning(monkeyp
     assert record.getMessage().startswith("the attack's kernels give other gradients here (they differ by 0.01, ")
 
 
-def make_step(**options):
-    model = network().train().requires_grad_()
-    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+@pytest.mark.parametrize("arch", ["resnet8", "fixup8", "resnet56"])
+def test_in_bf16_too_rounding_is_small_beside_a_fault(arch):
+    """A part of the network that is left out changes the gradient by more than rounding may."""
+    model, (x, y, _) = choice._with_random_weights(network(arch)), batch(8)
+    expected = input_gradient(model, x, y)
+    _, limit = choice._errors(model, expected, x, y, torch.bfloat16)
+    assert 0.01 < limit < 0.2
+    for fault in ("bias1a", "bias2a"):
+        faulty = copy.deepcopy(model)
+        getattr(faulty.network.stages[0][0], fault).add_(1)
+        assert choice._errors(model, input_gradient(faulty, x, y), x, y, torch.bfloat16)[0] > limit
+    assert 0.2 < float(model(x).std()) < 20  # so that the cross entropy has a gradient
+
+
+def test_kernels_that_leave_the_ball_are_left_out(monkeypatch, caplog):
+    right = fixup_attack.FixupAttack.__call__
+    monkeypatch.setattr(fixup_attack.FixupAttack, "__call__", lambda self, x, y, noise: right(self, x, y, noise) + 0.01)
+    assert fused(network(), *batch()[:2]) is None
+    assert "give other gradients here (they differ by inf" in caplog.text
+
+
+def make_step(device="cpu", **options):
+    model = network().train().requires_grad_().to(device)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=device == "cuda" or None)
     return TrainingStep(model, sgd, attack=StepAttack(**BALL), **options)
 
 
@@ -83,3 +107,18 @@ def test_a_step_with_kernels_trains_as_the_plain_step_does():
     assert (plain.how, with_kernels.how) == ("eager", "eager, attack kernels")
     for one, other in zip(plain.model.parameters(), with_kernels.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@GPU
+def test_on_a_gpu_a_compiled_step_in_bf16_has_kernels_and_a_graph():
+    step = make_step("cuda", precision="bf16", compile=True)
+    losses = [float(step(*batch(64, seed=seed))[0]) for seed in range(4)]
+    assert step.how == "compiled, attack kernels, CUDA graph"
+    for group in step.optimizer.param_groups:
+        group["lr"] = 0.01  # the graph is captured again
+    losses.append(float(step(*batch(64, seed=5))[0]))
+    losses.append(float(step(*batch(7, seed=6))[0]))  # the last batch of an epoch is smaller
+    plain = make_step("cuda", precision="bf16")
+    expected = [float(plain(*batch(64, seed=seed))[0]) for seed in range(4)]
+    assert losses[:4] == pytest.approx(expected, rel=3e-2)
+    assert all(torch.isfinite(torch.tensor(losses)))

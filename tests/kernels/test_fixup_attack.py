@@ -19,6 +19,12 @@ GPU = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 BALL = {"eps": 8 / 255, "step": 2 / 255, "steps": 3}
 
 
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """Let a GPU compute float32 in float32, as every job does."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def network(arch="resnet8", *, width=16, shape=(3, 8, 8), classes=10):
     """Return a network with random weights and scalars; Fixup's initialisation gives gradients of 0."""
     torch.manual_seed(0)
@@ -115,10 +121,12 @@ def test_pixels_may_have_any_layout_and_stay_as_they_are(layout):
     torch.testing.assert_close(found, pgd(model, x, y, **BALL, noise=noise), rtol=0, atol=1e-6)
 
 
-def other(change):
-    model = network()
-    change(model)
-    return model
+def test_pixels_that_share_memory_are_attacked_as_others():
+    model, (x, y, noise) = network(), batch()
+    given = x[:, :1].expand(-1, 3, -1, -1)
+    found = attack_of(model, given)(given, y, noise)
+    torch.testing.assert_close(found, pgd(model, given.clone(), y, **BALL, noise=noise), rtol=0, atol=1e-6)
+    assert relative(attack_of(model, given).gradient(given, y), input_gradient(model, given.clone(), y)) < 1e-5
 
 
 class Own(Normalise):
@@ -133,6 +141,7 @@ class Own(Normalise):
         (lambda: Classifier(Normalise([0.5], [0.5]), nn.Flatten()), "no ResNet of this package"),
         (lambda: network(width=8), "width 8 is no power of 2"),
         (lambda: network(width=48), "width 48 is no power of 2"),
+        (lambda: network(classes=1000), "1000 classes, too many for its width 16"),
     ],
 )
 def test_a_network_that_the_kernels_do_not_fit_is_refused(model, reason):

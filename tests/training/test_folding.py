@@ -76,12 +76,20 @@ class Branches(nn.Module):
             return self.norm(first) + first
         if self.kind == "called twice":
             return self.norm(self.conv(self.norm(first)))
+        if self.kind == "weight of the convolution read":
+            return self.norm(first) * self.conv.weight.sum()
+        if self.kind == "weight of the normalisation read":
+            return self.norm(first) * self.norm.weight.sum()
         if self.kind == "not before it":
             return self.norm(functional.relu(first))
         return self.norm(first) if bool(x.sum() > -1) else first  # cannot be traced
 
 
-@pytest.mark.parametrize("kind", ["also read elsewhere", "called twice", "not before it", "depends on values"])
+KINDS = ("also read elsewhere", "called twice", "not before it", "depends on values")
+KINDS += ("weight of the convolution read", "weight of the normalisation read")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_be_folded_stays(kind):
     twin, updates = compare(evaluated(Branches(kind)), torch.rand(2, 3, 8, 8))
     assert (count(twin), updates) == (1, [])
@@ -93,7 +101,61 @@ def test_without_running_statistics_it_stays():
     assert count(twin) == 1
     x = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(twin(x), network(x))
-    assert [update() for update in updates] == [None]
+    assert updates == []
+
+
+class Twice(nn.Module):
+    """A normalisation that is registered under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        self.again = self.norm
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), self.norm)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_a_normalisation_with_several_names_is_removed_under_all():
+    twin, updates = compare(evaluated(Twice()), torch.rand(2, 3, 8, 8))
+    assert (count(twin), len(updates)) == (0, 1)
+
+
+def with_hook(network):
+    network[0].register_forward_hook(lambda module, given, found: 2 * found)
+    return network
+
+
+def with_parametrisation(network):
+    nn.utils.parametrizations.weight_norm(network[0])
+    return network
+
+
+@pytest.mark.parametrize("change", [with_hook, with_parametrisation])
+def test_layers_that_do_more_than_their_class_stay(change):
+    network = evaluated(change(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())))
+    twin, updates = compare(network, torch.rand(2, 3, 8, 8))
+    assert (count(twin), updates) == (1, [])
+
+
+class Keeping(nn.Module):
+    """A network that keeps what it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.kept = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), None
+
+    def forward(self, x):
+        self.kept = self.norm(self.conv(x))
+        return self.kept
+
+
+def test_finding_the_layers_leaves_network_and_random_numbers_as_they_were():
+    network, state = evaluated(Keeping()), torch.random.get_rng_state()
+    fold_batch_norms(network, torch.float32)
+    assert network.kept is None
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_updates_follow_the_weights_and_statistics():
@@ -119,7 +181,6 @@ def test_the_weights_have_the_type_that_is_asked_for_and_are_computed_in_float32
     twin = copy.deepcopy(network)
     (update,) = fold_batch_norms(twin, torch.bfloat16)
     update()
-    factor = network[1].weight / (network[1].running_var + network[1].eps).sqrt()
-    expected = (network[0].weight * factor.view(-1, 1, 1, 1)).to(torch.bfloat16)
-    torch.testing.assert_close(twin[0].weight, expected, rtol=0.01, atol=0)
+    factor = (network[1].running_var + network[1].eps).rsqrt() * network[1].weight
+    assert torch.equal(twin[0].weight, (network[0].weight * factor.view(-1, 1, 1, 1)).to(torch.bfloat16))
     assert (twin[0].weight.dtype, twin[0].bias.dtype) == (torch.bfloat16, torch.float32)

@@ -12,6 +12,7 @@ from robreg.kernels import triton_kernels as kernels
 from robreg.networks.classifier import Classifier, Normalise
 from robreg.networks.fixup_resnet import FixupResNet, ResidualBlock
 
+_LARGEST_HEAD = 2**15  # weights of the linear layer, which one program of the kernel holds
 MULTIPLE = 16  # of which all numbers of channels but those of an image must be multiples
 
 
@@ -24,6 +25,8 @@ def refusal(model: nn.Module) -> str | None:
     width = model.network.stem.out_channels
     if width % MULTIPLE or width & (width - 1):
         return f"its width {width} is no power of 2 from {MULTIPLE} on"
+    if triton.next_power_of_2(model.network.linear.out_features) * 4 * width > _LARGEST_HEAD:
+        return f"it has {model.network.linear.out_features} classes, too many for its width {width}"
     return None
 
 
@@ -105,8 +108,9 @@ class FixupAttack:
     def __call__(self, x: Tensor, y: Tensor, noise: Tensor | None) -> Tensor:
         """Return adversarial examples, like x. x, y, noise: as TrainingStep has them."""
         self.refresh()
-        start = x if noise is None else (x + self.eps.view(-1, 1, 1) * noise).clamp(0, 1)
-        point = start.clone(memory_format=torch.preserve_format)
+        start = x if noise is None else (x + self.eps.view(-1, 1, 1) * noise.to(x)).clamp(0, 1)
+        x = _dense(x)
+        point = torch.empty_like(x).copy_(start)
         for _ in range(self.steps):
             self._advance(x, point, y)
         return point
@@ -114,8 +118,9 @@ class FixupAttack:
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the gradient of each example's cross entropy with respect to its pixels, like x; for tests."""
         self.refresh()
+        x = _dense(x)
         found = torch.empty_like(x)
-        self._advance(x, x.clone(), y, found)
+        self._advance(x, torch.empty_like(x).copy_(x), y, found)
         return found
 
     def _advance(self, clean: Tensor, point: Tensor, y: Tensor, found: Tensor | None = None) -> None:
@@ -213,6 +218,12 @@ class FixupAttack:
 
 
 _BM = 64  # positions per program
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return x in a layout that a tensor made like it has, too; the kernels use the same strides for both."""
+    like = torch.empty_like(x)
+    return x if x.stride() == like.stride() else like.copy_(x)
 
 
 def _block(channels: int) -> int:

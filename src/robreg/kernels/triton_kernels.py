@@ -62,24 +62,24 @@ def convolve(
     row = (place // OW) % OH
     image = place // (OW * OH)
     total = tl.zeros((BM, BN), dtype=tl.float32)
-    for r in tl.static_range(3):
-        for c in tl.static_range(3):
-            if TRANSPOSED:
-                up, left = row + 1 - r, column + 1 - c
-                valid = inside & (up >= 0) & (up % STRIDE == 0) & (left >= 0) & (left % STRIDE == 0)
-                up, left = up // STRIDE, left // STRIDE
-                valid = valid & (up < H) & (left < W)
-            else:
-                up, left = row * STRIDE + r - 1, column * STRIDE + c - 1
-                valid = inside & (up >= 0) & (up < H) & (left >= 0) & (left < W)
-            start = ((image * H + up) * W + left) * CI
-            for block in tl.static_range(CI // BK):
-                k = block * BK + tl.arange(0, BK)
-                a = tl.load(x + start[:, None] + k[None, :], mask=valid[:, None], other=0.0)
-                if HAS_BEFORE:  # the padding stays 0
-                    a = tl.where(valid[:, None], a.to(tl.float32) + tl.load(before), 0.0).to(a.dtype)
-                b = tl.load(w + ((r * 3 + c) * CI + k[:, None]) * CO + n[None, :])
-                total = tl.dot(a, b, total, input_precision=PRECISION)
+    for part in range(9 * (CI // BK)):  # a loop of its own, which Triton can pipeline
+        tap, block = part // (CI // BK), part % (CI // BK)
+        r, c = tap // 3, tap % 3
+        if TRANSPOSED:
+            up, left = row + 1 - r, column + 1 - c
+            valid = inside & (up >= 0) & (up % STRIDE == 0) & (left >= 0) & (left % STRIDE == 0)
+            up, left = up // STRIDE, left // STRIDE
+            valid = valid & (up < H) & (left < W)
+        else:
+            up, left = row * STRIDE + r - 1, column * STRIDE + c - 1
+            valid = inside & (up >= 0) & (up < H) & (left >= 0) & (left < W)
+        k = block * BK + tl.arange(0, BK)
+        start = ((image * H + up) * W + left) * CI
+        a = tl.load(x + start[:, None] + k[None, :], mask=valid[:, None], other=0.0)
+        if HAS_BEFORE:  # the padding stays 0
+            a = tl.where(valid[:, None], a.to(tl.float32) + tl.load(before), 0.0).to(a.dtype)
+        b = tl.load(w + (tap * CI + k[:, None]) * CO + n[None, :])
+        total = tl.dot(a, b, total, input_precision=PRECISION)
     if HAS_SCALE:
         total *= tl.load(scale)
     if HAS_AFTER:
@@ -109,14 +109,17 @@ def convolve(
 # which products are added may depend on them.
 _BLOCKS = [
     triton.Config({"BM": block}, num_warps=warps, num_stages=stages)
-    for block, warps in ((64, 2), (64, 4), (128, 2), (128, 4), (128, 8), (256, 2), (256, 4), (256, 8))
+    for block, warps in ((64, 2), (64, 4), (128, 2), (128, 4), (128, 8), (256, 4), (256, 8))
     for stages in (2, 4)
 ]
 _LAYER = ["positions", "H", "W", "CI", "CO", "STRIDE", "TRANSPOSED", "CR"]
 
 
 def _time(run: Callable[[], object], quantiles: Sequence[float]) -> Any:  # noqa: ANN401 - what Triton returns
-    return triton.testing.do_bench(run, warmup=2, rep=10, quantiles=quantiles)
+    try:
+        return triton.testing.do_bench(run, warmup=2, rep=10, quantiles=quantiles)
+    except RuntimeError:  # the compiler fails for these sizes; Triton itself expects only some errors
+        return [float("inf")] * len(quantiles)
 
 
 tuned_convolve = triton.autotune(_BLOCKS, _LAYER, do_bench=_time, cache_results=True)(convolve)

@@ -35,7 +35,9 @@ def private_cache(*, wanted: bool) -> Iterator[None]:
     folder, shared = _own_folder()
     try:
         tempfile.tempdir = str(folder)
-        _set_variables({**dict.fromkeys(CHOSEN), **chosen, "TMPDIR": str(folder)})
+        # Kernels of this package run before Inductor chooses a folder for Triton.
+        own = {"TORCHINDUCTOR_CACHE_DIR": None, "TRITON_CACHE_DIR": str(folder / "triton")}
+        _set_variables({**own, **chosen, "TMPDIR": str(folder)})
         yield
     finally:
         tempfile.tempdir = temporary

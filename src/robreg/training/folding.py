@@ -1,6 +1,8 @@
 """Fold batch normalisation into the convolutions before it, for passes in which its statistics do not change."""
 
+import copy
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
@@ -27,32 +29,39 @@ def fold_batch_norms(network: nn.Module, dtype: torch.dtype) -> list[Callable[[]
     return [_fold(network, *pair, dtype) for pair in pairs]
 
 
-def _find_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield the names of every convolution and of the batch normalisation that alone reads its result."""
-    graph = fx.Tracer().trace(network)
+def _find_pairs(network: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Yield every convolution with the batch normalisation that alone reads its result, each called once."""
+    modules = dict(network.named_modules(remove_duplicate=False))
+    with torch.random.fork_rng():
+        graph = fx.Tracer().trace(copy.deepcopy(network))  # which runs the network's code
     calls = [node for node in graph.nodes if node.op == "call_module"]
-    once = {node.target for node in calls if [other.target for other in calls].count(node.target) == 1}
+    called = Counter(id(modules[str(node.target)]) for node in calls)
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     for node in calls:
         source = node.args[0] if node.args else None
-        if not isinstance(network.get_submodule(node.target), nn.BatchNorm2d) or not isinstance(source, fx.Node):
+        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
             continue
-        alone = source.op == "call_module" and len(source.users) == 1 and {node.target, source.target} <= once
-        if alone and isinstance(network.get_submodule(str(source.target)), nn.Conv2d):
-            yield str(source.target), str(node.target)
+        conv, norm = modules[str(source.target)], modules[str(node.target)]
+        names = {name for name, module in modules.items() if module is conv or module is norm}
+        alone = called[id(conv)] == called[id(norm)] == 1 and not names & read
+        if alone and type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and _is_plain(conv) and _is_plain(norm):
+            yield conv, norm
 
 
-def _fold(network: nn.Module, conv_name: str, norm_name: str, dtype: torch.dtype) -> Callable[[], None]:
-    conv, norm = (
-        cast(nn.Conv2d, network.get_submodule(conv_name)),
-        cast(nn.BatchNorm2d, network.get_submodule(norm_name)),
-    )
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module does what its class does: it has no hooks, and its running statistics, if any."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return not hooked and (not isinstance(module, nn.BatchNorm2d) or module.running_mean is not None)
+
+
+def _fold(network: nn.Module, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> Callable[[], None]:
     weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
-    if norm.running_mean is None:
-        return lambda: None  # it normalises by the batch, and stays
     conv.weight = nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False)
-    conv.bias = nn.Parameter(torch.empty_like(norm.running_mean), requires_grad=False)
-    parent, _, name = norm_name.rpartition(".")
-    setattr(network.get_submodule(parent), name, nn.Identity())
+    conv.bias = nn.Parameter(torch.empty_like(cast(Tensor, norm.running_mean)), requires_grad=False)
+    for parent in list(network.modules()):
+        for name, child in list(parent._modules.items()):  # named_children would give one of its names only
+            if child is norm:
+                parent._modules[name] = nn.Identity()
     return partial(_update, conv.weight, conv.bias, weight, bias, norm)
 
 
