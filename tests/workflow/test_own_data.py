@@ -194,7 +194,7 @@ def photos(tmp_path_factory):
     before, heading, after = (
         (folder / "config.yaml").read_text().partition("\n# Architectures beside the package's own")
     )
-    (as_files,) = re.findall(r"`(photos: \{.*?\})`", guide)
+    (as_files,) = re.findall(r"^  (photos: \{.*?\})$", guide, re.MULTILINE)
     (folder / "data/photos").symlink_to(folder / "photos")
     (folder / "config.yaml").write_text(f"{before}\n  {block}\n  {as_files}\n{heading}{after}")
     return folder
