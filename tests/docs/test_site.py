@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from robreg.claims import verdicts
 from robreg.paper import comparison
@@ -122,9 +124,12 @@ def test_every_page_opens_from_disk_and_fits_a_phone_without_another_host(site, 
 
 def test_the_search_works_in_a_page_from_disk(site, page):
     page.set_viewport_size({"width": 1280, "height": 800})
-    page.goto((site / "index.html").as_uri())
-    page.fill("input.md-search__input", "multiplicity")
-    page.wait_for_selector(".md-search-result__link")
+    for _ in range(10):  # what is typed before the page listens finds nothing, and a busy machine is slow to listen
+        page.goto((site / "index.html").as_uri())
+        page.fill("input.md-search__input", "multiplicity")
+        with suppress(PlaywrightTimeout):
+            page.wait_for_selector(".md-search-result__link", timeout=15_000)
+            break
     links = page.eval_on_selector_all(".md-search-result__link", "links => links.map(link => link.href)")
     assert any("reference/tables.html" in link for link in links)
 
