@@ -6,6 +6,7 @@ Run it with the project's Python: `python tests/faults/mutations.py`, or with th
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -2667,6 +2668,11 @@ def apply(mutation: Mutation, root: Path) -> None:
     path.write_text(text.replace(mutation.old, mutation.new))
 
 
+def _bound_files() -> None:
+    """Let no file of a process grow beyond 2 GiB: a fault may copy from a device without end."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**31, 2**31))
+
+
 def caught_by(mutation: Mutation | None, tests: str, root: Path) -> str | None:
     """Run tests in the tree at root after applying the mutation; return the first test that fails, or None."""
     if mutation is not None:
@@ -2679,6 +2685,7 @@ def caught_by(mutation: Mutation | None, tests: str, root: Path) -> str | None:
         capture_output=True,
         text=True,
         check=False,
+        preexec_fn=_bound_files,
     )
     found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
     if done.returncode not in (0, 1) or (done.returncode and not found):
