@@ -344,3 +344,11 @@ def test_a_folded_attack_follows_the_statistics_of_the_last_step():
         torch.testing.assert_close(folding.adversarial(x, y, noise), plain.adversarial(x, y, noise), rtol=0, atol=1e-6)
         plain(x, y, noise)
         folding(x, y, noise)
+
+
+def test_in_fp32_the_attack_has_the_weights_of_the_model_whatever_their_type():
+    model = Classifier(Normalise([0.5], [0.25]), Small().double())
+    step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.5), attack=BALL)
+    assert step.updates == []
+    for mine, given in zip(step.twin.parameters(), model.parameters(), strict=True):
+        assert mine.data_ptr() == given.data_ptr()

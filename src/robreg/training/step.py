@@ -247,7 +247,7 @@ def _make_twin(model: nn.Module, dtype: torch.dtype, *, fold: bool) -> tuple[nn.
         copied_buffer.data = buffer
     updates = fold_batch_norms(twin, dtype) if fold else []
     for parameter in twin.parameters():
-        if parameter.ndim > 1 and parameter.dtype != dtype:
+        if dtype != torch.float32 and parameter.ndim > 1 and parameter.dtype != dtype:
             source, parameter.data = parameter.data, parameter.data.to(dtype)
             updates.append(partial(_copy, parameter.data, source))
     return twin, updates
