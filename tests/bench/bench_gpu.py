@@ -248,7 +248,7 @@ class Bench:
 
         A convolution is one with residual and ReLU, in one kernel, and in cuDNN's and those of torch.
         """
-        from robreg.kernels.fixup_attack import FixupAttack
+        from robreg.kernels.residual_attack import ResidualAttack
 
         dtype = torch.float32 if self.tiny else torch.bfloat16
         model = make_network(self.arch, self.device, (3, 32, 32), 10).eval().requires_grad_(False)
@@ -256,7 +256,7 @@ class Bench:
         if self.tiny:
             x, noise = (one[:, :, :8, :8].contiguous() for one in (x, noise))
         tune = self.device.type == "cuda"
-        attack = FixupAttack(model, x, eps=EPS, step=STEP, steps=1 if self.tiny else STEPS, dtype=dtype, tune=tune)
+        attack = ResidualAttack(model, x, eps=EPS, step=STEP, steps=1 if self.tiny else STEPS, dtype=dtype, tune=tune)
         attack.refresh()
         rows = {}
         for block, source, target in zip(attack.blocks, attack.after, attack.after[1:], strict=False):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from test_fixup_attack import BALL, GPU, batch, exact, network
+from test_residual_attack import BALL, GPU, batch, exact, network
 from torch import nn
 
 from robreg.attacks.pgd import input_gradient, pgd
@@ -14,7 +14,7 @@ from robreg.kernels import choice
 from robreg.training.step import StepAttack, TrainingStep
 
 pytest.importorskip("triton", reason="Triton comes with torch for Linux")
-from robreg.kernels import fixup_attack
+from robreg.kernels import residual_attack
 
 assert exact  # a fixture of both files
 
@@ -32,7 +32,7 @@ def test_kernels_that_fit_are_used_also_for_a_network_whose_gradient_is_0():
 
 
 def test_without_triton_there_are_none_and_no_warning(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "robreg.kernels.fixup_attack", None)
+    monkeypatch.setitem(sys.modules, "robreg.kernels.residual_attack", None)
     caplog.set_level(logging.INFO)
     assert fused(network(), *batch()[:2]) is None
     assert [record.levelname for record in caplog.records] == ["INFO"]
@@ -51,7 +51,7 @@ def test_kernels_that_fail_are_left_out_with_one_warning(method, monkeypatch, ca
     def fail(*_, **__):
         raise RuntimeError("no such instruction\nmore")
 
-    monkeypatch.setattr(fixup_attack.FixupAttack, method, fail)
+    monkeypatch.setattr(residual_attack.ResidualAttack, method, fail)
     assert fused(network(), *batch()[:2]) is None
     assert [record.getMessage() for record in caplog.records] == [
         "the attack's kernels are not possible here (RuntimeError: no such instruction); training continues without "
@@ -60,11 +60,15 @@ def test_kernels_that_fail_are_left_out_with_one_warning(method, monkeypatch, ca
 
 
 def test_kernels_that_give_other_gradients_are_left_out_with_one_warning(monkeypatch, caplog):
-    right = fixup_attack.FixupAttack.gradient
-    monkeypatch.setattr(fixup_attack.FixupAttack, "gradient", lambda *given: 1.01 * right(*given))
+    right = residual_attack.ResidualAttack.gradient
+    monkeypatch.setattr(residual_attack.ResidualAttack, "gradient", lambda *given: 1.01 * right(*given))
     assert fused(network(), *batch()[:2]) is None
     (record,) = caplog.records
     assert record.getMessage().startswith("the attack's kernels give other gradients here (they differ by 0.01, ")
+
+
+def errors_in_bf16(model, found, x, y):
+    return choice._errors(found, lambda: input_gradient(model, x, y), x.device, torch.bfloat16)
 
 
 @pytest.mark.parametrize("arch", ["resnet8", "fixup8", "resnet56"])
@@ -72,18 +76,18 @@ def test_in_bf16_too_rounding_is_small_beside_a_fault(arch):
     """A part of the network that is left out changes the gradient by more than rounding may."""
     model, (x, y, _) = choice._with_random_weights(network(arch)), batch(8)
     expected = input_gradient(model, x, y)
-    _, limit = choice._errors(model, expected, x, y, torch.bfloat16)
+    _, limit = errors_in_bf16(model, expected, x, y)
     assert 0.01 < limit < 0.2
     for fault in ("bias1a", "bias2a"):
         faulty = copy.deepcopy(model)
         getattr(faulty.network.stages[0][0], fault).add_(1)
-        assert choice._errors(model, input_gradient(faulty, x, y), x, y, torch.bfloat16)[0] > limit
+        assert errors_in_bf16(model, input_gradient(faulty, x, y), x, y)[0] > limit
     assert 0.2 < float(model(x).std()) < 20  # so that the cross entropy has a gradient
 
 
 def test_kernels_that_leave_the_ball_are_left_out(monkeypatch, caplog):
-    right = fixup_attack.FixupAttack.__call__
-    monkeypatch.setattr(fixup_attack.FixupAttack, "__call__", lambda self, x, y, noise: right(self, x, y, noise) + 0.01)
+    right = residual_attack.ResidualAttack.__call__
+    monkeypatch.setattr(residual_attack.ResidualAttack, "__call__", lambda self, x, y, noise: right(self, x, y, noise) + 0.01)
     assert fused(network(), *batch()[:2]) is None
     assert "give other gradients here (they differ by inf" in caplog.text
 

@@ -27,15 +27,15 @@ def compiled(kernel, types, constants, **options):
     return found.asm["ptx"]
 
 
-def convolution(c_in, c_out, stride, transposed, block, **options):
+def convolution(c_in, c_out, stride, transposed, block, size=3, **options):
     types = dict.fromkeys(("x", "w", "out", "residual", "activation"), B) | {"positions": I}
     types |= dict.fromkeys(("before", "scale", "after", "residual_bias"), F)
-    constants = {"H": 32, "W": 32, "OH": 32 // stride, "OW": 32 // stride, "CI": c_in, "CO": c_out, "STRIDE": stride}
+    constants = {"H": 32, "W": 32, "OH": 32 // stride, "OW": 32 // stride, "CI": c_in, "CO": c_out, "STRIDE": stride, "SIZE": size}
     constants |= {"TRANSPOSED": transposed, "HAS_BEFORE": not transposed, "HAS_SCALE": True}
-    constants |= {"HAS_AFTER": not transposed}
+    constants |= {"AFTER": 0 if transposed else 1 if size == 3 else c_out}
     constants |= {"CR": c_in, "RH": 32, "RW": 32, "RSTRIDE": stride, "HAS_RESIDUAL_BIAS": not transposed}
     constants |= {"RELU": not transposed, "MASKED": transposed, "PRECISION": "ieee", "BM": block}
-    constants |= {"BK": min(64, c_in), "BN": min(64, c_out)}
+    constants |= {"BK": min(64, c_in), "BN": min(128, c_out)}
     return compiled(kernels.convolve, types, constants, **options)
 
 
@@ -44,10 +44,12 @@ assert "mma" in forward and "cp.async" in forward
 assert forward != convolution(64, 64, 1, False, 128, num_warps=4, num_stages=2)
 convolution(16, 32, 2, False, 64, num_warps=4)
 convolution(32, 16, 2, True, 64, num_warps=4)
+products = convolution(256, 128, 1, False, 128, size=1, num_warps=8, num_stages=4)
+assert "mma" in products and "cp.async" in products
 strides = dict.fromkeys(("SB", "SC", "SH", "SW", "positions"), I)
 image = {"H": 32, "W": 32, "CI": 3, "CO": 16, "BM": 64}
 arguments = dict.fromkeys(("x", "w", "mean", "std", "after"), F) | {"out": B} | strides
-compiled(kernels.stem, arguments, image | {"HAS_AFTER": True})
+compiled(kernels.stem, arguments, image | {"AFTER": 1})
 arguments = dict.fromkeys(("w", "std", "clean", "point", "found", "eps", "step"), F) | {"gradient": B} | strides
 compiled(kernels.stem_step, arguments, image | {"KEEP": False})
 arguments = {"activation": B, "out": B, "w": F, "bias": F, "before": F, "label": "*i64"}

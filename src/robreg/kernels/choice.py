@@ -1,19 +1,26 @@
-"""Decide whether the attack's kernels are used: where Triton is, and where they give the right gradients."""
+"""Decide whether kernels are used: where Triton is, where they give the right gradients, and where they are faster."""
 
 import copy
 import logging
-from collections.abc import Callable
-from typing import Any
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from robreg.attacks.pgd import Radius, input_gradient
+from robreg.kernels.blocks import UnsuitableError, describe
 
 Attack = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, y, noise) -> adversarial examples
+Found = TypeVar("Found")
 _MOST = 1.5  # the largest error of a gradient, in errors of the plain network in the same precision
 _ROUNDING = 1e-3  # relative, added to it
 _FLOAT32 = 1e-6  # of pixels
+_ROUNDS = 5  # in which the runs are timed, in turns
+_NARROW = 64  # channels, up to which the attack's kernels were faster than cuDNN on an H200
 
 log = logging.getLogger(__name__)
 
@@ -31,58 +38,137 @@ def fused_attack(  # noqa: PLR0913 - an attack is its settings
 ) -> Attack | None:
     """Return PGD in kernels for batches like x, or None where it does not apply or gives other gradients.
 
-    The arguments are those of FixupAttack. Whether gradients are right is tried with random weights, because those of
-    an untrained network are 0; a warning says so if they are not.
+    The arguments are those of ResidualAttack. Whether gradients are right is tried with random weights, because those
+    of an untrained network are 0; a warning says so if they are not.
     """
-    given: dict[str, Any] = {"eps": eps, "step": step, "steps": steps, "dtype": dtype}
-    try:
-        from robreg.kernels.fixup_attack import FixupAttack, refusal  # noqa: PLC0415 - needs Triton
-    except ImportError:
-        log.info("the attack's kernels are not used: Triton is not installed")
-        return None
-    if reason := refusal(model):
-        log.info("the attack's kernels are not used: %s", reason)
-        return None
-    try:
-        trial, attack = _with_random_weights(model), FixupAttack(model, x, **given, tune=tune)
-        error, limit = _errors(trial, FixupAttack(trial, x, **given, tune=tune).gradient(x, y), x, y, dtype)
+    given: dict[str, Any] = {"eps": eps, "step": step, "steps": steps, "dtype": dtype, "tune": tune}
+
+    def build() -> tuple[Attack, float, float]:
+        from robreg.kernels.residual_attack import ResidualAttack  # noqa: PLC0415 - needs Triton
+
+        attack, trial = ResidualAttack(model, x, **given), _with_random_weights(model)
+        found = ResidualAttack(trial, x, **given).gradient(x, y)
+        error, limit = _errors(found, lambda: input_gradient(trial, x, y), x.device, dtype)
         moved = attack(x, y, None)
         inside = float((moved - x).abs().sub(torch.as_tensor(eps).to(x)).max()) <= _FLOAT32
-        error = error if inside else float("inf")
+        return attack, error if inside else float("inf"), limit
+
+    return _tried("the attack's kernels", build)
+
+
+def fused_network(
+    model: nn.Module, x: Tensor, y: Tensor, *, dtype: torch.dtype, tune: bool = False
+) -> nn.Module | None:
+    """Return a network of kernels that shares a model's weights, for training, or None as fused_attack does.
+
+    x, y: a batch that the gradients of all weights are tried with; dtype: of the activations; tune: as in fused_attack.
+    """
+
+    def build() -> tuple[nn.Module, float, float]:
+        from robreg.kernels.operators import FusedNetwork  # noqa: PLC0415 - needs Triton
+
+        network, trial = FusedNetwork(model, tune=tune), _with_random_weights(model).requires_grad_()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found = _weight_gradients(FusedNetwork(trial, tune=tune), x, y)
+        return network, *_errors(found, lambda: _weight_gradients(trial, x, y), x.device, dtype)
+
+    return _tried("the kernels of the training pass", build)
+
+
+def is_narrow(model: nn.Module) -> bool:
+    """Return whether a network's attack is faster in kernels without a measurement at the start."""
+    try:
+        return max(conv.out_channels for conv in describe(model).convolutions) <= _NARROW
+    except UnsuitableError:
+        return False
+
+
+def fastest(runs: Mapping[str, Callable[[], object]], device: torch.device) -> str:
+    """Return the name of the run that takes the least time, which is replayed from a CUDA graph on a GPU."""
+    calls = {name: _replayed(run) if device.type == "cuda" else run for name, run in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(_ROUNDS):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times[name].append(time.perf_counter() - begin)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    log.info("a call takes %s", ", ".join(f"{1e3 * seconds:.2f} ms ({name})" for name, seconds in medians.items()))
+    return min(medians, key=lambda name: medians[name])
+
+
+def _replayed(run: Callable[[], object]) -> Callable[[], object]:
+    """Capture a run, which has been called before, in a CUDA graph."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    torch.cuda.synchronize()
+    return graph.replay
+
+
+def _tried(what: str, build: Callable[[], tuple[Found, float, float]]) -> Found | None:
+    """Return what is built, unless that is impossible, or its error is larger than its limit.
+
+    what: in the plural, for the log. build: returns something, its relative error, and the largest error that it may
+    have.
+    """
+    try:
+        found, error, limit = build()
+    except ImportError:
+        log.info("%s are not used: Triton is not installed", what)
+        return None
+    except UnsuitableError as reason:
+        log.info("%s are not used: %s", what, reason)
+        return None
     except Exception as problem:  # a compiler or a driver may raise anything
         log.warning(
-            "the attack's kernels are not possible here (%s: %s); training continues without them",
-            *(type(problem).__name__, next(iter(str(problem).splitlines()), "")),
+            "%s are not possible here (%s: %s); training continues without them",
+            *(what, type(problem).__name__, next(iter(str(problem).splitlines()), "")),
         )
         return None
     if not error <= limit:
         log.warning(
-            "the attack's kernels give other gradients here (they differ by %.2g, relative, where %.2g is rounding); "
-            "training continues without them",
-            *(error, limit),
+            "%s give other gradients here (they differ by %.2g, relative, where %.2g is rounding); training continues "
+            "without them",
+            *(what, error, limit),
         )
         return None
-    return attack
+    return found
 
 
 def _with_random_weights(model: nn.Module) -> nn.Module:
-    """Copy a model with weights for which every part of the network matters to the gradient, and rounding little."""
-    trial = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    """Copy a model in float32, with weights for which every part matters to the gradient, and rounding little."""
+    trial = copy.deepcopy(model).float().eval().requires_grad_(requires_grad=False)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in trial.named_parameters():
         std = (2 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.3
-        std *= 0.1 if name.endswith("conv2.weight") else 4 if "linear" in name else 1
+        std *= 0.1 if name.endswith("conv2.weight") else 4 if parameter.ndim == 2 else 1
         parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
         if name.endswith("scale"):
             parameter.add_(1)
     return trial
 
 
-def _errors(model: nn.Module, found: Tensor, x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[float, float]:
-    """Return by how much a gradient differs from the one in float32, and by how much it may; both relative."""
+def _weight_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return the gradients of the mean cross entropy with respect to all weights, (number of weights,)."""
+    with torch.enable_grad():
+        loss = functional.cross_entropy(model(x), y)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def _errors(
+    found: Tensor, compute: Callable[[], Tensor], device: torch.device, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Return by how much a gradient differs from the one in float32, and by how much it may; both relative.
+
+    compute: computes it with the plain network.
+    """
     with torch.backends.cudnn.flags(allow_tf32=False):
-        expected = input_gradient(model, x, y)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        plain = input_gradient(model, x, y)
+        expected = compute()
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        plain = compute()
     size = expected.norm()
     return float((found - expected).norm() / size), _MOST * float((plain - expected).norm() / size) + _ROUNDING

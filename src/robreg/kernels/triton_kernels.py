@@ -1,4 +1,4 @@
-"""The kernels themselves. Images are (B, H, W, C) in memory, kernels of convolutions (3, 3, channels in, channels out).
+"""The kernels themselves. Images are (B, H, W, C) in memory, kernels of convolutions (K, K, channels in, channels out).
 
 A module that imports this one needs Triton, which comes with torch for NVIDIA GPUs. With TRITON_INTERPRET=1 in the
 environment before this module is imported, the kernels run on a CPU, in fp32 only.
@@ -29,11 +29,12 @@ def convolve(
     OW: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
+    SIZE: tl.constexpr,
     STRIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     HAS_BEFORE: tl.constexpr,
     HAS_SCALE: tl.constexpr,
-    HAS_AFTER: tl.constexpr,
+    AFTER: tl.constexpr,
     CR: tl.constexpr,
     RH: tl.constexpr,
     RW: tl.constexpr,
@@ -46,14 +47,14 @@ def convolve(
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """Convolve with a 3x3 kernel and padding 1, or its transpose, and add what follows a convolution in a network.
+    """Convolve with a kernel of odd SIZE and padding SIZE // 2, or its transpose, and with what follows in a network.
 
     out = mask(relu(scale * conv(x + before) + after + residual + residual_bias)), each part if its constant says so.
-    x (B, H, W, CI), out (B, OH, OW, CO), w (3, 3, CI, CO), residual (B, RH, RW, CR), activation (B, OH, OW, CO);
-    before, scale, after, residual_bias: pointers to a scalar; positions: B * OH * OW. Not TRANSPOSED: residual is read
-    at every RSTRIDE-th position, and channels that it lacks are 0. TRANSPOSED: x is the gradient of a convolution of
-    this STRIDE, and residual is added at every RSTRIDE-th position. CR 0: there is none. MASKED: 0 where activation is
-    not above 0.
+    x (B, H, W, CI), out (B, OH, OW, CO), w (SIZE, SIZE, CI, CO), residual (B, RH, RW, CR), activation (B, OH, OW, CO);
+    before, scale, residual_bias: pointers to a scalar; after: to AFTER numbers, none, one, or CO; positions: B * OH *
+    OW. Not TRANSPOSED: residual is read at every RSTRIDE-th position, and channels that it lacks are 0. TRANSPOSED: x
+    is the gradient of a convolution of this STRIDE, and residual is added at every RSTRIDE-th position. CR 0: there is
+    none. MASKED: 0 where activation is not above 0.
     """
     place = tl.program_id(0) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -62,16 +63,16 @@ def convolve(
     row = (place // OW) % OH
     image = place // (OW * OH)
     total = tl.zeros((BM, BN), dtype=tl.float32)
-    for part in range(9 * (CI // BK)):  # a loop of its own, which Triton can pipeline
+    for part in range(SIZE * SIZE * (CI // BK)):  # a loop of its own, which Triton can pipeline
         tap, block = part // (CI // BK), part % (CI // BK)
-        r, c = tap // 3, tap % 3
+        r, c = tap // SIZE, tap % SIZE
         if TRANSPOSED:
-            up, left = row + 1 - r, column + 1 - c
+            up, left = row + SIZE // 2 - r, column + SIZE // 2 - c
             valid = inside & (up >= 0) & (up % STRIDE == 0) & (left >= 0) & (left % STRIDE == 0)
             up, left = up // STRIDE, left // STRIDE
             valid = valid & (up < H) & (left < W)
         else:
-            up, left = row * STRIDE + r - 1, column * STRIDE + c - 1
+            up, left = row * STRIDE + r - SIZE // 2, column * STRIDE + c - SIZE // 2
             valid = inside & (up >= 0) & (up < H) & (left >= 0) & (left < W)
         k = block * BK + tl.arange(0, BK)
         start = ((image * H + up) * W + left) * CI
@@ -82,7 +83,9 @@ def convolve(
         total = tl.dot(a, b, total, input_precision=PRECISION)
     if HAS_SCALE:
         total *= tl.load(scale)
-    if HAS_AFTER:
+    if AFTER > 1:
+        total += tl.load(after + n)[None, :]
+    elif AFTER == 1:
         total += tl.load(after)
     there = place[:, None] * CO + n[None, :]
     if CR > 0:
@@ -112,7 +115,7 @@ _BLOCKS = [
     for block, warps in ((64, 2), (64, 4), (128, 2), (128, 4), (128, 8), (256, 4), (256, 8))
     for stages in (2, 4)
 ]
-_LAYER = ["positions", "H", "W", "CI", "CO", "STRIDE", "TRANSPOSED", "CR"]
+_LAYER = ["positions", "H", "W", "CI", "CO", "SIZE", "STRIDE", "TRANSPOSED", "CR"]
 
 
 def _time(run: Callable[[], object], quantiles: Sequence[float]) -> Any:  # noqa: ANN401 - what Triton returns
@@ -142,13 +145,13 @@ def stem(
     W: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
-    HAS_AFTER: tl.constexpr,
+    AFTER: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """Normalise pixels, convolve with a 3x3 kernel and padding 1, add a scalar, and apply ReLU.
+    """Normalise pixels, convolve with a 3x3 kernel and padding 1, add AFTER numbers, and apply ReLU.
 
     x: float32 of any layout, with strides SB, SC, SH, SW; w: (3, 3, CI, CO) float32; mean, std: (CI,);
-    out: (B, H, W, CO), CO a power of 2.
+    out: (B, H, W, CO), CO a power of 2; after: as in convolve.
     """
     place = tl.program_id(0) * BM + tl.arange(0, BM)
     n = tl.arange(0, CO)
@@ -166,7 +169,9 @@ def stem(
                 a = tl.load(x + start + k * SC, mask=valid, other=0.0)
                 a = tl.where(valid, (a - tl.load(mean + k)) / tl.load(std + k), 0.0)
                 total += a[:, None] * tl.load(w + ((r * 3 + c) * CI + k) * CO + n)[None, :]
-    if HAS_AFTER:
+    if AFTER > 1:
+        total += tl.load(after + n)[None, :]
+    elif AFTER == 1:
         total += tl.load(after)
     total = tl.maximum(total, 0.0)
     tl.store(out + place[:, None] * CO + n[None, :], total.to(out.dtype.element_ty), mask=inside[:, None])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robreg.attacks.pgd import Radius, pgd_iterates
-from robreg.kernels.choice import Attack, fused_attack
+from robreg.kernels.choice import Attack, fastest, fused_attack, fused_network, is_narrow
 from robreg.training.folding import fold_batch_norms
 
 PRECISIONS = ("fp32", "bf16")
@@ -47,11 +47,11 @@ class TrainingStep:
     gradients, optimiser, normalisation, loss and the adversarial examples stay in fp32.
     compile: the forward and backward passes of full batches go through torch.compile, batch normalisation is folded
     into the convolutions before it in the attack, and, on a GPU, the whole step becomes one CUDA graph. In bf16 on a
-    GPU, the attack on a Fixup ResNet runs in kernels of its own (robreg.kernels). What fails is left out after one
-    warning; `how` says what was done. Without compile, the step is eager PyTorch, which in fp32 on a CPU is the
-    reference.
+    GPU, the attack on a residual network and its training pass run in kernels of their own (robreg.kernels) where these
+    are faster, which is measured at the start if it is not known. What fails is left out after one warning; `how` says
+    what was done. Without compile, the step is eager PyTorch, which in fp32 on a CPU is the reference.
     deterministic: a GPU uses only algorithms that produce bit-identical results, within `deterministic_algorithms`; a
-    CPU always does.
+    CPU always does. Nothing depends on a measurement then.
     """
 
     def __init__(
@@ -75,8 +75,9 @@ class TrainingStep:
         self.model, self.optimizer, self.attack = model, optimizer, attack
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.twin, self.updates = _make_twin(model, self.dtype, fold=compile)
-        self.fuses = self.captures and precision == "bf16" and attack is not None
+        self.fuses = self.captures and precision == "bf16"
         self.kernels: Attack | None = None  # the attack on full batches, if it runs in kernels of its own
+        self.fused: nn.Module | None = None  # the network of the training pass of full batches, if it has kernels
         self.size: int | None = None  # number of images in a full batch
         self.compiled: tuple[nn.Module, nn.Module] | None = None  # the compiled model and its compiled twin
         self.graph: _Graph | None = None  # replays the step of a full batch
@@ -87,8 +88,8 @@ class TrainingStep:
 
     @property
     def how(self) -> str:
-        """How full batches are computed: "eager" or "compiled", then "attack kernels" and "CUDA graph" if there are."""
-        parts = {"attack kernels": self.kernels, "CUDA graph": self.graph}
+        """How full batches are computed, such as "compiled, attack kernels, training kernels, CUDA graph"."""
+        parts = {"attack kernels": self.kernels, "training kernels": self.fused, "CUDA graph": self.graph}
         return ", ".join(["compiled" if self.compiled else "eager", *(name for name, part in parts.items() if part)])
 
     def __call__(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Result:
@@ -101,12 +102,15 @@ class TrainingStep:
         """
         if self.size is None:
             self.size = len(x)
-            if self.fuses and self.attack is not None:
-                ball = {key: getattr(self.attack, key) for key in ("eps", "step", "steps")}
-                tune = self.device.type == "cuda" and not self.deterministic
-                self.kernels = fused_attack(self.model, x, y, dtype=self.dtype, tune=tune, **ball)
+            narrow = is_narrow(self.twin)
+            if self.fuses and narrow:
+                self.kernels = self._make_attack(x, y)
             if self.compile:
                 self._try_to_compile(x, y, noise)
+            if self.fuses and not self.deterministic:
+                if not narrow:
+                    self._keep_if_faster("kernels", self._make_attack(x, y), lambda: self.adversarial(x, y, noise))
+                self._keep_if_faster("fused", self._make_fused(x, y), lambda: self._differentiate(x, x, y))
         if self.captures and len(x) == self.size:
             return self._replay(x, y, noise)
         return self._run(x, y, noise)
@@ -115,11 +119,11 @@ class TrainingStep:
         """Return the adversarial examples that a batch is trained on, like x; x itself without an attack."""
         if self.attack is None:
             return x
+        for update in self.updates:
+            update()
         if self.kernels and len(x) == self.size:
             return self.kernels(x, y, noise)
         twin = self.compiled[1] if self.compiled and len(x) == self.size else self.twin
-        for update in self.updates:
-            update()
         last, spec = x, self.attack
         with self._autocast():
             for last, _ in pgd_iterates(twin, x, y, eps=spec.eps, step=spec.step, steps=spec.steps, noise=noise):  # noqa: B007
@@ -133,9 +137,16 @@ class TrainingStep:
         )
 
     def _run(self, x: Tensor, y: Tensor, noise: Tensor | None) -> Result:
-        network = self.compiled[0] if self.compiled and len(x) == self.size else self.model
+        loss, logits = self._differentiate(x, self.adversarial(x, y, noise), y)
+        self.optimizer.step()
+        return loss.detach(), logits.detach()
+
+    def _differentiate(self, x: Tensor, adversarial: Tensor, y: Tensor) -> Result:
+        """Compute the loss, the logits and the gradients of all weights."""
+        network = self.model
+        if len(x) == self.size:
+            network = self.fused or (self.compiled[0] if self.compiled else self.model)
         share = 0.0 if self.attack is None else self.attack.clean_share
-        adversarial = self.adversarial(x, y, noise)
         self.model.train()
         with self._autocast():
             if share:  # in one pass, so that batch normalisation sees both parts
@@ -146,8 +157,44 @@ class TrainingStep:
                 loss = functional.cross_entropy(logits, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
-        return loss.detach(), logits.detach()
+        return loss, logits
+
+    def _make_attack(self, x: Tensor, y: Tensor) -> Attack | None:
+        """Make the attack in kernels, if it is possible and right."""
+        if self.attack is None:
+            return None
+        for update in self.updates:
+            update()
+        ball = {key: getattr(self.attack, key) for key in ("eps", "step", "steps")}
+        return fused_attack(self.twin, x, y, dtype=self.dtype, tune=self._tunes(), **ball)
+
+    def _make_fused(self, x: Tensor, y: Tensor) -> nn.Module | None:
+        """Make the network of the training pass in kernels, if it is possible and right."""
+        fused = fused_network(self.model, x, y, dtype=self.dtype, tune=self._tunes())
+        return cast(nn.Module, torch.compile(fused, dynamic=False)) if fused and self.compiled else fused
+
+    def _tunes(self) -> bool:
+        return self.device.type == "cuda" and not self.deterministic
+
+    def _keep_if_faster(self, name: str, made: object, run: Callable[[], object]) -> None:
+        """Set the attribute to what was made, if a call of `run` then takes less time, or else to None."""
+        if made is None:
+            return
+
+        def call(value: object) -> None:
+            setattr(self, name, value)
+            run()
+
+        runs = {"kernels": partial(call, made), "without": partial(call, None)}
+        chosen = "without"
+        try:
+            for _ in range(_WARM_UP_STEPS):
+                _on_side_stream(self.device, lambda: [warm_up() for warm_up in runs.values()])
+            chosen = fastest(runs, self.device)
+        except Exception as error:
+            log.warning("%s; training continues without them", _describe_failure("the use of kernels", error))
+        setattr(self, name, made if chosen == "kernels" else None)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _try_to_compile(self, *batch: Tensor | None) -> None:
         """Compile for batches of this size, or warn once and stay eager; the weights do not change."""

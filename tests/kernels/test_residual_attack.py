@@ -8,11 +8,13 @@ from torch import nn
 from torch.nn import functional
 
 from robreg.attacks.pgd import input_gradient, pgd, pgd_iterates, pixel_radius
+from robreg.kernels.blocks import UnsuitableError, describe
 from robreg.networks.build import build_network
 from robreg.networks.classifier import Classifier, Normalise
+from robreg.training.folding import fold_batch_norms
 
 pytest.importorskip("triton", reason="Triton comes with torch for Linux")
-from robreg.kernels.fixup_attack import FixupAttack, refusal
+from robreg.kernels.residual_attack import ResidualAttack
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GPU = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
@@ -37,6 +39,27 @@ def network(arch="resnet8", *, width=16, shape=(3, 8, 8), classes=10):
     return model.requires_grad_(requires_grad=False).to(DEVICE)
 
 
+def of_torchvision(block="Bottleneck", *, classes=10, fold=True):
+    """Return a small network as wrn50 is, with random weights and statistics, and folded batch normalisation."""
+    from torchvision.models import resnet
+
+    torch.manual_seed(0)
+    options = {"width_per_group": 16} if block == "Bottleneck" else {}
+    net = resnet.ResNet(getattr(resnet, block), [1, 2, 1, 1], num_classes=classes, **options)
+    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1)
+            nn.init.normal_(module.bias, std=0.3)
+    model = Classifier(Normalise([0.4, 0.5, 0.6], [0.2, 0.25, 0.3]), net).eval().requires_grad_(requires_grad=False)
+    folded = copy.deepcopy(model).to(DEVICE)
+    for update in fold_batch_norms(folded, torch.float32) if fold else []:
+        update()
+    return folded, model.to(DEVICE)
+
+
 def batch(n=3, shape=(3, 8, 8), classes=10, seed=1):
     generator = torch.Generator().manual_seed(seed)
     x, noise = (torch.rand(n, *shape, generator=generator) for _ in range(2))
@@ -45,7 +68,7 @@ def batch(n=3, shape=(3, 8, 8), classes=10, seed=1):
 
 
 def attack_of(model, x, dtype=torch.float32, **ball):
-    return FixupAttack(model, x, **{**BALL, **ball}, dtype=dtype)
+    return ResidualAttack(model, x, **{**BALL, **ball}, dtype=dtype)
 
 
 def relative(one, other):
@@ -73,16 +96,36 @@ def test_other_depths_widths_and_numbers_of_classes(arch, width, classes):
 
 @pytest.mark.parametrize("arch", ["resnet8", "resnet8nobias", "fixup8"])
 def test_every_activation_is_that_of_the_network(arch):
-    model, (x, y, _) = network(arch), batch()
-    attack = attack_of(model, x)
-    attack.gradient(x, y)
+    model, (x, _, _) = network(arch), batch()
+    found = attack_of(model, x).activations(x)
     network_ = model.network
     first = network_.stem(model.normalise(x))
     expected = functional.relu(first + network_.bias1 if network_.has_biases else first)
-    torch.testing.assert_close(attack.after[0].permute(0, 3, 1, 2), expected, rtol=1e-5, atol=1e-5)
-    for number, block in enumerate(attack.blocks, 1):
+    torch.testing.assert_close(found.after[0].permute(0, 3, 1, 2), expected, rtol=1e-5, atol=1e-5)
+    blocks = [block for stage in network_.stages for block in stage]
+    for after, block in zip(found.after[1:], blocks, strict=True):
         expected = block(expected)
-        torch.testing.assert_close(attack.after[number].permute(0, 3, 1, 2), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(after.permute(0, 3, 1, 2), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", ["Bottleneck", "BasicBlock"])
+@pytest.mark.parametrize(("n", "size", "classes"), [(3, 8, 10), (1, 9, 100)])
+def test_networks_with_batch_normalisation_are_attacked_with_it_folded(block, n, size, classes):
+    (folded, model), (x, y, noise) = of_torchvision(block, classes=classes), batch(n, (3, size, size), classes)
+    attack = attack_of(folded, x)
+    assert relative(attack.gradient(x, y), input_gradient(model, x, y)) < 1e-5
+    found, expected = attack(x, y, noise), pgd(model, x, y, **BALL, noise=noise)
+    assert int(((found - expected).abs() > 1e-6).sum()) <= found.numel() // 10_000
+
+
+def test_the_papers_bottleneck_network_is_suitable():
+    model = build_network("wrn50", width=8, shape=(3, 16, 16), classes=200, mean=[0.5] * 3, std=[0.25] * 3).eval()
+    model.requires_grad_(requires_grad=False)
+    fold_batch_norms(model, torch.float32)
+    described = describe(model)
+    assert [len(block.layers) for block in described.blocks] == [3] * 16
+    assert [block.projection is not None for block in described.blocks].count(True) == 4
+    assert len(described.convolutions) == 52
 
 
 @pytest.mark.parametrize("space", ["pixel", "normalised"])
@@ -129,6 +172,12 @@ def test_pixels_that_share_memory_are_attacked_as_others():
     assert relative(attack_of(model, given).gradient(given, y), input_gradient(model, given.clone(), y)) < 1e-5
 
 
+def changed(name, layer):
+    model, _ = of_torchvision()
+    model.network.set_submodule(name, layer)
+    return model
+
+
 class Own(Normalise):
     """A normalising layer of somebody's own."""
 
@@ -141,18 +190,27 @@ class Own(Normalise):
         (lambda: Classifier(Normalise([0.5], [0.5]), nn.Flatten()), "no ResNet of this package"),
         (lambda: network(width=8), "width 8 is no power of 2"),
         (lambda: network(width=48), "width 48 is no power of 2"),
-        (lambda: network(classes=1000), "1000 classes, too many for its width 16"),
+        (lambda: of_torchvision(fold=False)[0], "batch normalisation that is not folded"),
+        (lambda: changed("maxpool", nn.MaxPool2d(2)), "its stem makes images smaller"),
+        (lambda: changed("conv1", nn.Conv2d(3, 64, 3, 2, padding=1)), "its stem makes images smaller"),
+        (lambda: changed("conv1", nn.Conv2d(3, 64, 7, padding=3)), "its stem is not 3x3"),
+        (lambda: changed("fc", nn.Linear(2048, 10, bias=False)), "its last layer is not linear with a bias"),
+        (lambda: changed("layer1", nn.Sequential(nn.ReLU())), "it has a block of its own, ReLU"),
+        (lambda: changed("layer1.0.conv2", nn.Conv2d(16, 16, 3, padding=2, dilation=2)), "do not compute Conv2d"),
+        (lambda: changed("layer1.0.conv2", nn.Conv2d(16, 16, 3, padding=1, groups=2)), "do not compute Conv2d"),
+        (lambda: changed("layer1.0.conv2", nn.Conv2d(24, 16, 3, padding=1)), "its channels are no multiples of 16"),
     ],
 )
 def test_a_network_that_the_kernels_do_not_fit_is_refused(model, reason):
     model = model if isinstance(model, nn.Module) else model()
-    assert reason in refusal(model)
-    with pytest.raises(ValueError, match=reason):
-        FixupAttack(model, batch()[0], **BALL, dtype=torch.float32)
+    with pytest.raises(UnsuitableError, match=reason):
+        ResidualAttack(model, batch()[0], **BALL, dtype=torch.float32)
 
 
-def test_a_network_of_the_package_is_not_refused():
-    assert refusal(network()) is None
+@pytest.mark.parametrize("arch", ["resnet8", "fixup8"])
+def test_more_classes_than_one_program_of_the_head_holds(arch):
+    model, (x, y, _) = network(arch, classes=1000), batch(3, classes=1000)
+    assert relative(attack_of(model, x).gradient(x, y), input_gradient(model, x, y)) < 1e-5
 
 
 @GPU

@@ -1,0 +1,60 @@
+"""Launch the kernel of a convolution and of what follows it in a network."""
+
+import triton
+from torch import Tensor
+
+from robreg.kernels import triton_kernels as kernels
+
+# Positions per program and warps, by the number of channels that a program computes, where they are not found by
+# timing. They were the fastest of a prototype on an H200.
+_FIXED = {16: (256, 2), 32: (256, 8), 64: (128, 8), 128: (128, 8)}
+
+
+def convolve(  # noqa: PLR0913 - what follows a convolution in a network
+    x: Tensor,
+    w: Tensor,
+    out: Tensor,
+    *,
+    stride: int = 1,
+    transposed: bool = False,
+    before: Tensor | None = None,
+    scale: Tensor | None = None,
+    after: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_stride: int = 1,
+    residual_bias: Tensor | None = None,
+    relu: bool = False,
+    activation: Tensor | None = None,
+    tune: bool = False,
+) -> None:
+    """Launch kernels.convolve, which describes the arguments; what is None is left out.
+
+    tune: find the fastest block sizes by timing, on a GPU; the last bits of results may depend on them.
+    """
+    batch, height, width, c_out = out.shape
+    positions, c_in = batch * height * width, x.shape[3]
+    shortcut = (0, 1, 1) if residual is None else (residual.shape[3], *residual.shape[1:3])
+    block_out = largest_block(c_out, 128)
+    fixed, warps = _FIXED[block_out]
+    kernel, blocks = (kernels.tuned_convolve, {}) if tune else (kernels.convolve, {"BM": fixed, "num_warps": warps})
+
+    def grid(chosen: dict[str, int]) -> tuple[int, int]:
+        return triton.cdiv(positions, chosen["BM"]), c_out // block_out
+
+    def or_unused(given: Tensor | None) -> Tensor:  # a kernel needs every pointer, also those that it does not read
+        return x if given is None else given.detach()
+
+    kernel[grid](
+        x, w, out, or_unused(residual), or_unused(activation), or_unused(before), or_unused(scale), or_unused(after),
+        or_unused(residual_bias), positions,
+        H=x.shape[1], W=x.shape[2], OH=height, OW=width, CI=c_in, CO=c_out, SIZE=w.shape[0], STRIDE=stride,
+        TRANSPOSED=transposed, HAS_BEFORE=before is not None, HAS_SCALE=scale is not None,
+        AFTER=0 if after is None else after.numel(), CR=shortcut[0], RH=shortcut[1], RW=shortcut[2],
+        RSTRIDE=residual_stride, HAS_RESIDUAL_BIAS=residual_bias is not None, RELU=relu, MASKED=activation is not None,
+        PRECISION="ieee", BK=largest_block(c_in, 64), BN=block_out, **blocks,
+    )  # fmt: skip
+
+
+def largest_block(channels: int, most: int) -> int:
+    """Return the largest power of 2 that divides a number of channels, up to most."""
+    return min(most, channels & -channels)
