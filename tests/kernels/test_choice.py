@@ -3,10 +3,11 @@
 import copy
 import logging
 import sys
+import time
 
 import pytest
 import torch
-from test_residual_attack import BALL, GPU, batch, exact, network
+from test_residual_attack import BALL, GPU, batch, exact, network, of_torchvision
 from torch import nn
 
 from robreg.attacks.pgd import input_gradient, pgd
@@ -14,7 +15,7 @@ from robreg.kernels import choice
 from robreg.training.step import StepAttack, TrainingStep
 
 pytest.importorskip("triton", reason="Triton comes with torch for Linux")
-from robreg.kernels import residual_attack
+from robreg.kernels import operators, residual_attack
 
 assert exact  # a fixture of both files
 
@@ -87,18 +88,77 @@ def test_in_bf16_too_rounding_is_small_beside_a_fault(arch):
 
 def test_kernels_that_leave_the_ball_are_left_out(monkeypatch, caplog):
     right = residual_attack.ResidualAttack.__call__
-    monkeypatch.setattr(residual_attack.ResidualAttack, "__call__", lambda self, x, y, noise: right(self, x, y, noise) + 0.01)
+    monkeypatch.setattr(
+        residual_attack.ResidualAttack, "__call__", lambda self, x, y, noise: right(self, x, y, noise) + 0.01
+    )
     assert fused(network(), *batch()[:2]) is None
     assert "give other gradients here (they differ by inf" in caplog.text
 
 
-def make_step(device="cpu", **options):
-    model = network().train().requires_grad_().to(device)
+def test_the_kernels_of_the_training_pass_are_used_where_their_gradients_are_right(monkeypatch, caplog):
+    model, (x, y, _) = network().requires_grad_(), batch()
+    for parameter in model.parameters():
+        parameter.data.zero_()  # as some are before the first step
+    assert choice.fused_network(model, x, y, dtype=torch.float32) is not None
+    assert not caplog.records
+    right = operators.FusedNetwork.forward
+    monkeypatch.setattr(operators.FusedNetwork, "forward", lambda *given: 1.01 * right(*given))
+    assert choice.fused_network(model, x, y, dtype=torch.float32) is None
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the kernels of the training pass give other gradients here (they differ by ")
+
+
+@pytest.mark.parametrize("arch", ["resnet8", "resnet8nobias"])
+def test_in_bf16_too_a_fault_of_the_training_pass_is_larger_than_rounding(arch):
+    model, (x, y, _) = choice._with_random_weights(network(arch)).requires_grad_(), batch(8)
+    expected = choice._weight_gradients(model, x, y)
+    for fault in (1.0, 1.3):
+        _, limit = choice._errors(
+            fault * expected, lambda: choice._weight_gradients(model, x, y), x.device, torch.bfloat16
+        )
+        assert 0.005 < limit < 0.2
+    faulty = copy.deepcopy(model)
+    faulty.network.stages[0][0].conv1.weight.data[:, :, 0] = 0  # a row of taps
+    found = choice._weight_gradients(faulty, x, y)
+    assert float((found - expected).norm() / expected.norm()) > limit
+
+
+def test_the_fastest_run_is_chosen():
+    def wait():
+        time.sleep(0.005)
+
+    assert choice.fastest({"slow": wait, "fast": lambda: None}, torch.device("cpu")) == "fast"
+    assert choice.fastest({"fast": lambda: None, "slow": wait}, torch.device("cpu")) == "fast"
+
+
+def test_narrow_networks_need_no_measurement():
+    assert choice.is_narrow(network())
+    assert not choice.is_narrow(network(width=32))
+    assert not choice.is_narrow(of_torchvision()[0])
+    assert not choice.is_narrow(nn.Linear(1, 1))
+
+
+def make_step(device="cpu", model=None, **options):
+    model = (network() if model is None else model).train().requires_grad_().to(device)
     sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=device == "cuda" or None)
     return TrainingStep(model, sgd, attack=StepAttack(**BALL), **options)
 
 
-def test_a_step_with_kernels_trains_as_the_plain_step_does():
+def always(monkeypatch, name):
+    """Let a measurement find that runs with or without kernels are the fastest; return the runs that were measured."""
+    measured = []
+
+    def fastest(runs, device):
+        measured.append({key: run() for key, run in runs.items()})
+        return name
+
+    monkeypatch.setattr("robreg.training.step.fastest", fastest)
+    return measured
+
+
+@pytest.mark.parametrize("choose", ["kernels", "without"])
+def test_a_step_with_kernels_trains_as_the_plain_step_does(choose, monkeypatch):
+    measured = always(monkeypatch, choose)
     plain, with_kernels = make_step(), make_step()
     assert not plain.fuses  # only bf16 on a GPU, compiled, has them
     with_kernels.fuses = True
@@ -108,16 +168,64 @@ def test_a_step_with_kernels_trains_as_the_plain_step_does():
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
     small = [part[:2] for part in batch(seed=9)]  # the last batch of an epoch is smaller
     torch.testing.assert_close(with_kernels(*small)[0], plain(*small)[0], rtol=1e-3, atol=1e-4)
-    assert (plain.how, with_kernels.how) == ("eager", "eager, attack kernels")
+    assert len(measured) == 1  # of the training pass; the attack on a narrow network is known to be faster
+    assert plain.how == "eager"
+    assert with_kernels.how == "eager, attack kernels" + (", training kernels" if choose == "kernels" else "")
     for one, other in zip(plain.model.parameters(), with_kernels.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_deterministic_step_depends_on_no_measurement(monkeypatch):
+    monkeypatch.setattr("robreg.training.step.fastest", lambda *_: pytest.fail("measured"))
+    for model, how in ((network(), "eager, attack kernels"), (network(width=32), "eager")):
+        step = make_step(model=model, deterministic=True)
+        step.fuses = True
+        step(*batch())
+        assert step.how == how
+
+
+@pytest.mark.parametrize("choose", ["kernels", "without"])
+def test_the_attack_on_a_wide_network_has_kernels_if_they_are_faster(choose, monkeypatch, caplog):
+    measured = always(monkeypatch, choose)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    wide = of_torchvision()[1]
+    plain, step = (make_step(model=copy.deepcopy(wide), compile=True) for _ in range(2))
+    step.fuses = True
+    for seed in range(2):
+        x, y, noise = batch(seed=seed)
+        found, expected = (one.adversarial(x, y, noise) for one in (step, plain))
+        assert int(((found - expected).abs() > 1e-6).sum()) <= found.numel() // 1000
+        losses = [one(x, y, noise)[0] for one in (plain, step)]
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+    assert len(measured) == 1  # its training pass has no kernels
+    assert step.how == "compiled" + (", attack kernels" if choose == "kernels" else "")
+    assert not caplog.records
+    for one, other in zip(step.model.state_dict().values(), plain.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_measurement_that_fails_leaves_the_kernels_out_with_one_warning(monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("no graph")
+
+    monkeypatch.setattr("robreg.training.step.fastest", fail)
+    step = make_step()
+    step.fuses = True
+    step(*batch())
+    assert step.how == "eager, attack kernels"
+    assert [record.getMessage() for record in caplog.records] == [
+        "the use of kernels is not possible here (RuntimeError: no graph); training continues without them"
+    ]
 
 
 @GPU
 def test_on_a_gpu_a_compiled_step_in_bf16_has_kernels_and_a_graph():
     step = make_step("cuda", precision="bf16", compile=True)
     losses = [float(step(*batch(64, seed=seed))[0]) for seed in range(4)]
-    assert step.how == "compiled, attack kernels, CUDA graph"
+    assert step.how in (
+        "compiled, attack kernels, CUDA graph",
+        "compiled, attack kernels, training kernels, CUDA graph",
+    )
     for group in step.optimizer.param_groups:
         group["lr"] = 0.01  # the graph is captured again
     losses.append(float(step(*batch(64, seed=5))[0]))

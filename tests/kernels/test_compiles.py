@@ -30,7 +30,8 @@ def compiled(kernel, types, constants, **options):
 def convolution(c_in, c_out, stride, transposed, block, size=3, **options):
     types = dict.fromkeys(("x", "w", "out", "residual", "activation"), B) | {"positions": I}
     types |= dict.fromkeys(("before", "scale", "after", "residual_bias"), F)
-    constants = {"H": 32, "W": 32, "OH": 32 // stride, "OW": 32 // stride, "CI": c_in, "CO": c_out, "STRIDE": stride, "SIZE": size}
+    constants = {"H": 32, "W": 32, "OH": 32 // stride, "OW": 32 // stride, "CI": c_in, "CO": c_out, "SIZE": size}
+    constants |= {"STRIDE": stride}
     constants |= {"TRANSPOSED": transposed, "HAS_BEFORE": not transposed, "HAS_SCALE": True}
     constants |= {"AFTER": 0 if transposed else 1 if size == 3 else c_out}
     constants |= {"CR": c_in, "RH": 32, "RW": 32, "RSTRIDE": stride, "HAS_RESIDUAL_BIAS": not transposed}

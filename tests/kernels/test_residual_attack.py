@@ -40,12 +40,14 @@ def network(arch="resnet8", *, width=16, shape=(3, 8, 8), classes=10):
 
 
 def of_torchvision(block="Bottleneck", *, classes=10, fold=True):
-    """Return a small network as wrn50 is, with random weights and statistics, and folded batch normalisation."""
+    """Return a network as wrn50 is, with two stages and random weights and statistics: folded, and as it was."""
     from torchvision.models import resnet
 
     torch.manual_seed(0)
     options = {"width_per_group": 16} if block == "Bottleneck" else {}
     net = resnet.ResNet(getattr(resnet, block), [1, 2, 1, 1], num_classes=classes, **options)
+    net.layer3, net.layer4 = nn.Sequential(), nn.Sequential()
+    net.fc = nn.Linear(net.layer2[0].bn2.num_features if block == "BasicBlock" else 512, classes)
     net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -194,7 +196,7 @@ class Own(Normalise):
         (lambda: changed("maxpool", nn.MaxPool2d(2)), "its stem makes images smaller"),
         (lambda: changed("conv1", nn.Conv2d(3, 64, 3, 2, padding=1)), "its stem makes images smaller"),
         (lambda: changed("conv1", nn.Conv2d(3, 64, 7, padding=3)), "its stem is not 3x3"),
-        (lambda: changed("fc", nn.Linear(2048, 10, bias=False)), "its last layer is not linear with a bias"),
+        (lambda: changed("fc", nn.Linear(512, 10, bias=False)), "its last layer is not linear with a bias"),
         (lambda: changed("layer1", nn.Sequential(nn.ReLU())), "it has a block of its own, ReLU"),
         (lambda: changed("layer1.0.conv2", nn.Conv2d(16, 16, 3, padding=2, dilation=2)), "do not compute Conv2d"),
         (lambda: changed("layer1.0.conv2", nn.Conv2d(16, 16, 3, padding=1, groups=2)), "do not compute Conv2d"),
