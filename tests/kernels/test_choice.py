@@ -112,11 +112,8 @@ def test_the_kernels_of_the_training_pass_are_used_where_their_gradients_are_rig
 def test_in_bf16_too_a_fault_of_the_training_pass_is_larger_than_rounding(arch):
     model, (x, y, _) = choice._with_random_weights(network(arch)).requires_grad_(), batch(8)
     expected = choice._weight_gradients(model, x, y)
-    for fault in (1.0, 1.3):
-        _, limit = choice._errors(
-            fault * expected, lambda: choice._weight_gradients(model, x, y), x.device, torch.bfloat16
-        )
-        assert 0.005 < limit < 0.2
+    _, limit = choice._errors(expected, lambda: choice._weight_gradients(model, x, y), x.device, torch.bfloat16)
+    assert 0.005 < limit < 0.2
     faulty = copy.deepcopy(model)
     faulty.network.stages[0][0].conv1.weight.data[:, :, 0] = 0  # a row of taps
     found = choice._weight_gradients(faulty, x, y)
@@ -138,10 +135,10 @@ def test_narrow_networks_need_no_measurement():
     assert not choice.is_narrow(nn.Linear(1, 1))
 
 
-def make_step(device="cpu", model=None, **options):
+def make_step(device="cpu", model=None, steps=3, **options):
     model = (network() if model is None else model).train().requires_grad_().to(device)
     sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=device == "cuda" or None)
-    return TrainingStep(model, sgd, attack=StepAttack(**BALL), **options)
+    return TrainingStep(model, sgd, attack=StepAttack(**{**BALL, "steps": steps}), **options)
 
 
 def always(monkeypatch, name):
@@ -189,14 +186,13 @@ def test_the_attack_on_a_wide_network_has_kernels_if_they_are_faster(choose, mon
     measured = always(monkeypatch, choose)
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)
     wide = of_torchvision()[1]
-    plain, step = (make_step(model=copy.deepcopy(wide), compile=True) for _ in range(2))
+    plain, step = (make_step(model=copy.deepcopy(wide), steps=1, compile=True) for _ in range(2))
     step.fuses = True
-    for seed in range(2):
-        x, y, noise = batch(seed=seed)
-        found, expected = (one.adversarial(x, y, noise) for one in (step, plain))
-        assert int(((found - expected).abs() > 1e-6).sum()) <= found.numel() // 1000
-        losses = [one(x, y, noise)[0] for one in (plain, step)]
-        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+    x, y, noise = batch()
+    losses = [one(x, y, noise)[0] for one in (plain, step)]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+    found, expected = (one.adversarial(x, y, noise) for one in (step, plain))  # with weights that have changed
+    assert int(((found - expected).abs() > 1e-6).sum()) <= found.numel() // 100
     assert len(measured) == 1  # its training pass has no kernels
     assert step.how == "compiled" + (", attack kernels" if choose == "kernels" else "")
     assert not caplog.records
@@ -222,10 +218,7 @@ def test_a_measurement_that_fails_leaves_the_kernels_out_with_one_warning(monkey
 def test_on_a_gpu_a_compiled_step_in_bf16_has_kernels_and_a_graph():
     step = make_step("cuda", precision="bf16", compile=True)
     losses = [float(step(*batch(64, seed=seed))[0]) for seed in range(4)]
-    assert step.how in (
-        "compiled, attack kernels, CUDA graph",
-        "compiled, attack kernels, training kernels, CUDA graph",
-    )
+    assert step.how.replace(", training kernels", "") == "compiled, attack kernels, CUDA graph"  # if they are faster
     for group in step.optimizer.param_groups:
         group["lr"] = 0.01  # the graph is captured again
     losses.append(float(step(*batch(64, seed=5))[0]))
