@@ -1,6 +1,6 @@
 """Benchmark training on a GPU against an eager loop in the same process: `make bench-gpu`.
 
-It needs torch, torchvision, numpy, psutil and the package, but not Snakemake. Training is not timed before its losses
+It needs the package and what it imports, but not Snakemake. Training is not timed before its losses
 were asserted to equal those of the eager loop.
 """
 
@@ -18,11 +18,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
+from robreg.attacks import apgd, evaluation
 from robreg.attacks.pgd import draw_noise
 from robreg.data.augmentation import random_crop_flip
 from robreg.data.dataset import to_float
+from robreg.measures import gradient_masking, loss_variation, perturbation_spread
 from robreg.networks import build, classifier, fixup_resnet
+from robreg.networks.replayed import replayed
+from robreg.runs import config as study_config
+from robreg.runs.settings import run_settings
 from robreg.spectra.layers import list_layers
 from robreg.spectra.projection import project
 from robreg.training.step import StepAttack, TrainingStep, deterministic_algorithms
@@ -30,7 +36,8 @@ from robreg.training.step import StepAttack, TrainingStep, deterministic_algorit
 ROOT = Path(__file__).parents[2]
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
 EPOCHS, EXAMPLES = 200, 50_000
-FLOP = 5.8e16  # FLOP of training ResNet-56 for all epochs: PGD-10 and one training pass
+OTHERS = {"resnet110": (32, True), "wrn50": (56, False)}  # size of the images, and deterministic, as in config.yaml
+TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000}
 VARIANTS = {  # precision, compile, deterministic
     "fp32": ("fp32", False, False),
     "fp32, compiled": ("fp32", True, False),
@@ -97,6 +104,28 @@ def plain_layer(x: Tensor, weight: Tensor, shortcut: Tensor, stride: int) -> Ten
     return functional.relu(functional.conv2d(x, weight, stride=stride, padding=1) + shortcut)
 
 
+def read_config() -> dict:
+    """Read config.yaml."""
+    return study_config.load(ROOT / "config.yaml", ROOT / "workflow/schemas/config.schema.yaml")
+
+
+def project_hours(config: dict, times: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the GPU-hours of every training of the study `paper`, by run, from the times of steps.
+
+    times: for each architecture, the milliseconds of a step with PGD-10 and of its training pass.
+    """
+    rows = {}
+    for dataset, variant in study_config.run_names(config, "paper"):
+        settings = run_settings(config, dataset, variant)
+        training, attack, of_arch = settings["training"], settings["train_attack"], times[settings["arch"]]
+        one_step = (of_arch["ms_per_step"] - of_arch["ms_training_pass"]) / STEPS
+        ms = of_arch["ms_training_pass"] + one_step * (attack["steps"] if attack else 0)
+        batches = -(-TRAINING_IMAGES[settings["data"]["kind"]] // training["batch_size"])
+        hours = ms * batches * training["epochs"] / 3.6e6
+        rows[f"{dataset}/{variant}"] = {"ms_per_step": ms, "hours": hours}
+    return rows
+
+
 class Bench:
     """The measurements on one device; tiny makes all sizes small, to test the code only."""
 
@@ -111,6 +140,8 @@ class Bench:
         self.images = (255 * smooth).round().to(torch.uint8).to(device)
         self.labels = torch.randint(10, (1024,), generator=generator).to(device)
         self.generator = torch.Generator(device).manual_seed(0)
+        self.times: dict[str, dict[str, float]] = {}  # by architecture, as project_hours needs them
+        self.rate: float | None = None
 
     def make(
         self, arch: str, precision: str, compiled: bool, deterministic=False, shape=(3, 32, 32), classes: int = 10
@@ -176,7 +207,7 @@ class Bench:
                 with self.as_trained(name):
                     times[name].append(self.seconds(lambda: step(*self.draw())))  # noqa: B023
             times["peer"].append(self.seconds(lambda: eager(*self.draw()[:2])))
-        peak, per_epoch = self.peak(), EXAMPLES / self.batch
+        per_epoch, flop = EXAMPLES / self.batch, self.flop(self.arch, 32)
         rows = {}
         for name, values in times.items():
             minutes = statistics.median(values) * per_epoch * EPOCHS / 60
@@ -186,18 +217,37 @@ class Bench:
                 "images_per_s": self.batch / statistics.median(values),
                 "minutes_of_200_epochs": minutes,
                 "peer_over_ours": ratio,
-                "share_of_bf16_peak": FLOP / peak / 60 / minutes,
+                "share_of_bf16_peak": flop / self.peak() / statistics.median(values),
                 "loss_differs_by": difference.get(name, 0.0),
                 "seconds_before_the_first_epoch": first.get(name, 0.0),
                 "how": steps[name].how if name in steps else eager.name,
             }
-        return {"bf16_tflops": peak / 1e12, "steps": rows}
+        chosen = "bf16, compiled, deterministic"  # as in config.yaml
+        with self.as_trained(chosen):
+            passing = self.training_pass(steps[chosen], *self.draw()[:2])
+        self.times["resnet56"] = {"ms_per_step": rows[chosen]["ms_per_step"], "ms_training_pass": passing}
+        return {"bf16_tflops": self.peak() / 1e12, "ms_training_pass": passing, "steps": rows}
+
+    def training_pass(self, step: TrainingStep, x: Tensor, y: Tensor) -> float:
+        """Return the milliseconds of a step's training pass, which is a step of standard training."""
+        passing = self.replayed(lambda: step._differentiate(x, x, y))
+        step.optimizer.zero_grad(set_to_none=True)
+        return 1e3 * passing
 
     def peak(self) -> float:
         """Return the rate of a large bf16 matrix product, in FLOP per second."""
-        n = 256 if self.tiny else 8192
-        one, other = (torch.randn(n, n, device=self.device, dtype=torch.bfloat16) for _ in range(2))
-        return 2 * n**3 / self.seconds(lambda: one @ other)
+        if self.rate is None:
+            n = 256 if self.tiny else 8192
+            one, other = (torch.randn(n, n, device=self.device, dtype=torch.bfloat16) for _ in range(2))
+            self.rate = 2 * n**3 / self.seconds(lambda: one @ other)
+        return self.rate
+
+    def flop(self, arch: str, size: int) -> float:
+        """Return the FLOP of a step: forward passes and input gradients of the attack, and a training pass."""
+        model = make_network(arch, torch.device("cpu"), (3, size, size), 10).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, 3, size, size))
+        return float(counter.get_total_flops()) * (2 * STEPS + 3) * self.batch
 
     def profile(self) -> list[dict]:
         """Return the 15 kernels that take the most time in the variant "bf16, compiled"."""
@@ -234,20 +284,96 @@ class Bench:
 
     def others(self) -> dict:
         """Time a step of the paper's other networks."""
+        return {arch: self.time_step(arch, *rest) for arch, rest in OTHERS.items()}
+
+    def time_step(self, arch: str, size: int, deterministic: bool) -> dict:
+        """Time a step with random images of this size, and its training pass."""
+        small, classes = "resnet14" if self.tiny else arch, 200 if arch == "wrn50" else 10
+        step = self.make(small, "bf16", True, deterministic, shape=(3, size, size), classes=classes)
+        x = torch.rand(self.batch, 3, size, size, generator=self.generator, device=self.device)
+        y, noise = torch.randint(classes, (self.batch,), device=self.device), 2 * x - 1
+        with deterministic_algorithms(self.device, wanted=deterministic):
+            taken = self.seconds(lambda: step(x, y, noise))
+            passing = self.training_pass(step, x, y)
+        self.times[arch] = {"ms_per_step": 1e3 * taken, "ms_training_pass": passing}
+        share = self.flop(small, size) / self.peak() / taken
+        return {**self.times[arch], "images_per_s": self.batch / taken, "share_of_bf16_peak": share, "how": step.how}
+
+    def paper(self) -> dict:
+        """Project the GPU-hours of all trainings of the study `paper`, from the steps that were timed, or now."""
+        for arch, rest in {"resnet56": (32, True), **OTHERS}.items():
+            if arch not in self.times:
+                self.time_step(arch, *rest)
+        rows = project_hours(read_config(), self.times)
+        return {"hours": sum(row["hours"] for row in rows.values()), "runs": rows}
+
+    def measures(self) -> dict:
+        """Time the measures that attack a network of c10, on images of which none is misclassified, so at most as long.
+
+        Those of all test images are timed on some of them. The labels are the network's own predictions.
+        """
+        config = read_config()
+        settings, batch = run_settings(config, "c10", "ar8"), config["datasets"]["c10"]["evaluation_batch"]
+        network = make_network(self.arch, self.device, (3, 32, 32), 10).eval().requires_grad_(False)
+        count = 4 if self.tiny else 1000
+        images = self.images[:count].cpu()
+        with torch.no_grad():
+            labels = network(to_float(images.to(self.device))).argmax(1).cpu()
+        right, batch = torch.ones(count, dtype=torch.bool), 2 if self.tiny else batch
+        steps = {"steps": 1, "more_steps": 1, "restarts": 1} if self.tiny else {}
+        model = replayed(network, batch)
+
+        def attack(spec: dict) -> None:
+            evaluation.evaluate(model, images, labels, {**spec, **steps}, batch=batch, correct=right)
+
+        def vary() -> None:
+            variation, ratio = settings["loss_variation"], settings["loss_variation"]["relative_step"]
+            for eps in variation["eps"]:
+                spec = {**variation, "eps": eps, "step": ratio * eps, **steps}
+                loss_variation.measure(model, images, labels, spec, batch=batch)
+
+        def mask() -> None:
+            masking = {**settings["masking"], **steps}
+            spec = gradient_masking.AttackedNetwork(model, images, labels, right, masking, batch=batch)
+            gradient_masking.masking_checks(spec)
+
+        strong, spread = settings["strong_attack"], {**settings["spread"], **steps}
+        attacks_of_radii = 1 + len(settings["pixel_radii"]["eps"])  # all of PGD-10
+        all_images = 10_000 / count
+        runs = {
+            "attacks": (lambda: attack(settings["evaluation"]), attacks_of_radii * all_images),
+            "lossvar": (vary, all_images),
+            "apgd": (
+                lambda: apgd.evaluate(
+                    model, images, labels, {**strong, **steps}, losses=list(apgd.LOSSES), batch=batch, correct=right
+                ),
+                strong["n"] / count,
+            ),
+            "masking": (mask, settings["masking"]["n"] / count),
+            "spread": (
+                lambda: perturbation_spread.measure(network, images, labels, spread, batch=batch),
+                spread["n"] / count,
+            ),
+        }
         rows = {}
-        for arch, shape, classes in (("resnet110", (3, 32, 32), 10), ("wrn50", (3, 56, 56), 200)):
-            step = self.make("resnet14" if self.tiny else arch, "bf16", True, shape=shape, classes=classes)
-            x = torch.rand(self.batch, *shape, generator=self.generator, device=self.device)
-            y, noise = torch.randint(classes, (self.batch,), device=self.device), 2 * x - 1
-            taken = self.seconds(lambda: step(x, y, noise))  # noqa: B023
-            rows[arch] = {"ms_per_step": 1e3 * taken, "images_per_s": self.batch / taken, "how": step.how}
-        return rows
+        for name, (run, factor) in runs.items():
+            self.wait()
+            begin = time.perf_counter()
+            run()
+            self.wait()
+            rows[name] = factor * (time.perf_counter() - begin)
+        found = {"seconds": rows, "seconds_of_all": sum(rows.values())}
+        if "resnet56" in self.times:
+            training = self.times["resnet56"]["ms_per_step"] / 1e3 * EPOCHS * EXAMPLES / self.batch
+            found["share_of_the_training"] = sum(rows.values()) / training
+        return found
 
     def kernels(self) -> dict:
         """Time the attack's kernels: each convolution of a network beside cuDNN's, and the whole attack.
 
         A convolution is one with residual and ReLU, in one kernel, and in cuDNN's and those of torch.
         """
+        from robreg.kernels.convolution import convolve
         from robreg.kernels.residual_attack import ResidualAttack
 
         dtype = torch.float32 if self.tiny else torch.bfloat16
@@ -259,19 +385,20 @@ class Bench:
         attack = ResidualAttack(model, x, eps=EPS, step=STEP, steps=1 if self.tiny else STEPS, dtype=dtype, tune=tune)
         attack.refresh()
         rows = {}
-        for block, source, target in zip(attack.blocks, attack.after, attack.after[1:], strict=False):
-            name = f"{source.shape[3]} to {target.shape[3]} channels at {source.shape[1]}"
+        for block, before, after in zip(attack.network.blocks, attack.after, attack.after[1:], strict=False):
+            name = f"{before[3]} to {after[3]} channels at {before[1]}"
             if name in rows:
                 continue
-            weight = block.conv1.weight.detach().to(dtype).to(memory_format=torch.channels_last)
-            given, shortcut = (one.normal_().permute(0, 3, 1, 2) for one in (source, torch.empty_like(target)))
-            ours = attack.convolutions[id(block.conv1)]
-            options = {"stride": block.stride, "residual": shortcut.permute(0, 2, 3, 1), "relu": True}
-            gradient, options_back = torch.empty_like(source), {"stride": block.stride, "transposed": True}
+            first = block.layers[0]
+            weight = first.conv.weight.detach().to(dtype).to(memory_format=torch.channels_last)
+            shapes = (before, after, before)
+            source, target, gradient = (torch.randn(shape, device=x.device).to(dtype) for shape in shapes)
+            given, shortcut = source.permute(0, 3, 1, 2), torch.randn_like(target)
+            ours, options = attack.weights[id(first.conv)], {"stride": first.stride, "tune": tune}
             times = {
-                "ours": partial(attack._convolve, source, ours.forward, target, **options),
-                "cudnn": partial(plain_layer, given, weight, shortcut, block.stride),
-                "ours, gradient": partial(attack._convolve, target, ours.backward, gradient, **options_back),
+                "ours": partial(convolve, source, ours.forward, target, residual=shortcut, relu=True, **options),
+                "cudnn": partial(plain_layer, given, weight, shortcut.permute(0, 3, 1, 2), first.stride),
+                "ours, gradient": partial(convolve, target, ours.backward, gradient, transposed=True, **options),
             }
             rows[name] = {f"{key}, us": 1e6 * self.replayed(run) for key, run in times.items()}
         return {"layers": rows, "attack_ms": 1e3 * self.replayed(lambda: attack(x, y, noise))}
@@ -321,7 +448,7 @@ class Bench:
         print(done / (time.perf_counter() - begin), flush=True)
 
 
-PARTS = ("kernels", "training", "projection", "profile", "others", "together")
+PARTS = ("kernels", "training", "others", "paper", "measures", "projection", "profile", "together")
 
 
 def main() -> None:

@@ -29,10 +29,10 @@ def make_settings(variant="ar8", **training):
     return training_settings(run_settings(config, "digits", variant))
 
 
-def run(settings, prepared, folder):
+def run(settings, prepared, folder, device=CPU):
     folder.mkdir(parents=True, exist_ok=True)
     files = {"checkpoint": folder / "checkpoint.pt", "history": folder / "history.parquet"}
-    loop.train(settings, prepared, **files, device=CPU)
+    loop.train(settings, prepared, **files, device=device)
     return result(folder)
 
 
@@ -47,7 +47,7 @@ def assert_same(one, other):
     assert one[1] == other[1]
 
 
-def child(event, count, settings, folders, number):
+def child(event, count, settings, folders, number, device):
     """Train in this process, which sends itself the signal `number` at the count-th event."""
     torch.set_num_threads(1)
     left = [count]
@@ -71,7 +71,7 @@ def child(event, count, settings, folders, number):
     elif event == "after write":
         Path.replace = counted(Path.replace, after=True)
     try:
-        run(settings, dataset.load_dataset(folders[0]), folders[1])
+        run(settings, dataset.load_dataset(folders[0]), folders[1], device)
     except epoch.StoppedError:
         os._exit(7)
 
@@ -80,9 +80,9 @@ def child(event, count, settings, folders, number):
 SERVER = multiprocessing.get_context("forkserver")
 
 
-def kill_at(event, count, settings, source, folder, number=signal.SIGKILL):
+def kill_at(event, count, settings, source, folder, number=signal.SIGKILL, *, device=CPU):
     """Train in a child process that sends itself a signal at the count-th event; return its exit code."""
-    process = SERVER.Process(target=child, args=(event, count, settings, (source, folder), number))
+    process = SERVER.Process(target=child, args=(event, count, settings, (source, folder), number, device))
     process.start()
     process.join()
     return process.exitcode

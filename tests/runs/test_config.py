@@ -365,6 +365,7 @@ def test_the_schedule_of_the_paper_study_is_that_of_the_paper(config):
         "augmentation": "crop-flip",
         "batch_size": 256,
         "compile": True,
+        "deterministic": True,
         "epochs": 200,
         "lr": 0.05,
         "lr_drops": [100, 150],

@@ -149,6 +149,19 @@ def test_a_run_that_is_killed_several_times_resumes_bit_identically(source, prep
     assert_same(run(make_settings(), prepared, tmp_path), undisturbed)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_deterministic_run_that_is_killed_resumes_bit_identically(source, prepared, tmp_path):
+    gpu = torch.device("cuda")
+    settings = make_settings(precision="bf16", compile=True, deterministic=True)
+    undisturbed = run(settings, prepared, tmp_path / "undisturbed", gpu)
+    _, meta = checkpoint.load_network(tmp_path / "undisturbed/checkpoint.pt")
+    assert meta["step"] == "compiled, attack kernels, CUDA graph"
+    assert_same(run(settings, prepared, tmp_path / "again", gpu), undisturbed)
+    for count in (5, 6):  # in the second and third epoch; each has 4 batches
+        assert kill_at("batch", count, settings, source, tmp_path / "killed", device=gpu) == -signal.SIGKILL
+    assert_same(run(settings, prepared, tmp_path / "killed", gpu), undisturbed)
+
+
 def test_finished_epochs_are_not_trained_again(source, prepared, tmp_path, monkeypatch):
     kill_at("batch", 10, make_settings(), source, tmp_path)  # in the third epoch of 4 batches each
     batches = []
