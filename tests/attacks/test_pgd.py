@@ -1,6 +1,7 @@
 """Tests of PGD and FGSM: steps against two other libraries, guarantees as properties, evaluation against a loop."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -453,6 +454,32 @@ def test_evaluation_equals_a_loop_over_examples_and_restarts(victim, setting: di
 def test_evaluation_does_not_depend_on_the_batch_size(victim) -> None:
     counts = [evaluate(*victim, spec(restarts=2), batch=batch) for batch in (1, 7, 64)]
     assert counts[0] == counts[1] == counts[2]
+
+
+@pytest.mark.parametrize("batch", [7, 15, 45, 64])
+def test_every_attack_runs_on_full_batches_of_the_examples_that_still_stand(batch: int) -> None:
+    bright = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))  # 1 for a bright image, 0 for a dark one
+    with torch.no_grad():
+        bright[1].weight.copy_(torch.tensor([[-1.0] * 4, [1.0] * 4]))
+        bright[1].bias.copy_(torch.tensor([2.0, -2.0]))
+    x, y = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 2, 2), torch.zeros(60, dtype=torch.int64)
+    correct = torch.arange(60) % 4 > 0
+    seen: list[list[Tensor]] = [[], [], []]
+
+    def attack(index: Tensor, image: Tensor, label: Tensor, *, number: int) -> Tensor:
+        assert torch.equal(image, to_float(x[index]))
+        assert torch.equal(label, y[index])
+        seen[number].append(index)
+        return torch.where((index % 5 == number).view(-1, 1, 1, 1), torch.ones_like(image), image)
+
+    attacks = [partial(attack, number=number) for number in range(3)]
+    robust = evaluation.survivors(bright, x, y, attacks, correct=correct, batch=batch)
+    standing = torch.arange(60)[correct]
+    for number, parts in enumerate(seen):
+        assert [part.tolist() for part in parts] == [part.tolist() for part in standing.split(batch)]
+        standing = standing[standing % 5 != number]
+    assert robust.nonzero()[:, 0].tolist() == standing.tolist()
+    assert int(correct.sum()) == 45  # the caller's mask is not changed
 
 
 def test_the_start_of_an_evaluation_depends_on_its_seed(victim) -> None:

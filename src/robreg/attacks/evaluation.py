@@ -61,18 +61,15 @@ def survivors(
     """Return which of the correct examples stay correct under every attack: (N,) bool on the CPU.
 
     images: (N, C, H, W) uint8; labels: (N,); correct: (N,) bool. Each attack runs on the examples that the previous
-    ones did not fool.
+    ones did not fool, in full batches, of which only the last may be smaller.
     """
     device = next(model.parameters()).device
-    robust = torch.zeros(len(images), dtype=torch.bool)
-    for part in torch.arange(len(images)).split(batch):
-        index = part[correct[part]]
-        x, y = to_float(images[index].to(device)), labels[index].to(device)
-        for attack in attacks:
-            if len(index):
-                kept = _is_correct(model, attack(index, x, y), y)
-                index, x, y = index[kept.cpu()], x[kept], y[kept]
-        robust[index] = True
+    robust = correct.clone()
+    for attack in attacks:
+        standing = robust.nonzero()[:, 0]
+        for index in standing.split(batch) if len(standing) else ():
+            x, y = to_float(images[index].to(device)), labels[index].to(device)
+            robust[index] = _is_correct(model, attack(index, x, y), y).cpu()
     return robust
 
 

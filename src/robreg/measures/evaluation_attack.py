@@ -7,6 +7,7 @@ from typing import Any
 from robreg.attacks.evaluation import evaluate
 from robreg.measures.margins import read_clean
 from robreg.measures.open_run import open_run
+from robreg.networks.replayed import replayed
 from robreg.tables import parquet, provenance, schemas
 
 
@@ -31,6 +32,7 @@ def record(  # noqa: PLR0913 - one argument per file and setting
     """
     model, meta, prepared = open_run(checkpoint, data, device, network)
     images, labels = prepared.split("test")
+    model = replayed(model, min(batch, len(labels)))
     correct, _ = read_clean(margins, labels)
     attacks_of_pgd = [(attack, len(labels)), *_attacks_in_pixels(attack, radii, len(labels))]
     rows = []

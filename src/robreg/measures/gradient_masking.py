@@ -16,6 +16,7 @@ from robreg.measures.margins import read_clean
 from robreg.measures.open_run import open_run
 from robreg.networks.classifier import Classifier
 from robreg.networks.frozen import frozen
+from robreg.networks.replayed import replayed
 from robreg.tables import parquet, provenance, schemas
 
 # The largest value with which a check passes, in percentage points of accuracy unless stated otherwise. Hidden
@@ -53,6 +54,7 @@ def record(  # noqa: PLR0913 - one argument per file and setting
     """
     model, meta, prepared = open_run(checkpoint, data, device, network)
     images, labels = (part[: spec["n"]] for part in prepared.split("test"))
+    model = replayed(model, min(batch, len(labels)))
     correct, _ = read_clean(margins, labels)
     rows = masking_checks(AttackedNetwork(model, images, labels, correct, spec, batch=batch))
     rows += other_loss(parquet.read(apgd).to_pylist())

@@ -23,6 +23,7 @@ from robreg.measures.margins import read_clean
 from robreg.measures.open_run import open_run
 from robreg.networks.classifier import Classifier
 from robreg.networks.frozen import frozen
+from robreg.networks.replayed import replayed
 from robreg.tables import parquet, provenance, schemas
 
 
@@ -46,6 +47,7 @@ def record(  # noqa: PLR0913 - one argument per file and setting
     images, labels = prepared.split("test")
     _, losses = read_clean(margins, labels)
     images, labels, losses = (part[: attack["n"]] for part in (images, labels, losses))
+    model = replayed(model, min(batch, len(labels)))
     columns: dict[str, list[float]] = {name: [] for name in schemas.SCHEMAS["lossvar"].names}
     for eps in attack["eps"]:
         spec = {**attack, "eps": eps, "step": eps * attack["relative_step"]}

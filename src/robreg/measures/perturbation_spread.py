@@ -15,6 +15,7 @@ from robreg.measures.margins import margins
 from robreg.measures.open_run import open_run
 from robreg.networks.classifier import Classifier
 from robreg.networks.frozen import frozen
+from robreg.networks.replayed import replayed
 from robreg.spectra.layers import first_input, is_linear_map, list_layers
 from robreg.tables import parquet, provenance, schemas
 
@@ -41,6 +42,7 @@ def record(  # noqa: PLR0913 - one argument per file and setting
     model, meta, prepared = open_run(checkpoint, data, device, network)
     images, labels = (part[: spec["n"]] for part in prepared.split("test"))
     names = [layer.name for layer in list_layers(model, tuple(meta["shape"]))]
+    model = replayed(model, min(batch, len(labels)))  # not the pass with hooks, which needs no gradient
     columns: dict[str, list[Any]] = {name: [] for name in schemas.SCHEMAS["spread"].names}
     for perturbation, measured in measure(model, images, labels, spec, batch=batch).items():
         for number, name in enumerate(["margin", *names]):

@@ -8,6 +8,7 @@ from typing import Any
 from robreg.attacks.apgd import LOSSES, evaluate
 from robreg.measures.margins import read_clean
 from robreg.measures.open_run import open_run
+from robreg.networks.replayed import replayed
 from robreg.tables import parquet, provenance, schemas
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def record(  # noqa: PLR0913 - one argument per file and setting
     """
     model, meta, prepared = open_run(checkpoint, data, device, network)
     images, labels = (part[: attack["n"]] for part in prepared.split("test"))
+    model = replayed(model, min(batch, len(labels)))
     losses = list(LOSSES) if prepared.classes > 2 else ["cross_entropy"]
     if "dlr" not in losses:
         log.info("dlr needs 3 classes and there are %d, so the worst case is over cross entropy only", prepared.classes)
