@@ -38,7 +38,7 @@ bench: .venv/test.done  ## compare the speed with other libraries; minutes, on i
 	$(BIN)/python tests/bench/bench.py
 
 bench-gpu: .venv/test.done  ## test what needs a GPU, then measure how fast training is on it, and what limits it
-	$(BIN)/python -m pytest -q tests/kernels tests/training/test_step.py
+	$(BIN)/python -m pytest -q tests/kernels tests/networks/test_replayed.py tests/training/test_step.py tests/training/test_loop.py
 	$(BIN)/python tests/bench/bench_gpu.py
 
 lint: .venv/test.done  ## run all static checks

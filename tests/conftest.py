@@ -15,8 +15,6 @@ import torch
 if not torch.cuda.is_available():  # before anything imports Triton, whose kernels then run on a CPU
     os.environ["TRITON_INTERPRET"] = "1"
 
-from playwright.sync_api import sync_playwright
-
 from robreg.data import dataset, preparation
 from robreg.measures.margins import record
 from robreg.networks import build, classifier
@@ -178,6 +176,8 @@ def page() -> Any:
         if os.environ.get("CI"):
             pytest.fail("no Chromium on PATH, and CI must open the report in a browser")
         pytest.skip("no Chromium on PATH: the report was not opened in a browser")
+    from playwright.sync_api import sync_playwright  # here, because tests that need a GPU may run without it
+
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
         flags += ["--disable-sync", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import bench
+import bench_gpu
 import pytest
 import torch
 from helpers.snakemake_copy import ROOT
@@ -92,6 +93,48 @@ def test_the_gpu_benchmark_runs_with_small_sizes_on_a_cpu(tmp_path):
     assert list(found["training"]["steps"]) == steps
     assert found["training"]["steps"]["fp32"]["loss_differs_by"] < 1e-5
     assert found["projection"]["seconds"] > 0
+
+
+def test_the_costs_of_the_paper_and_of_the_measures_are_projected(tmp_path):
+    out = tmp_path / "bench.json"
+    parts = ["others", "paper", "measures"]
+    command = [sys.executable, ROOT / "tests/bench/bench_gpu.py", *parts, "--device", "cpu", "--tiny", "--out", out]
+    environment = {**os.environ, "TORCH_COMPILE_DISABLE": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    found = json.loads(out.read_text())
+    assert found["others"]["wrn50"]["share_of_bf16_peak"] > 0
+    runs = found["paper"]["runs"]
+    assert len(runs) == 40
+    assert found["paper"]["hours"] == pytest.approx(sum(row["hours"] for row in runs.values()))
+    assert runs["tin/ar0"]["ms_per_step"] == found["others"]["wrn50"]["ms_training_pass"]
+    assert runs["tin/ar16"]["ms_per_step"] == pytest.approx(found["others"]["wrn50"]["ms_per_step"])
+    assert runs["c10/ar0"]["ms_per_step"] < runs["c10/ar4-fgsm"]["ms_per_step"] < runs["c10/ar4"]["ms_per_step"]
+    assert list(found["measures"]["seconds"]) == ["attacks", "lossvar", "apgd", "masking", "spread"]
+    assert min(found["measures"]["seconds"].values()) > 0
+
+
+def test_the_documentation_states_what_the_paper_costs_by_the_measured_steps():
+    times = {
+        "resnet56": {"ms_per_step": 33.3, "ms_training_pass": 4.8},
+        "resnet110": {"ms_per_step": 66.6, "ms_training_pass": 9.6},  # taken as twice as much
+        "wrn50": {"ms_per_step": 359.0, "ms_training_pass": 359 * 3 / 23},  # a training pass is 3 of 23 parts
+    }
+    rows = bench_gpu.project_hours(bench_gpu.read_config(), times)
+    groups = {}
+    for name, row in rows.items():
+        arch = "wrn50" if name.startswith("tin") else "resnet110" if "resnet110" in name else "resnet56"
+        attack = "FGSM" if name.endswith("fgsm") else "none" if "/ar0" in name else "PGD"
+        groups.setdefault((arch, attack), []).append(row)
+    expected = [
+        f"| `{arch}` | {attack} | {len(group)} | {group[0]['ms_per_step']:.1f} | {60 * group[0]['hours']:.0f} | "
+        f"{sum(row['hours'] for row in group):.1f} |"
+        for (arch, attack), group in groups.items()
+    ]
+    expected.append(f"| all | | {len(rows)} | | | {sum(row['hours'] for row in rows.values()):.1f} |")
+    page = (ROOT / "docs/how-to/cluster.md").read_text()
+    section = page[page.index("## What the paper costs") : page.index("## Test it")]
+    _, _, *stated = [line for line in section.splitlines() if line.startswith("|")]
+    assert sorted(stated) == sorted(expected)
 
 
 def test_the_kernels_are_timed_beside_plain_layers(tmp_path):
