@@ -353,7 +353,7 @@ class Bench:
             ),
             "masking": (mask, settings["masking"]["n"] / count),
             "spread": (
-                lambda: perturbation_spread.measure(network, images, labels, spread, batch=batch),
+                lambda: perturbation_spread.measure(model, images, labels, spread, batch=batch),
                 spread["n"] / count,
             ),
         }

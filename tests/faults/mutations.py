@@ -135,8 +135,22 @@ MUTATIONS = (
     Mutation(
         "let a deterministic training depend on a measurement",
         "training/step",
-        "if self.fuses and not self.deterministic:",
-        "if self.fuses:",
+        "if not self.fuses or self.deterministic:",
+        "if not self.fuses:",
+        "tests/kernels/test_choice.py",
+    ),
+    Mutation(
+        "use kernels whatever single convolutions give",
+        "kernels/choice",
+        "if wrong := [error for error in errors if not error <= limit]:",
+        "if wrong := [error for error in errors if error > 2]:",
+        "tests/kernels/test_choice.py",
+    ),
+    Mutation(
+        "use a training pass of kernels whatever it gives for most weights",
+        "kernels/choice",
+        "return next((pair for pair in pairs if not pair[0] <= pair[1]), max(pairs))",
+        "return pairs[0]",
         "tests/kernels/test_choice.py",
     ),
     Mutation(

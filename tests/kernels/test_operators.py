@@ -9,6 +9,7 @@ from torch.nn import functional
 
 pytest.importorskip("triton", reason="Triton comes with torch for Linux")
 from robreg.kernels.blocks import UnsuitableError
+from robreg.kernels.convolution import convolve as launch
 from robreg.kernels.operators import FusedNetwork, convolution_input_gradient, residual_convolution
 
 assert exact  # a fixture of both files
@@ -106,6 +107,26 @@ def test_a_fused_network_can_be_compiled():
     compare(model, torch.compile(FusedNetwork(model), dynamic=False, fullgraph=True), x, y)
 
 
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [
+        (0, (2, 32, 7, 6)),
+        (1, (24, 16, 3, 3)),
+        (1, (32, 16, 3, 1)),
+        (1, (32, 16, 5, 5)),
+        (3, (16,)),
+        (4, (2, 32, 4, 6)),
+        (4, (1, 32, 7, 6)),
+        (4, (2, 48, 7, 6)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(changed, value):
+    given = [*case("shortcut")]
+    given[changed] = drawn(*value, seed=1)
+    with pytest.raises(ValueError, match="these shapes do not fit"):
+        residual_convolution(*given)
+
+
 def test_networks_that_the_operators_do_not_fit_are_refused():
     for model, reason in ((network("fixup8"), "multipliers or projections"), (of_torchvision()[0], "projections")):
         with pytest.raises(UnsuitableError, match=reason):
@@ -127,3 +148,9 @@ def test_on_a_gpu_bf16_gradients_are_as_near_to_fp32_as_those_of_the_plain_netwo
     expected, rounded = (gradient(model, low=low) for low in (False, True))
     found = gradient(FusedNetwork(model, tune=True), low=True)
     assert relative(found, expected) < 1.5 * relative(rounded, expected) + 1e-3
+
+
+def test_images_with_more_values_than_the_kernels_count_are_refused():
+    x = torch.empty(2**14, 128, 64, 16, device="meta")
+    with pytest.raises(ValueError, match="at most 2\\^31 - 1 values, not 2147483648"):
+        launch(x, torch.empty(3, 3, 16, 16), x)

@@ -11,6 +11,7 @@ from robreg.attacks.pgd import input_gradient, pgd, pgd_iterates, pixel_radius
 from robreg.kernels.blocks import UnsuitableError, describe
 from robreg.networks.build import build_network
 from robreg.networks.classifier import Classifier, Normalise
+from robreg.networks.fixup_resnet import ResidualBlock
 from robreg.training.folding import fold_batch_norms
 
 pytest.importorskip("triton", reason="Triton comes with torch for Linux")
@@ -117,7 +118,7 @@ def test_networks_with_batch_normalisation_are_attacked_with_it_folded(block, n,
     attack = attack_of(folded, x)
     assert relative(attack.gradient(x, y), input_gradient(model, x, y)) < 1e-5
     found, expected = attack(x, y, noise), pgd(model, x, y, **BALL, noise=noise)
-    assert int(((found - expected).abs() > 1e-6).sum()) <= found.numel() // 10_000
+    assert int(((found - expected).abs() > 1e-6).sum()) <= 1
 
 
 def test_the_papers_bottleneck_network_is_suitable():
@@ -141,7 +142,7 @@ def test_every_iterate_is_that_of_the_plain_attack(space, random):
     iterates = pgd_iterates(model, x, y, eps=eps, step=step, steps=3, noise=noise)
     for steps, (expected, _) in enumerate(iterates):
         found = attack_of(model, x, eps=eps, step=step, steps=steps)(x, y, noise)
-        assert int(((found - expected).abs() > 1e-6).sum()) <= found.numel() // 10_000
+        assert int(((found - expected).abs() > 1e-6).sum()) <= (DEVICE == "cuda")
     assert not torch.equal(found, x)
 
 
@@ -174,9 +175,19 @@ def test_pixels_that_share_memory_are_attacked_as_others():
     assert relative(attack_of(model, given).gradient(given, y), input_gradient(model, given.clone(), y)) < 1e-5
 
 
-def changed(name, layer):
-    model, _ = of_torchvision()
-    model.network.set_submodule(name, layer)
+class Dropping(ResidualBlock):
+    """A block that does something else in training."""
+
+
+def changed(name, layer, *others, model=None):
+    model = of_torchvision()[0] if model is None else model
+    for one in (name, *others):
+        model.network.set_submodule(one, layer)
+    return model
+
+
+def hooked(model):
+    model.network.stem.register_forward_hook(lambda *_: None)
     return model
 
 
@@ -193,9 +204,21 @@ class Own(Normalise):
         (lambda: network(width=8), "width 8 is no power of 2"),
         (lambda: network(width=48), "width 48 is no power of 2"),
         (lambda: of_torchvision(fold=False)[0], "batch normalisation that is not folded"),
-        (lambda: changed("maxpool", nn.MaxPool2d(2)), "its stem makes images smaller"),
-        (lambda: changed("conv1", nn.Conv2d(3, 64, 3, 2, padding=1)), "its stem makes images smaller"),
-        (lambda: changed("conv1", nn.Conv2d(3, 64, 7, padding=3)), "its stem is not 3x3"),
+        (lambda: changed("maxpool", nn.MaxPool2d(2)), "maxpool is MaxPool2d where the kernels compute Identity"),
+        (lambda: changed("avgpool", nn.AdaptiveAvgPool2d(2)), "reads more than the mean over positions"),
+        (lambda: changed("conv1", nn.Conv2d(3, 64, 3, 2, padding=1)), "its stem is no 3x3 convolution of stride 1"),
+        (lambda: changed("conv1", nn.Conv2d(3, 64, 7, padding=3)), "its stem is no 3x3 convolution of stride 1"),
+        (lambda: changed("conv1", nn.Sequential(nn.Conv2d(3, 64, 3, padding=1))), "conv1 is Sequential"),
+        (lambda: changed("layer4", nn.Identity()), "layer4 is Identity"),
+        (lambda: changed("layer1.0.conv1", nn.Sequential(nn.Conv2d(64, 16, 1))), "conv1 is Sequential"),
+        (lambda: changed("layer1.0.relu", nn.SiLU()), "relu is SiLU where the kernels compute ReLU"),
+        (lambda: changed("layer1.0.bn1", nn.GroupNorm(1, 16)), "bn1 is GroupNorm"),
+        (lambda: changed("layer1.0.downsample", nn.Identity()), "downsample is Identity"),
+        (lambda: changed("layer1.0.downsample.0", nn.AvgPool2d(1)), "0 is AvgPool2d"),
+        (lambda: changed("layer1.0.downsample.1", nn.ReLU()), "the shortcut of a block is more than a convolution"),
+        (lambda: changed("layer1", nn.Sequential(), "layer2"), "it has no residual blocks"),
+        (lambda: changed("stages.0.0", Dropping(16, 16, 1), model=network()), "a block of its own, Dropping"),
+        (lambda: hooked(network()), "it has a hook, of network.stem"),
         (lambda: changed("fc", nn.Linear(512, 10, bias=False)), "its last layer is not linear with a bias"),
         (lambda: changed("layer1", nn.Sequential(nn.ReLU())), "it has a block of its own, ReLU"),
         (lambda: changed("layer1.0.conv2", nn.Conv2d(16, 16, 3, padding=2, dilation=2)), "do not compute Conv2d"),

@@ -16,9 +16,13 @@ from robreg.kernels.blocks import UnsuitableError, describe
 
 Attack = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, y, noise) -> adversarial examples
 Found = TypeVar("Found")
-_MOST = 1.5  # the largest error of a gradient, in errors of the plain network in the same precision
+# The largest error of a gradient, in errors of the plain network in the same precision: of the whole gradient, and of
+# that of one tensor of weights, which varies more.
+_MOST, _MOST_OF_A_TENSOR = 1.5, 3.0
 _ROUNDING = 1e-3  # relative, added to it
+_MOST_OF_A_LAYER = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative error of one convolution
 _FLOAT32 = 1e-6  # of pixels
+_TINY = 1e-20  # instead of a norm of 0
 _ROUNDS = 5  # in which the runs are timed, in turns
 _NARROW = 64  # channels, up to which the attack's kernels were faster than cuDNN on an H200
 
@@ -38,8 +42,8 @@ def fused_attack(  # noqa: PLR0913 - an attack is its settings
 ) -> Attack | None:
     """Return PGD in kernels for batches like x, or None where it does not apply or gives other gradients.
 
-    The arguments are those of ResidualAttack. Whether gradients are right is tried with random weights, because those
-    of an untrained network are 0; a warning says so if they are not.
+    The arguments are those of ResidualAttack. Whether every convolution and the gradient are right is tried with random
+    weights, because gradients of an untrained network are 0; a warning says so if they are not.
     """
     given: dict[str, Any] = {"eps": eps, "step": step, "steps": steps, "dtype": dtype, "tune": tune}
 
@@ -47,7 +51,13 @@ def fused_attack(  # noqa: PLR0913 - an attack is its settings
         from robreg.kernels.residual_attack import ResidualAttack  # noqa: PLC0415 - needs Triton
 
         attack, trial = ResidualAttack(model, x, **given), _with_random_weights(model)
-        found = ResidualAttack(trial, x, **given).gradient(x, y)
+        tried = ResidualAttack(trial, x, **given)
+        errors: list[float] = []
+        tried.convolve = _checked(tried.convolve, errors)
+        found = tried.gradient(x, y)
+        limit = _MOST_OF_A_LAYER[dtype]
+        if wrong := [error for error in errors if not error <= limit]:
+            return attack, wrong[0], limit
         error, limit = _errors(found, lambda: input_gradient(trial, x, y), x.device, dtype)
         moved = attack(x, y, None)
         inside = float((moved - x).abs().sub(torch.as_tensor(eps).to(x)).max()) <= _FLOAT32
@@ -61,7 +71,7 @@ def fused_network(
 ) -> nn.Module | None:
     """Return a network of kernels that shares a model's weights, for training, or None as fused_attack does.
 
-    x, y: a batch that the gradients of all weights are tried with; dtype: of the activations; tune: as in fused_attack.
+    x, y: a batch that the gradient of every weight is tried with; dtype: of the activations; tune: as in fused_attack.
     """
 
     def build() -> tuple[nn.Module, float, float]:
@@ -70,7 +80,11 @@ def fused_network(
         network, trial = FusedNetwork(model, tune=tune), _with_random_weights(model).requires_grad_()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             found = _weight_gradients(FusedNetwork(trial, tune=tune), x, y)
-        return network, *_errors(found, lambda: _weight_gradients(trial, x, y), x.device, dtype)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            expected = _weight_gradients(trial, x, y)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            plain = _weight_gradients(trial, x, y)
+        return network, *_worst(found, expected, plain)
 
     return _tried("the kernels of the training pass", build)
 
@@ -151,12 +165,36 @@ def _with_random_weights(model: nn.Module) -> nn.Module:
     return trial
 
 
-def _weight_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return the gradients of the mean cross entropy with respect to all weights, (number of weights,)."""
+def _weight_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
+    """Return the gradients of the mean cross entropy: of every kernel and matrix, and of all smaller tensors as one."""
     with torch.enable_grad():
         loss = functional.cross_entropy(model(x), y)
         gradients = torch.autograd.grad(loss, list(model.parameters()))
-    return torch.cat([gradient.flatten() for gradient in gradients])
+    small = [gradient.flatten() for gradient in gradients if gradient.ndim < 2]
+    return [*(gradient for gradient in gradients if gradient.ndim > 1), torch.cat(small)]
+
+
+def _worst(found: list[Tensor], expected: list[Tensor], plain: list[Tensor]) -> tuple[float, float]:
+    """Return the relative error and the limit of a gradient that exceeds it, or else of the one of largest error."""
+    pairs = []
+    for mine, right, rounded in zip(found, expected, plain, strict=True):
+        size = right.norm()
+        error = float((mine - right).norm() / size)
+        pairs.append((error, _MOST_OF_A_TENSOR * float((rounded - right).norm() / size) + _ROUNDING))
+    return next((pair for pair in pairs if not pair[0] <= pair[1]), max(pairs))
+
+
+def _checked(convolve: Callable[..., None], errors: list[float]) -> Callable[..., None]:
+    """Return a function that convolves, and appends the relative error of the result."""
+    from robreg.kernels.convolution import plain_convolution  # noqa: PLC0415 - needs Triton
+
+    def checked(x: Tensor, w: Tensor, out: Tensor, *, tune: bool, **options: Any) -> None:  # noqa: ANN401
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            expected = plain_convolution(x, w, out, **options)
+        convolve(x, w, out, tune=tune, **options)
+        errors.append(float((out - expected).norm() / expected.norm().clamp_min(_TINY)))
+
+    return checked
 
 
 def _errors(
@@ -166,7 +204,7 @@ def _errors(
 
     compute: computes it with the plain network.
     """
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = compute()
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         plain = compute()

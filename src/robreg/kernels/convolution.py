@@ -1,7 +1,10 @@
 """Launch the kernel of a convolution and of what follows it in a network."""
 
+import torch
 import triton
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 from robreg.kernels import triton_kernels as kernels
 
@@ -30,7 +33,10 @@ def convolve(  # noqa: PLR0913 - what follows a convolution in a network
     """Launch kernels.convolve, which describes the arguments; what is None is left out.
 
     tune: find the fastest block sizes by timing, on a GPU; the last bits of results may depend on them.
+    Raises ValueError for an image with more values than 32 bits can count.
     """
+    if max(x.numel(), out.numel()) >= 2**31:
+        raise ValueError(f"the kernels compute at most 2^31 - 1 values, not {max(x.numel(), out.numel())}")
     batch, height, width, c_out = out.shape
     positions, c_in = batch * height * width, x.shape[3]
     shortcut = (0, 1, 1) if residual is None else (residual.shape[3], *residual.shape[1:3])
@@ -53,6 +59,46 @@ def convolve(  # noqa: PLR0913 - what follows a convolution in a network
         RSTRIDE=residual_stride, HAS_RESIDUAL_BIAS=residual_bias is not None, RELU=relu, MASKED=activation is not None,
         PRECISION="ieee", BK=largest_block(c_in, 64), BN=block_out, **blocks,
     )  # fmt: skip
+
+
+def plain_convolution(  # noqa: PLR0913 - as convolve
+    x: Tensor,
+    w: Tensor,
+    out: Tensor,
+    *,
+    stride: int = 1,
+    transposed: bool = False,
+    before: Tensor | None = None,
+    scale: Tensor | None = None,
+    after: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_stride: int = 1,
+    residual_bias: Tensor | None = None,
+    relu: bool = False,
+    activation: Tensor | None = None,
+) -> Tensor:
+    """Return in float32, with torch's operations, what convolve writes to out, of which only the shape is used."""
+    kernel, images = w.float(), x.float().permute(0, 3, 1, 2)
+    images = images if before is None else images + before
+    if transposed:
+        shape = [out.shape[0], out.shape[3], out.shape[1], out.shape[2]]
+        total = conv2d_input(shape, kernel.permute(2, 3, 0, 1), images, stride, len(w) // 2)
+    else:
+        total = functional.conv2d(images, kernel.permute(3, 2, 0, 1), None, stride, len(w) // 2)
+    total = total.permute(0, 2, 3, 1)
+    total = total if scale is None else total * scale
+    total = total if after is None else total + after
+    if residual is not None:
+        spread = torch.zeros_like(total)
+        common = min(total.shape[3], residual.shape[3])
+        if transposed:
+            spread[:, ::residual_stride, ::residual_stride, :common] = residual[..., :common].float()
+        else:
+            read = residual[:, ::residual_stride, ::residual_stride].float()
+            spread[..., :common] = read if residual_bias is None else read + residual_bias
+        total = total + spread
+    total = total.relu() if relu else total
+    return total if activation is None else torch.where(activation > 0, total, 0)
 
 
 def largest_block(channels: int, most: int) -> int:

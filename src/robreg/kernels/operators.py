@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robreg.kernels.blocks import Block, ResidualNetwork, UnsuitableError, describe
+from robreg.kernels.blocks import MULTIPLE, Block, ResidualNetwork, UnsuitableError, describe
 from robreg.kernels.convolution import convolve as launch
 
 
@@ -28,7 +28,9 @@ def residual_convolution(  # noqa: PLR0913, PLR0917 - an operator has no argumen
     type; the padding, K // 2, stays 0. before and shortcut_bias: scalars; after: a scalar, or (CO,). shortcut: read at
     every shortcut_stride-th position, and channels that it lacks are 0. What is None is left out. Channels must be
     multiples of 16. All tensors have gradients. tune: as in robreg.kernels.convolution.convolve.
+    Raises ValueError for shapes that do not fit.
     """
+    _check_shapes(x, weight, after, shortcut, stride, shortcut_stride)
     out = _like(x, _shape(x, weight, stride))
     kernel = weight.permute(2, 3, 1, 0).to(x.dtype).contiguous()
     launch(
@@ -51,6 +53,7 @@ def _(  # noqa: PLR0913, PLR0917 - as the operator
     shortcut_stride: int,
     tune: bool = False,
 ) -> Tensor:
+    _check_shapes(x, weight, after, shortcut, stride, shortcut_stride)
     return _like(x, _shape(x, weight, stride))
 
 
@@ -144,6 +147,22 @@ class FusedNetwork(nn.Module):
             x = residual_convolution(x, layer.conv.weight, layer.before, layer.after, *rest)
         shortcut = (source, block.shortcut_bias, end.stride, block.shortcut_stride, self.tune)
         return residual_convolution(x, end.conv.weight, end.before, end.after, *shortcut)
+
+
+def _check_shapes(
+    x: Tensor, weight: Tensor, after: Tensor | None, shortcut: Tensor | None, stride: int, shortcut_stride: int
+) -> None:
+    """Raise ValueError for shapes with which the kernel would read memory of others."""
+    shape = _shape(x, weight, stride)
+    fits = x.shape[1] == weight.shape[1] and weight.shape[2] == weight.shape[3] and weight.shape[2] in (1, 3)
+    fits = fits and not weight.shape[0] % MULTIPLE and not weight.shape[1] % MULTIPLE
+    fits = fits and (after is None or after.shape in ((), (len(weight),)))
+    if shortcut is not None:
+        read = tuple(-(-size // shortcut_stride) for size in shortcut.shape[2:])
+        fits = fits and len(shortcut) == len(x) and shortcut.shape[1] <= len(weight) and read == shape[2:]
+    if not fits:
+        given = [tuple(one.shape) for one in (x, weight, after, shortcut) if one is not None]
+        raise ValueError(f"residual_convolution: these shapes do not fit: {', '.join(map(str, given))}")
 
 
 def _shape(x: Tensor, weight: Tensor, stride: int) -> tuple[int, int, int, int]:

@@ -1,5 +1,6 @@
 """PGD on a residual network, with its forward pass and input gradient written out in Triton kernels."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,11 @@ from torch.nn import functional
 
 from robreg.attacks.pgd import Radius
 from robreg.kernels import triton_kernels as kernels
-from robreg.kernels.blocks import Layer, describe
+from robreg.kernels.blocks import Layer, UnsuitableError, describe
 from robreg.kernels.convolution import convolve
 
-_LARGEST_HEAD = 2**15  # weights of the linear layer that one program of the kernel holds; larger ones are torch's
+_LARGEST_HEAD = 2**15  # values that one program of the head's kernel holds; larger heads are torch's
+_BUFFERS = 4  # for gradients
 _BM = 64  # positions per program of the stem
 Shape = tuple[int, int, int, int]
 
@@ -84,6 +86,10 @@ class ResidualAttack:
             self.after.append(shapes[-1])
         everything = [*self.after, *(shape for shapes in self.inner for shape in shapes)]
         self.largest = max(torch.Size(shape).numel() for shape in everything)
+        if max(self.largest, like.numel()) >= 2**31:
+            raise UnsuitableError("its activations have more values than the kernels can count, 2^31 - 1")
+        self.memory = sum(torch.Size(shape).numel() for shape in everything) + _BUFFERS * self.largest
+        self.convolve: Callable[..., None] = convolve
 
     def _weights(self, conv: nn.Conv2d) -> _Weights:
         c_out, c_in, size, _ = conv.weight.shape
@@ -109,7 +115,7 @@ class ResidualAttack:
         return point
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the gradient of each example's cross entropy with respect to its pixels, like x; for tests."""
+        """Return the gradient of each example's cross entropy with respect to its pixels, like x."""
         self.refresh()
         x = _dense(x)
         found = torch.empty_like(x)
@@ -124,14 +130,21 @@ class ResidualAttack:
         return found
 
     def _allocate(self) -> tuple[Activations, list[Tensor]]:
-        """Allocate activations, and buffers for gradients, each as large as the largest activation."""
+        """Allocate activations, and buffers for gradients, each as large as the largest activation.
+
+        All are parts of one tensor, because deterministic algorithms fill every new tensor.
+        """
+        memory = torch.empty(self.memory, dtype=self.dtype, device=self.device)
 
         def new(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=self.dtype, device=self.device)
+            nonlocal memory
+            size = torch.Size(shape).numel()
+            part, memory = memory[:size].view(shape), memory[size:]
+            return part
 
         after = [new(*shape) for shape in self.after]
         inner = [[new(*shape) for shape in shapes] for shapes in self.inner]
-        return Activations(after, inner), [new(self.largest) for _ in range(4)]
+        return Activations(after, inner), [new(self.largest) for _ in range(_BUFFERS)]
 
     def _advance(
         self,
@@ -175,7 +188,7 @@ class ResidualAttack:
 
     def _forward_layer(self, x: Tensor, layer: Layer, out: Tensor, **options: object) -> None:
         parts = {"before": layer.before, "scale": layer.scale, "after": layer.after, "stride": layer.stride}
-        convolve(x, self.weights[id(layer.conv)].forward, out, tune=self.tune, **parts, **options)  # type: ignore[arg-type]
+        self.convolve(x, self.weights[id(layer.conv)].forward, out, tune=self.tune, **parts, **options)
 
     def _backward(self, y: Tensor, found: Activations, buffers: list[Tensor]) -> Tensor:
         """Go back from the last activation to the first, and return the gradient; every one is before a ReLU."""
@@ -201,7 +214,7 @@ class ResidualAttack:
 
     def _backward_layer(self, gradient: Tensor, layer: Layer, out: Tensor, **options: object) -> None:
         weights = self.weights[id(layer.conv)].backward
-        convolve(gradient, weights, out, transposed=True, scale=layer.scale, tune=self.tune, **options)  # type: ignore[arg-type]
+        self.convolve(gradient, weights, out, transposed=True, scale=layer.scale, tune=self.tune, **options)
 
     def _head(self, y: Tensor, activation: Tensor, out: Tensor) -> None:
         """Compute the gradient of the cross entropy before the last ReLU."""
@@ -212,7 +225,7 @@ class ResidualAttack:
             "BC": triton.next_power_of_2(c_in),
             "BL": triton.next_power_of_2(len(bias)),
         }
-        if sizes["BC"] * sizes["BL"] <= _LARGEST_HEAD:
+        if sizes["BC"] * max(sizes["BL"], sizes["BP"]) <= _LARGEST_HEAD:
             kernels.head[(batch,)](
                 activation, self.linear, bias, self.mean if before is None else before.detach(), y, out,
                 HW=height * width, C=c_in, CLASSES=len(bias), HAS_BEFORE=before is not None, **sizes,

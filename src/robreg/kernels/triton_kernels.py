@@ -109,13 +109,16 @@ def convolve(
 
 
 # The fastest block sizes for each layer are found by timing at its first call, and kept in Triton's cache. The order in
-# which products are added may depend on them.
-_BLOCKS = [
-    triton.Config({"BM": block}, num_warps=warps, num_stages=stages)
-    for block, warps in ((64, 2), (64, 4), (128, 2), (128, 4), (128, 8), (256, 4), (256, 8))
-    for stages in (2, 4)
-]
-_LAYER = ["positions", "H", "W", "CI", "CO", "SIZE", "STRIDE", "TRANSPOSED", "CR"]
+# which products are added may depend on them. There are few, because each takes half a second to compile.
+_NARROW = ((128, 4), (256, 2), (256, 4), (256, 8))  # positions and warps, for programs of up to 32 channels
+_WIDE = ((64, 4), (128, 4), (128, 8), (256, 8))
+_BLOCKS = [triton.Config({"BM": block}, num_warps=warps) for block, warps in dict.fromkeys((*_NARROW, *_WIDE))]
+_LAYER = ["positions", "H", "W", "CI", "CO", "SIZE", "STRIDE", "TRANSPOSED"]
+
+
+def _suitable(configs: Sequence[triton.Config], _: object, **named: Any) -> list[triton.Config]:  # noqa: ANN401
+    wanted = _NARROW if named["BN"] <= 32 else _WIDE
+    return [one for one in configs if (one.kwargs["BM"], one.num_warps) in wanted]
 
 
 def _time(run: Callable[[], object], quantiles: Sequence[float]) -> Any:  # noqa: ANN401 - what Triton returns
@@ -125,7 +128,9 @@ def _time(run: Callable[[], object], quantiles: Sequence[float]) -> Any:  # noqa
         return [float("inf")] * len(quantiles)
 
 
-tuned_convolve = triton.autotune(_BLOCKS, _LAYER, do_bench=_time, cache_results=True)(convolve)
+tuned_convolve = triton.autotune(
+    _BLOCKS, _LAYER, prune_configs_by={"early_config_prune": _suitable}, do_bench=_time, cache_results=True
+)(convolve)
 
 
 @triton.jit

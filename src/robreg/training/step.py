@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _WARM_UP_STEPS = 3  # before a capture, so that cuDNN and the compiler have made their choices
 
 Result = tuple[Tensor, Tensor]
+Made = TypeVar("Made")
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ class TrainingStep:
     def how(self) -> str:
         """How full batches are computed, such as "compiled, attack kernels, training kernels, CUDA graph"."""
         parts = {"attack kernels": self.kernels, "training kernels": self.fused, "CUDA graph": self.graph}
-        return ", ".join(["compiled" if self.compiled else "eager", *(name for name, part in parts.items() if part)])
+        used = (name for name, part in parts.items() if part is not None)
+        return ", ".join(["compiled" if self.compiled else "eager", *used])
 
     def __call__(self, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Result:
         """Update the weights once; return the loss, a scalar, and the logits, (B, classes), both detached.
@@ -102,15 +104,7 @@ class TrainingStep:
         """
         if self.size is None:
             self.size = len(x)
-            narrow = is_narrow(self.twin)
-            if self.fuses and narrow:
-                self.kernels = self._make_attack(x, y)
-            if self.compile:
-                self._try_to_compile(x, y, noise)
-            if self.fuses and not self.deterministic:
-                if not narrow:
-                    self._keep_if_faster("kernels", self._make_attack(x, y), lambda: self.adversarial(x, y, noise))
-                self._keep_if_faster("fused", self._make_fused(x, y), lambda: self._differentiate(x, x, y))
+            self._prepare(x, y, noise)
         if self.captures and len(x) == self.size:
             return self._replay(x, y, noise)
         return self._run(x, y, noise)
@@ -144,8 +138,10 @@ class TrainingStep:
     def _differentiate(self, x: Tensor, adversarial: Tensor, y: Tensor) -> Result:
         """Compute the loss, the logits and the gradients of all weights."""
         network = self.model
-        if len(x) == self.size:
-            network = self.fused or (self.compiled[0] if self.compiled else self.model)
+        if len(x) == self.size and self.fused is not None:
+            network = self.fused
+        elif len(x) == self.size and self.compiled:
+            network = self.compiled[0]
         share = 0.0 if self.attack is None else self.attack.clean_share
         self.model.train()
         with self._autocast():
@@ -159,6 +155,29 @@ class TrainingStep:
         loss.backward()
         return loss, logits
 
+    def _prepare(self, x: Tensor, y: Tensor, noise: Tensor | None) -> None:
+        """Compile, and choose kernels, for batches like this one; the weights do not change."""
+        narrow = self.fuses and is_narrow(self.twin)
+        if narrow:
+            self.kernels = self._make_attack(x, y)
+        if self.compile:
+            self._try_to_compile(x, y, noise)
+        if not self.fuses or self.deterministic:
+            return
+        if not narrow and (attack := self._make_attack(x, y)):
+
+            def use_attack(value: Attack | None) -> None:
+                self.kernels = value
+
+            self._use_if_faster("the attack's kernels", use_attack, attack, lambda: self.adversarial(x, y, noise))
+        if (fused := self._make_fused(x, y)) is not None:
+
+            def use_fused(value: nn.Module | None) -> None:
+                self.fused = value
+
+            what = "the kernels of the training pass"
+            self._use_if_faster(what, use_fused, fused, lambda: self._differentiate(x, x, y))
+
     def _make_attack(self, x: Tensor, y: Tensor) -> Attack | None:
         """Make the attack in kernels, if it is possible and right."""
         if self.attack is None:
@@ -171,30 +190,32 @@ class TrainingStep:
     def _make_fused(self, x: Tensor, y: Tensor) -> nn.Module | None:
         """Make the network of the training pass in kernels, if it is possible and right."""
         fused = fused_network(self.model, x, y, dtype=self.dtype, tune=self._tunes())
-        return cast(nn.Module, torch.compile(fused, dynamic=False)) if fused and self.compiled else fused
+        if fused is None or not self.compiled:
+            return fused
+        return cast(nn.Module, torch.compile(fused, dynamic=False))
 
     def _tunes(self) -> bool:
         return self.device.type == "cuda" and not self.deterministic
 
-    def _keep_if_faster(self, name: str, made: object, run: Callable[[], object]) -> None:
-        """Set the attribute to what was made, if a call of `run` then takes less time, or else to None."""
-        if made is None:
-            return
+    def _use_if_faster(
+        self, what: str, use: Callable[[Made | None], None], made: Made, run: Callable[[], object]
+    ) -> None:
+        """Use what was made if a call of `run` then takes less time than without it. what: a plural, for the log."""
 
-        def call(value: object) -> None:
-            setattr(self, name, value)
+        def call(value: Made | None) -> None:
+            use(value)
             run()
 
-        runs = {"kernels": partial(call, made), "without": partial(call, None)}
+        runs = {"with": partial(call, made), "without": partial(call, None)}
         chosen = "without"
         try:
-            for _ in range(_WARM_UP_STEPS):
-                _on_side_stream(self.device, lambda: [warm_up() for warm_up in runs.values()])
+            _on_side_stream(self.device, lambda: [warm_up() for warm_up in (*runs.values(),) * _WARM_UP_STEPS])
             chosen = fastest(runs, self.device)
         except Exception as error:
-            log.warning("%s; training continues without them", _describe_failure("the use of kernels", error))
-        setattr(self, name, made if chosen == "kernels" else None)
+            log.warning("%s; training continues without them", _describe_failure(what, error))
+        use(made if chosen == "with" else None)
         self.optimizer.zero_grad(set_to_none=True)
+        log.info("%s are %s", what, "used" if chosen == "with" else "not used")
 
     def _try_to_compile(self, *batch: Tensor | None) -> None:
         """Compile for batches of this size, or warn once and stay eager; the weights do not change."""
@@ -323,4 +344,5 @@ def _momentum_buffer(state: dict[str, Any]) -> Tensor | None:
 def _describe_failure(what: str, error: Exception) -> str:
     """Return the first part of a warning, with the first line of the error."""
     lines = str(error).strip().splitlines()
-    return f"{what} is not possible here ({type(error).__name__}: {lines[0] if lines else 'no reason given'})"
+    verb = "are" if "kernels" in what else "is"
+    return f"{what} {verb} not possible here ({type(error).__name__}: {lines[0] if lines else 'no reason given'})"
