@@ -1,1 +1,1 @@
-"""Triton kernels for attacks during training, in which weights need no gradients; each is tested without a GPU."""
+"""Residual networks in Triton kernels, for trainings on a GPU; each kernel is tested without one."""
