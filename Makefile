@@ -38,7 +38,8 @@ bench: .venv/test.done  ## compare the speed with other libraries; minutes, on i
 	$(BIN)/python tests/bench/bench.py
 
 bench-gpu: .venv/test.done  ## test what needs a GPU, then measure how fast training is on it, and what limits it
-	$(BIN)/python -m pytest -q tests/kernels tests/networks/test_replayed.py tests/training/test_step.py tests/training/test_loop.py
+	$(BIN)/python -m pytest -q tests/kernels tests/networks/test_replayed.py tests/training/test_step.py \
+		tests/training/test_loop.py::test_on_a_gpu_a_deterministic_run_that_is_killed_resumes_bit_identically
 	$(BIN)/python tests/bench/bench_gpu.py
 
 lint: .venv/test.done  ## run all static checks
