@@ -35,7 +35,7 @@ def convolution(c_in, c_out, stride, transposed, block, size=3, **options):
     constants |= {"TRANSPOSED": transposed, "HAS_BEFORE": not transposed, "HAS_SCALE": True}
     constants |= {"AFTER": 0 if transposed else 1 if size == 3 else c_out}
     constants |= {"CR": c_in, "RH": 32, "RW": 32, "RSTRIDE": stride, "HAS_RESIDUAL_BIAS": not transposed}
-    constants |= {"RELU": not transposed, "MASKED": transposed, "PRECISION": "ieee", "BM": block}
+    constants |= {"RELU": not transposed, "MASKED": transposed, "BM": block}
     constants |= {"BK": min(64, c_in), "BN": min(128, c_out)}
     return compiled(kernels.convolve, types, constants, **options)
 

@@ -127,6 +127,12 @@ def test_shapes_that_do_not_fit_are_refused(changed, value):
         residual_convolution(*given)
 
 
+def test_gradients_that_do_not_fit_are_refused():
+    for shape, weight in (((1, 16, 4, 4), (32, 16, 3, 3)), ((1, 32, 4, 4), (32, 24, 3, 3))):
+        with pytest.raises(ValueError, match="these shapes do not fit"):
+            convolution_input_gradient(drawn(*shape, seed=1).detach(), drawn(*weight, seed=2).detach(), 4, 4, 1)
+
+
 def test_networks_that_the_operators_do_not_fit_are_refused():
     for model, reason in ((network("fixup8"), "multipliers or projections"), (of_torchvision()[0], "projections")):
         with pytest.raises(UnsuitableError, match=reason):

@@ -198,7 +198,7 @@ def test_a_capture_that_fails_ends_in_one_warning_and_the_results_of_the_model(p
         assert_same(attacked(other, x, y, attack), attacked(model, x, y, attack))
     passes(other, images(8, (1, 6, 6)), 1.0)
     assert len(tried) == 1
-    why = "RuntimeError: operation not permitted when stream is capturing"
+    why = "RuntimeError: operation not permitted when stream is capturing and more"
     message = f"a CUDA graph is not possible here ({why}); this network is attacked without it, which is slower"
     assert warnings(caplog) == [(logging.WARNING, message)]
 
@@ -206,7 +206,7 @@ def test_a_capture_that_fails_ends_in_one_warning_and_the_results_of_the_model(p
 def test_an_error_without_a_message_is_named(pair, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda *_: (_ for _ in ()).throw(MemoryError()))
     passes(pair[1], images(8), 1.0)
-    assert "(MemoryError: no reason given)" in caplog.text
+    assert "(MemoryError)" in caplog.text
 
 
 def test_after_a_failure_graphs_that_were_captured_before_are_not_used_either(pair, graphs, monkeypatch):

@@ -198,7 +198,7 @@ def test_without_a_compiler_the_step_is_eager_after_one_warning(monkeypatch, cap
     ] == [
         (
             logging.WARNING,
-            "torch.compile is not possible here (RuntimeError: no compiler); training continues eagerly",
+            "torch.compile is not possible here (RuntimeError: no compiler and more); training continues eagerly",
         )
     ]
     wanted = run(make())

@@ -21,8 +21,9 @@ def safe_names(names: Iterable[str]) -> list[str]:
 
 
 def describe_error(error: Exception) -> str:
-    """Describe an error that a damaged file raised, with its kind, in one printable line of a message."""
-    return printable(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+    """Describe an error that other code raised, with its kind, in one printable line of a message."""
+    text = " ".join(str(error).split())
+    return printable((f"{type(error).__name__}: {text}" if text else type(error).__name__)[:200])
 
 
 class DataError(ValueError):

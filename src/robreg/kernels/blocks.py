@@ -73,11 +73,12 @@ def describe(model: nn.Module) -> ResidualNetwork:
     A ResNet of torchvision must have a 3x3 stem and no pooling after it, and its batch normalisation must be folded
     into its convolutions. Raises UnsuitableError for a network that the kernels do not fit.
     """
-    if not (isinstance(model, Classifier) and type(model.normalise) is Normalise):
+    if not (type(model) is Classifier and type(model.normalise) is Normalise):
         raise UnsuitableError("the network does not begin with the normalising layer")
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            raise UnsuitableError(f"it has a hook, of {name}")
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        if any(hooks) or "forward" in vars(module):
+            raise UnsuitableError(f"it has a hook or a function of its own, of {name}")
     if type(model.network) is FixupResNet:
         found = _describe_fixup(model.normalise, model.network)
     elif _is_of_torchvision(model.network, "ResNet"):
@@ -90,15 +91,18 @@ def describe(model: nn.Module) -> ResidualNetwork:
 
 def _describe_fixup(normalise: Normalise, network: FixupResNet) -> ResidualNetwork:
     blocks = []
-    for block in (block for stage in network.stages.children() for block in stage.children()):
+    stages = _part(network, "stages", nn.Sequential)
+    for block in (block for number in range(len(stages)) for block in _part(stages, str(number), nn.Sequential)):
         if type(block) is not ResidualBlock:
             raise UnsuitableError(f"it has a block of its own, {type(block).__name__}")
-        first = Layer(block.conv1, before=_scalar(block, "bias1a"), after=_scalar(block, "bias1b"))
-        last = Layer(block.conv2, _scalar(block, "bias2a"), block.scale, _scalar(block, "bias2b"))
+        conv1, conv2 = (_part(block, name, nn.Conv2d) for name in ("conv1", "conv2"))
+        first = Layer(conv1, before=_scalar(block, "bias1a"), after=_scalar(block, "bias1b"))
+        last = Layer(conv2, _scalar(block, "bias2a"), block.scale, _scalar(block, "bias2b"))
         changes = block.stride > 1 or block.new_channels > 0
         blocks.append(Block((first, last), shortcut_bias=_scalar(block, "bias1a") if changes else None))
-    stem = Layer(network.stem, after=_scalar(network, "bias1"))
-    return ResidualNetwork(normalise, stem, tuple(blocks), network.linear, _scalar(network, "bias2"))
+    stem = Layer(_part(network, "stem", nn.Conv2d), after=_scalar(network, "bias1"))
+    linear = _part(network, "linear", nn.Linear)
+    return ResidualNetwork(normalise, stem, tuple(blocks), linear, _scalar(network, "bias2"))
 
 
 def _describe_torchvision(normalise: Normalise, network: nn.Module) -> ResidualNetwork:
@@ -161,8 +165,8 @@ def _check_layers(found: ResidualNetwork) -> None:
             raise UnsuitableError(f"the kernels do not compute {conv}")
         if conv is not found.stem.conv and (conv.in_channels % MULTIPLE or conv.out_channels % MULTIPLE):
             raise UnsuitableError(f"its channels are no multiples of {MULTIPLE}: {conv}")
-    if type(found.linear) is not nn.Linear or found.linear.bias is None:
-        raise UnsuitableError("its last layer is not linear with a bias")
+    if found.linear.bias is None:
+        raise UnsuitableError("its last layer has no bias")
 
 
 def _is_of_torchvision(module: nn.Module, name: str) -> bool:

@@ -4,7 +4,8 @@ import copy
 import logging
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robreg.attacks.pgd import Radius, input_gradient
+from robreg.data.errors import describe_error
 from robreg.kernels.blocks import UnsuitableError, describe
 
 Attack = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, y, noise) -> adversarial examples
@@ -19,13 +21,13 @@ Found = TypeVar("Found")
 # The largest error of a gradient, in errors of the plain network in the same precision: of the whole gradient, and of
 # that of one tensor of weights, which varies more.
 _MOST, _MOST_OF_A_TENSOR = 1.5, 3.0
-_ROUNDING = 1e-3  # relative, added to it
+_ROUNDING = 1e-3  # added to both
 _MOST_OF_A_LAYER = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative error of one convolution
 _FLOAT32 = 1e-6  # of pixels
 _PART = 32  # images at a time for the plain network, in float32, so that it needs no more memory than training
 _TINY = 1e-20  # instead of a norm of 0
-_ROUNDS = 5  # in which the runs are timed, in turns
-_NARROW = 64  # channels, up to which the attack's kernels were faster than cuDNN on an H200
+_ROUNDS = 5  # of which the median counts
+_NARROW = 64  # channels, up to which a prototype of the kernels was faster than cuDNN on an H200
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +65,9 @@ def fused_attack(  # noqa: PLR0913 - an attack is its settings
         plain = lambda: torch.cat([input_gradient(trial, *part) for part in parts])  # noqa: E731
         error, limit = _errors(found, plain, x.device, dtype)
         moved = attack(x, y, None)
-        inside = float((moved - x).abs().sub(torch.as_tensor(eps).to(x)).max()) <= _FLOAT32
-        return attack, error if inside else float("inf"), limit
+        if not bool(((moved - x).abs() <= torch.as_tensor(eps).to(x) + _FLOAT32).all()):
+            raise RuntimeError("an adversarial example is outside the ball")
+        return attack, error, limit
 
     return _tried("the attack's kernels", build)
 
@@ -82,18 +85,17 @@ def fused_network(
 
         network, trial = FusedNetwork(model, tune=tune), _with_random_weights(model).requires_grad_()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            found = _weight_gradients(FusedNetwork(trial, tune=tune), x, y)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            expected = _weight_gradients(trial, x, y)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found = _weight_gradients(FusedNetwork(trial, tune=tune), x, y, part=len(x))
             plain = _weight_gradients(trial, x, y)
+        with _no_tf32():
+            expected = _weight_gradients(trial, x, y)
         return network, *_worst(found, expected, plain)
 
     return _tried("the kernels of the training pass", build)
 
 
 def is_narrow(model: nn.Module) -> bool:
-    """Return whether a network's attack is faster in kernels without a measurement at the start."""
+    """Return whether the attack on a network is taken to be faster in kernels where nothing is measured."""
     try:
         return max(conv.out_channels for conv in describe(model).convolutions) <= _NARROW
     except UnsuitableError:
@@ -102,18 +104,20 @@ def is_narrow(model: nn.Module) -> bool:
 
 def fastest(runs: Mapping[str, Callable[[], object]], device: torch.device) -> str:
     """Return the name of the run that takes the least time, which is replayed from a CUDA graph on a GPU."""
-    calls = {name: _replayed(run) if device.type == "cuda" else run for name, run in runs.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(_ROUNDS):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times[name].append(time.perf_counter() - begin)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    log.info("a call takes %s", ", ".join(f"{1e3 * seconds:.2f} ms ({name})" for name, seconds in medians.items()))
+    medians = {name: _median_seconds(run, device) for name, run in runs.items()}
+    log.info("%s", ", ".join(f"{name}: {1e3 * seconds:.2f} ms" for name, seconds in medians.items()))
     return min(medians, key=lambda name: medians[name])
+
+
+def _median_seconds(run: Callable[[], object], device: torch.device) -> float:
+    call, seconds = _replayed(run) if device.type == "cuda" else run, []
+    for _ in range(_ROUNDS):
+        begin = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
 
 
 def _replayed(run: Callable[[], object]) -> Callable[[], object]:
@@ -121,6 +125,7 @@ def _replayed(run: Callable[[], object]) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
+    graph.replay()  # the first one takes longer
     torch.cuda.synchronize()
     return graph.replay
 
@@ -133,17 +138,15 @@ def _tried(what: str, build: Callable[[], tuple[Found, float, float]]) -> Found 
     """
     try:
         found, error, limit = build()
-    except ImportError:
-        log.info("%s are not used: Triton is not installed", what)
+    except ImportError as problem:
+        missing = (problem.name or "").partition(".")[0] == "triton"
+        log.info("%s are not used: %s", what, "Triton is not installed" if missing else describe_error(problem))
         return None
     except UnsuitableError as reason:
         log.info("%s are not used: %s", what, reason)
         return None
     except Exception as problem:  # a compiler or a driver may raise anything
-        log.warning(
-            "%s are not possible here (%s: %s); training continues without them",
-            *(what, type(problem).__name__, next(iter(str(problem).splitlines()), "")),
-        )
+        log.warning("%s are not possible here (%s); training continues without them", what, describe_error(problem))
         return None
     if not error <= limit:
         log.warning(
@@ -168,11 +171,18 @@ def _with_random_weights(model: nn.Module) -> nn.Module:
     return trial
 
 
-def _weight_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
-    """Return the gradients of the mean cross entropy: of every kernel and matrix, and of all smaller tensors as one."""
-    with torch.enable_grad():
-        loss = functional.cross_entropy(model(x), y)
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
+def _weight_gradients(model: nn.Module, x: Tensor, y: Tensor, *, part: int = _PART) -> list[Tensor]:
+    """Return the gradients of the mean cross entropy: of every kernel and matrix, and of all smaller tensors as one.
+
+    part: the number of images at a time.
+    """
+    weights = list(model.parameters())
+    gradients = [torch.zeros_like(weight) for weight in weights]
+    for images, labels in zip(x.split(part), y.split(part), strict=True):
+        with torch.enable_grad():
+            loss = functional.cross_entropy(model(images), labels, reduction="sum") / len(x)
+            found = torch.autograd.grad(loss, weights)
+        gradients = [total + new for total, new in zip(gradients, found, strict=True)]
     small = [gradient.flatten() for gradient in gradients if gradient.ndim < 2]
     return [*(gradient for gradient in gradients if gradient.ndim > 1), torch.cat(small)]
 
@@ -192,7 +202,7 @@ def _checked(convolve: Callable[..., None], errors: list[float]) -> Callable[...
     from robreg.kernels.convolution import plain_convolution  # noqa: PLC0415 - needs Triton
 
     def checked(x: Tensor, w: Tensor, out: Tensor, *, tune: bool, **options: Any) -> None:  # noqa: ANN401
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with _no_tf32():
             expected = plain_convolution(x, w, out, **options)
         convolve(x, w, out, tune=tune, **options)
         errors.append(float((out - expected).norm() / expected.norm().clamp_min(_TINY)))
@@ -207,9 +217,16 @@ def _errors(
 
     compute: computes it with the plain network.
     """
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with _no_tf32():
         expected = compute()
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         plain = compute()
     size = expected.norm()
     return float((found - expected).norm() / size), _MOST * float((plain - expected).norm() / size) + _ROUNDING
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Let cuDNN compute float32 in float32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield

@@ -42,6 +42,7 @@ def convolve(  # noqa: PLR0913 - what follows a convolution in a network
     shortcut = (0, 1, 1) if residual is None else (residual.shape[3], *residual.shape[1:3])
     block_out = largest_block(c_out, 128)
     fixed, warps = _FIXED[block_out]
+    fixed = fixed // 2 if x.dtype == torch.float32 else fixed  # shared memory must hold it
     kernel, blocks = (kernels.tuned_convolve, {}) if tune else (kernels.convolve, {"BM": fixed, "num_warps": warps})
 
     def grid(chosen: dict[str, int]) -> tuple[int, int]:
@@ -57,7 +58,7 @@ def convolve(  # noqa: PLR0913 - what follows a convolution in a network
         TRANSPOSED=transposed, HAS_BEFORE=before is not None, HAS_SCALE=scale is not None,
         AFTER=0 if after is None else after.numel(), CR=shortcut[0], RH=shortcut[1], RW=shortcut[2],
         RSTRIDE=residual_stride, HAS_RESIDUAL_BIAS=residual_bias is not None, RELU=relu, MASKED=activation is not None,
-        PRECISION="ieee", BK=largest_block(c_in, 64), BN=block_out, **blocks,
+        BK=largest_block(c_in, 64), BN=block_out, **blocks,
     )  # fmt: skip
 
 

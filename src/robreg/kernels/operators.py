@@ -22,8 +22,9 @@ def residual_convolution(  # noqa: PLR0913, PLR0917 - an operator has no argumen
     shortcut_stride: int,
     tune: bool = False,
 ) -> Tensor:
-    """Return relu(conv(x + before) + after + shortcut + shortcut_bias), (B, CO, H / stride, W / stride) like x.
+    """Return relu(conv(x + before) + after + shortcut + shortcut_bias), (B, CO, H', W') like x.
 
+    H' and W' are H / stride and W / stride, rounded up.
     x: (B, CI, H, W), channels last in memory, in bfloat16 or float32; weight: (CO, CI, K, K), K 1 or 3, of any floating
     type; the padding, K // 2, stays 0. before and shortcut_bias: scalars; after: a scalar, or (CO,). shortcut: read at
     every shortcut_stride-th position, and channels that it lacks are 0. What is None is left out. Channels must be
@@ -63,8 +64,10 @@ def convolution_input_gradient(
 ) -> Tensor:
     """Return the gradient of what a convolution reads, (B, CI, height, width), given that of its result.
 
-    gradient: (B, CO, H, W), channels last in memory; weight: (CO, CI, K, K), with padding K // 2.
+    gradient: (B, CO, H, W), channels last in memory; weight: (CO, CI, K, K), with padding K // 2. Raises ValueError for
+    shapes that do not fit.
     """
+    _check_gradient(gradient, weight, height, width, stride)
     out = _like(gradient, (len(gradient), weight.shape[1], height, width))
     kernel = weight.permute(2, 3, 0, 1).to(gradient.dtype).contiguous()
     launch(_last(gradient), kernel, _last(out), transposed=True, stride=stride, tune=tune)
@@ -73,6 +76,7 @@ def convolution_input_gradient(
 
 @convolution_input_gradient.register_fake
 def _(gradient: Tensor, weight: Tensor, height: int, width: int, stride: int, tune: bool = False) -> Tensor:
+    _check_gradient(gradient, weight, height, width, stride)
     return _like(gradient, (len(gradient), weight.shape[1], height, width))
 
 
@@ -154,15 +158,32 @@ def _check_shapes(
 ) -> None:
     """Raise ValueError for shapes with which the kernel would read memory of others."""
     shape = _shape(x, weight, stride)
-    fits = x.shape[1] == weight.shape[1] and weight.shape[2] == weight.shape[3] and weight.shape[2] in (1, 3)
-    fits = fits and not weight.shape[0] % MULTIPLE and not weight.shape[1] % MULTIPLE
-    fits = fits and (after is None or after.shape in ((), (len(weight),)))
+    fits = (
+        x.shape[1] == weight.shape[1]
+        and _fits_kernels(weight)
+        and (after is None or after.shape in ((), (len(weight),)))
+    )
     if shortcut is not None:
         read = tuple(-(-size // shortcut_stride) for size in shortcut.shape[2:])
         fits = fits and len(shortcut) == len(x) and shortcut.shape[1] <= len(weight) and read == shape[2:]
     if not fits:
-        given = [tuple(one.shape) for one in (x, weight, after, shortcut) if one is not None]
-        raise ValueError(f"residual_convolution: these shapes do not fit: {', '.join(map(str, given))}")
+        _refuse("residual_convolution", x, weight, after, shortcut)
+
+
+def _check_gradient(gradient: Tensor, weight: Tensor, height: int, width: int, stride: int) -> None:
+    shape = (len(gradient), len(weight), -(-height // stride), -(-width // stride))
+    if gradient.shape != shape or not _fits_kernels(weight):
+        _refuse("convolution_input_gradient", gradient, weight)
+
+
+def _fits_kernels(weight: Tensor) -> bool:
+    c_out, c_in, height, width = weight.shape
+    return height == width and width in (1, 3) and not c_out % MULTIPLE and not c_in % MULTIPLE
+
+
+def _refuse(name: str, *given: Tensor | None) -> None:
+    shapes = ", ".join(str(tuple(one.shape)) for one in given if one is not None)
+    raise ValueError(f"{name}: these shapes do not fit: {shapes}")
 
 
 def _shape(x: Tensor, weight: Tensor, stride: int) -> tuple[int, int, int, int]:

@@ -42,7 +42,6 @@ def convolve(
     HAS_RESIDUAL_BIAS: tl.constexpr,
     RELU: tl.constexpr,
     MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
     BK: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
@@ -80,7 +79,7 @@ def convolve(
         if HAS_BEFORE:  # the padding stays 0
             a = tl.where(valid[:, None], a.to(tl.float32) + tl.load(before), 0.0).to(a.dtype)
         b = tl.load(w + (tap * CI + k[:, None]) * CO + n[None, :])
-        total = tl.dot(a, b, total, input_precision=PRECISION)
+        total = tl.dot(a, b, total, input_precision="ieee")
     if HAS_SCALE:
         total *= tl.load(scale)
     if AFTER > 1:

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from robreg.data.errors import describe_error
 from robreg.networks.classifier import Classifier
 
 Pass = Callable[[Tensor], Tensor]
@@ -63,8 +64,9 @@ class Replayed(Classifier):
             try:
                 self.graphs[key] = cast(Pass, torch.cuda.make_graphed_callables(super().forward, sample))
             except Exception as error:  # a user-defined network may do anything
-                reason = next(iter(str(error).strip().splitlines()), "no reason given")
-                what = f"a CUDA graph is not possible here ({type(error).__name__}: {reason})"
-                log.warning("%s; this network is attacked without it, which is slower", what)
+                log.warning(
+                    "a CUDA graph is not possible here (%s); this network is attacked without it, which is slower",
+                    describe_error(error),
+                )
                 self.possible = False
         return self.graphs.get(key)

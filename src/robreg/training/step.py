@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robreg.attacks.pgd import Radius, pgd_iterates
+from robreg.data.errors import describe_error
 from robreg.kernels.choice import Attack, fastest, fused_attack, fused_network, is_narrow
 from robreg.training.folding import fold_batch_norms
 
@@ -22,7 +23,6 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _WARM_UP_STEPS = 3  # before a capture, so that cuDNN and the compiler have made their choices
 
 Result = tuple[Tensor, Tensor]
-Made = TypeVar("Made")
 
 log = logging.getLogger(__name__)
 
@@ -157,26 +157,15 @@ class TrainingStep:
 
     def _prepare(self, x: Tensor, y: Tensor, noise: Tensor | None) -> None:
         """Compile, and choose kernels, for batches like this one; the weights do not change."""
-        narrow = self.fuses and is_narrow(self.twin)
-        if narrow:
+        if self.fuses and self.deterministic and is_narrow(self.twin):
             self.kernels = self._make_attack(x, y)
         if self.compile:
             self._try_to_compile(x, y, noise)
-        if not self.fuses or self.deterministic:
-            return
-        if not narrow and (attack := self._make_attack(x, y)):
-
-            def use_attack(value: Attack | None) -> None:
-                self.kernels = value
-
-            self._use_if_faster("the attack's kernels", use_attack, attack, lambda: self.adversarial(x, y, noise))
-        if (fused := self._make_fused(x, y)) is not None:
-
-            def use_fused(value: nn.Module | None) -> None:
-                self.fused = value
-
+        if self.fuses and not self.deterministic:
+            attack, fused = self._make_attack(x, y), self._make_fused(x, y)
+            self._use_if_faster("the attack's kernels", "kernels", attack, lambda: self.adversarial(x, y, noise))
             what = "the kernels of the training pass"
-            self._use_if_faster(what, use_fused, fused, lambda: self._differentiate(x, x, y))
+            self._use_if_faster(what, "fused", fused, lambda: self._differentiate(x, x, y))
 
     def _make_attack(self, x: Tensor, y: Tensor) -> Attack | None:
         """Make the attack in kernels, if it is possible and right."""
@@ -195,27 +184,29 @@ class TrainingStep:
         return cast(nn.Module, torch.compile(fused, dynamic=False))
 
     def _tunes(self) -> bool:
-        return self.device.type == "cuda" and not self.deterministic
+        return self.device.type == "cuda" and self.precision == "bf16" and not self.deterministic
 
-    def _use_if_faster(
-        self, what: str, use: Callable[[Made | None], None], made: Made, run: Callable[[], object]
-    ) -> None:
-        """Use what was made if a call of `run` then takes less time than without it. what: a plural, for the log."""
+    def _use_if_faster(self, what: str, name: str, made: object, run: Callable[[], object]) -> None:
+        """Set the attribute `name` to what was made if a call of `run` then takes less time than with None.
 
-        def call(value: Made | None) -> None:
-            use(value)
+        what: in the plural, for the log. Does nothing if nothing was made.
+        """
+        if made is None:
+            return
+
+        def call(value: object) -> None:
+            setattr(self, name, value)
             run()
 
-        runs = {"with": partial(call, made), "without": partial(call, None)}
-        chosen = "without"
+        runs = {f"with {what}": partial(call, made), "without them": partial(call, None)}
+        chosen = "without them"
         try:
             _on_side_stream(self.device, lambda: [warm_up() for warm_up in (*runs.values(),) * _WARM_UP_STEPS])
             chosen = fastest(runs, self.device)
         except Exception as error:
-            log.warning("%s; training continues without them", _describe_failure(what, error))
-        use(made if chosen == "with" else None)
+            log.warning("%s could not be timed here (%s); training continues without them", what, describe_error(error))
+        setattr(self, name, None if chosen == "without them" else made)
         self.optimizer.zero_grad(set_to_none=True)
-        log.info("%s are %s", what, "used" if chosen == "with" else "not used")
 
     def _try_to_compile(self, *batch: Tensor | None) -> None:
         """Compile for batches of this size, or warn once and stay eager; the weights do not change."""
@@ -225,7 +216,7 @@ class TrainingStep:
             with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # or it would silently run eagerly
                 self._warm_up(*batch)
         except Exception as error:
-            log.warning("%s; training continues eagerly", _describe_failure("torch.compile", error))
+            log.warning("torch.compile is not possible here (%s); training continues eagerly", describe_error(error))
             self.compiled = None
 
     def _replay(self, x: Tensor, y: Tensor, noise: Tensor | None) -> Result:
@@ -237,7 +228,9 @@ class TrainingStep:
                 self._warm_up(x, y, noise)
                 self.graph = _Graph(self._run, x, y, noise)
             except Exception as error:
-                log.warning("%s; training continues without it", _describe_failure("a CUDA graph", error))
+                log.warning(
+                    "a CUDA graph is not possible here (%s); training continues without it", describe_error(error)
+                )
                 self.captures = False
         return (self.graph or self._run)(x, y, noise)
 
@@ -339,10 +332,3 @@ def _on_side_stream(device: torch.device, run: Callable[[], object]) -> None:
 
 def _momentum_buffer(state: dict[str, Any]) -> Tensor | None:
     return state.get("momentum_buffer")
-
-
-def _describe_failure(what: str, error: Exception) -> str:
-    """Return the first part of a warning, with the first line of the error."""
-    lines = str(error).strip().splitlines()
-    verb = "are" if "kernels" in what else "is"
-    return f"{what} {verb} not possible here ({type(error).__name__}: {lines[0] if lines else 'no reason given'})"
