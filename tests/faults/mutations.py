@@ -135,9 +135,23 @@ MUTATIONS = (
     Mutation(
         "let a deterministic training depend on a measurement",
         "training/step",
-        "if not self.fuses or self.deterministic:",
-        "if not self.fuses:",
+        "if self.fuses and not self.deterministic:",
+        "if self.fuses:",
         "tests/kernels/test_choice.py",
+    ),
+    Mutation(
+        "leave out what a network does in training only",
+        "kernels/blocks",
+        'if any(hooks) or "forward" in vars(module):',
+        "if any(hooks):",
+        "tests/kernels/test_residual_attack.py",
+    ),
+    Mutation(
+        "accept a gradient of another shape",
+        "kernels/operators",
+        "if gradient.shape != shape or not _fits_kernels(weight):",
+        "if not _fits_kernels(weight):",
+        "tests/kernels/test_operators.py",
     ),
     Mutation(
         "use kernels whatever single convolutions give",
