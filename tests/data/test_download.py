@@ -169,6 +169,23 @@ def test_two_downloads_at_once_wait_for_each_other(server: Server, tmp_path: Pat
     assert os.listdir(tmp_path / "data") == ["file"]
 
 
+def test_a_file_that_another_process_removes_between_two_looks_is_opened_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, lstat = [], Path.lstat
+
+    def removed(path: Path) -> os.stat_result:
+        if path.name.endswith(".partial"):
+            looks.append(path)
+            if len(looks) == 1:
+                path.unlink()
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", removed)
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert len(looks) == 2
+
+
 def test_another_part_than_the_one_asked_for_is_not_appended(server: Server, tmp_path: Path) -> None:
     server.faults = ["cut", *["wrong part"] * 4]
     assert "the server sent another part than it was asked for" in refusal_message(server, tmp_path)

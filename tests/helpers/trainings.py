@@ -47,7 +47,7 @@ def assert_same(one, other):
     assert one[1] == other[1]
 
 
-def child(event, count, settings, folders, number, device):
+def child(event, count, settings, folders, number, device=CPU):
     """Train in this process, which sends itself the signal `number` at the count-th event."""
     torch.set_num_threads(1)
     left = [count]

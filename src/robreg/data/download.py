@@ -75,7 +75,7 @@ def _own_file(path: Path, where: str) -> Iterator[BinaryIO]:
     The file is removed if it is empty or of no use in the end. Raises DataError if something else is in its place.
     """
     file = _locked(path, where)
-    while not path.exists() or not os.path.samestat(path.lstat(), os.fstat(file.fileno())):
+    while not _is_at(path, file):
         file.close()  # another process renamed or removed it meanwhile
         file = _locked(path, where)
     with file:
@@ -87,6 +87,14 @@ def _own_file(path: Path, where: str) -> Iterator[BinaryIO]:
         finally:
             if not os.fstat(file.fileno()).st_size:
                 path.unlink(missing_ok=True)
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    """Return whether an open file still has this name."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _locked(path: Path, where: str) -> BinaryIO:
