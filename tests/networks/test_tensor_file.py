@@ -9,11 +9,11 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers.peak_memory import peak_memory
 from torch import nn
 
 from robreg.networks import tensor_file
 from robreg.networks.tensor_file import MAX_PICKLE, load_file, save_file
-from tests.helpers.peak_memory import peak_memory
 
 CONTENT = {
     "model": {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(7)},
