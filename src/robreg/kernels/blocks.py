@@ -160,7 +160,7 @@ def _check_layers(found: ResidualNetwork) -> None:
         size, stride = conv.kernel_size[0], conv.stride[0]
         plain = size in (1, 3) and conv.kernel_size == (size, size) and conv.stride == (stride, stride)
         plain = plain and conv.padding == (size // 2, size // 2) and conv.padding_mode == "zeros"
-        plain = plain and conv.groups == 1 and conv.dilation == (1, 1) and type(conv) is nn.Conv2d
+        plain = plain and conv.groups == 1 and conv.dilation == (1, 1)
         if not plain or (size > 1 and id(conv) in projections):
             raise UnsuitableError(f"the kernels do not compute {conv}")
         if conv is not found.stem.conv and (conv.in_channels % MULTIPLE or conv.out_channels % MULTIPLE):

@@ -84,7 +84,7 @@ def fused_network(
         from robreg.kernels.operators import FusedNetwork  # noqa: PLC0415 - needs Triton
 
         network, trial = FusedNetwork(model, tune=tune), _with_random_weights(model).requires_grad_()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with _rounded(x.device, dtype):
             found = _weight_gradients(FusedNetwork(trial, tune=tune), x, y, part=len(x))
             plain = _weight_gradients(trial, x, y)
         with _no_tf32():
@@ -189,11 +189,7 @@ def _weight_gradients(model: nn.Module, x: Tensor, y: Tensor, *, part: int = _PA
 
 def _worst(found: list[Tensor], expected: list[Tensor], plain: list[Tensor]) -> tuple[float, float]:
     """Return the relative error and the limit of a gradient that exceeds it, or else of the one of largest error."""
-    pairs = []
-    for mine, right, rounded in zip(found, expected, plain, strict=True):
-        size = right.norm()
-        error = float((mine - right).norm() / size)
-        pairs.append((error, _MOST_OF_A_TENSOR * float((rounded - right).norm() / size) + _ROUNDING))
+    pairs = [_error_and_limit(*one, _MOST_OF_A_TENSOR) for one in zip(found, expected, plain, strict=True)]
     return next((pair for pair in pairs if not pair[0] <= pair[1]), max(pairs))
 
 
@@ -219,10 +215,20 @@ def _errors(
     """
     with _no_tf32():
         expected = compute()
-    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with _rounded(device, dtype):
         plain = compute()
+    return _error_and_limit(found, expected, plain, _MOST)
+
+
+def _error_and_limit(found: Tensor, expected: Tensor, plain: Tensor, most: float) -> tuple[float, float]:
+    """Return the relative error of what was found, and `most` times that of the plain network in the same precision."""
     size = expected.norm()
-    return float((found - expected).norm() / size), _MOST * float((plain - expected).norm() / size) + _ROUNDING
+    return float((found - expected).norm() / size), most * float((plain - expected).norm() / size) + _ROUNDING
+
+
+def _rounded(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Let a network compute in bfloat16 if that is the type of the activations."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 @contextmanager
